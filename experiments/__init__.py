@@ -1,0 +1,1 @@
+"""Whole runs: each module has `experiment(...)`, which returns the graph of one."""

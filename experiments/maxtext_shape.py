@@ -1,0 +1,31 @@
+"""A Llama on random tokens in the shape that speed is compared to MaxText in."""
+
+import fiddle as fdl
+
+from fdl_configs import data, optimizers
+from fdl_configs.models.llama2 import llama2
+from fdl_configs.runs import pretrain
+from maxfdl.experiment import Experiment
+
+
+def experiment() -> fdl.Config[Experiment]:
+    """For `maxfdl.bench`: 60 million parameters, 2048 tokens a step, float32."""
+    config = pretrain(
+        name="maxtext_shape",
+        model=llama2(
+            features=512,
+            num_layers=8,
+            num_heads=8,
+            num_kv_heads=8,
+            head_dim=64,
+            mlp=1536,
+            vocab_size=32000,
+        ),
+        data=data.synthetic(),
+        optimizer=optimizers.adamw(peak=1e-3, warmup_steps=10),
+        steps=100,
+        batch_size=4,
+        sequence_length=512,
+    )
+    config.checkpoint = None
+    return config

@@ -1,0 +1,1 @@
+"""Saving a run so that it can be continued to the last bit."""

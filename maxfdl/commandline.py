@@ -1,0 +1,254 @@
+"""The flags that all commands share, and how a command runs.
+
+A command names a graph, changes it and uses it:
+
+    python -m maxfdl.launch --fdl_config=experiments.llama2_nnx --fiddler=to_linen
+        --fdl_set=steps=50
+
+Underneath are Fiddle's flags. The phases are always: config, mutations, tags, file of
+overrides, values; inside a phase the order of the command line holds. `to_linen` and
+`steps=50` may also stand alone, and `--fdl.steps=50` is `--fdl_set=steps=50`. A first
+argument that stands alone is the config, if no flag names one.
+"""
+
+import re
+import sys
+from collections.abc import Callable
+from typing import Any, cast
+
+from absl import app, flags, logging
+from fiddle import absl_flags as fiddle_flags
+
+from maxfdl.errors import ConfigError, UserError, did_you_mean
+
+FLAGS = flags.FLAGS
+
+# Fiddle defines fdl_config, fdl_config_file, fiddler, fdl_set, fdl_tags_set, fdl_help.
+_SHARED = (
+    "fdl_config",
+    "fdl_config_file",
+    "fiddler",
+    "fdl_tags_set",
+    "fdl_overrides",
+    "fdl_set",
+    "fdl_help",
+    "trust",
+)
+_ASSIGNMENT = re.compile(
+    r"""[A-Za-z_]\w*(\.\w+|\[-?\d+\]|\['[^']*'\]|\["[^"]*"\])*=.*""", re.DOTALL
+)
+
+# This module may be imported under two names (`python -m` makes one `__main__`).
+if "fdl_overrides" not in FLAGS:
+    flags.DEFINE_multi_string(
+        "fdl_overrides",
+        [],
+        "A .py file whose get_config() returns an ml_collections.ConfigDict of graph"
+        " paths and values.",
+    )
+    flags.DEFINE_multi_string(
+        "trust",
+        [],
+        "A package that configs, mutations and saved graphs may come from, besides"
+        " experiments, fdl_configs and maxfdl. Its code will run.",
+    )
+
+
+def config_from_flags() -> Any:
+    """Returns the validated graph that the command line asks for.
+
+    With `--fdl_help`, prints what there is to choose from and exits.
+
+    Raises:
+      UserError: If there is no config, or anything about it is wrong.
+    """
+    from maxfdl.graph import validate  # imports JAX, so not before flags are parsed
+
+    if FLAGS.fdl_help:
+        _print_help()
+    cfg = _graph()
+    if cfg is None:
+        raise ConfigError(
+            "no config is named; pass --fdl_config=experiments.NAME (--fdl_help lists"
+            " them)."
+        )
+    return validate(cfg)
+
+
+def _graph() -> Any:
+    """The graph after all directives, or None if no flag names one."""
+    bases = [*_base_directives()]
+    if not bases:
+        return None
+    if len(bases) > 1:
+        raise ConfigError(
+            "--fdl_config and --fdl_config_file are two configs; keep one."
+        )
+    flag = fiddle_flags.FiddleFlag(
+        name="graph",
+        default=None,
+        default_module=cast(Any, _Namespace(tuple(FLAGS.trust))),
+        parser=flags.ArgumentParser(),
+        serializer=None,
+        help_string="",
+    )
+    flag.parse([*bases, *_change_directives()])
+    return flag.value
+
+
+def _base_directives() -> list[str]:
+    named = [FLAGS.fdl_config, FLAGS.fdl_config_file]
+    calls = zip(("config", "saved"), named, strict=True)
+    return [f"config:{fn}({str(text)!r})" for fn, text in calls if text is not None]
+
+
+def _change_directives() -> list[str]:
+    phases = (
+        ("mutated", FLAGS.fiddler),
+        ("tagged", FLAGS.fdl_tags_set),
+        ("overridden", FLAGS.fdl_overrides),
+        ("assigned", FLAGS.fdl_set),
+    )
+    return [f"fiddler:{fn}({text!r})" for fn, texts in phases for text in texts]
+
+
+class _Namespace:
+    """Where Fiddle looks up the functions of its directives: our typed versions.
+
+    Fiddle's own would read values without the field's type, import any module, and
+    load any JSON.
+    """
+
+    __name__ = "maxfdl.commandline"
+
+    def __init__(self, trust: tuple[str, ...]):
+        self.trust = trust
+
+    def config(self, expression: str) -> Any:
+        from maxfdl.graph.resolve import resolve
+
+        return resolve(expression, trust=self.trust)
+
+    def saved(self, path: str) -> Any:
+        from maxfdl.graph.resolve import load
+
+        return load(path, self.trust)
+
+    def mutated(self, cfg: Any, call: str) -> Any:
+        from maxfdl.graph.expression import parse_call
+        from maxfdl.graph.resolve import mutate
+
+        return mutate(cfg, parse_call(call), self.trust)
+
+    def tagged(self, cfg: Any, assignment: str) -> Any:
+        from maxfdl.graph.overrides import set_tag
+        from maxfdl.graph.resolve import split_assignment
+
+        return set_tag(cfg, *split_assignment(assignment))
+
+    def overridden(self, cfg: Any, path: str) -> Any:
+        from maxfdl.graph import overrides_from_file, set_value
+
+        for where, value in overrides_from_file(path):
+            cfg = set_value(cfg, where, value)
+        return cfg
+
+    def assigned(self, cfg: Any, assignment: str) -> Any:
+        from maxfdl.graph.overrides import set_value
+        from maxfdl.graph.resolve import split_assignment
+
+        return set_value(cfg, *split_assignment(assignment))
+
+
+def _print_help() -> None:
+    from maxfdl.graph.listing import listing
+
+    print(listing(_graph(), tuple(FLAGS.trust)))
+    sys.exit(0)
+
+
+def rewrite(args: list[str]) -> list[str]:
+    """Returns `args` with each short spelling as the flag that it stands for.
+
+    Raises:
+      UserError: If an argument is none of the spellings.
+    """
+    out, rest = [], iter(args)
+    for arg in rest:
+        if arg == "--":
+            raise UserError(
+                "'--' has no meaning here; pass flags, mutations and values."
+            )
+        if arg == "-h":
+            out.append("--help")
+        elif not arg.startswith("-"):
+            out.append(_standing_alone(arg, [*args, *out]))
+        elif arg.startswith(("--fdl.", "-fdl.")):
+            out.append(f"--fdl_set={arg.partition('.')[2]}")
+        elif arg.startswith(("--fdl_tag.", "-fdl_tag.")):
+            out.append(f"--fdl_tags_set={arg.partition('.')[2]}")
+        else:
+            out.append(arg)
+            if _takes_next(arg):
+                out += [value for value in [next(rest, None)] if value is not None]
+    return out
+
+
+def _takes_next(arg: str) -> bool:
+    name = arg.lstrip("-")
+    return name in FLAGS and not FLAGS[name].boolean
+
+
+def _standing_alone(arg: str, others: list[str]) -> str:
+    if _ASSIGNMENT.fullmatch(arg):
+        return f"--fdl_set={arg}"
+    has_config = any(re.match("--?fdl_config(_file)?(=|$)", each) for each in others)
+    return f"--fiddler={arg}" if has_config else f"--fdl_config={arg}"
+
+
+def run(main: Callable[[list[str]], Any]) -> None:
+    """Runs `main(argv)` as a command.
+
+    What a user did wrong is one line, `error: ...`, and exit code 2.
+    """
+    for name in _SHARED:  # so that --help shows them with the command's own flags
+        FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
+
+    def guarded(argv: list[str]) -> Any:
+        with _UserErrors():
+            return main(argv)
+
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    with _UserErrors():
+        try:
+            rest = FLAGS([argv[0], *rewrite(argv[1:])])
+        except flags.UnrecognizedFlagError as e:
+            near = did_you_mean(e.flagname, FLAGS)
+            raise UserError(f"unknown flag --{e.flagname}.{near}") from None
+        except flags.Error as e:
+            raise UserError(str(e)) from None
+    if FLAGS["verbosity"].using_default_value:
+        FLAGS.verbosity = logging.WARNING  # Orbax tells a page at every save
+    return rest
+
+
+class _UserErrors:
+    """A context that ends the program on what is no bug.
+
+    A UserError is printed as `error: ...` and gives code 2, Ctrl-C gives 130 as in a
+    shell.
+    """
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, error: BaseException | None, _: Any) -> None:
+        if isinstance(error, UserError):
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        if isinstance(error, KeyboardInterrupt):
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)

@@ -1,0 +1,26 @@
+"""Text and synthetic data: what `Experiment.data` may be, and its parts.
+
+    source -> tokenizer -> packing -> batches
+
+Importing this package is light: Grain, `tokenizers` and PyArrow are imported by the
+functions that need them, so that a launcher may do that while XLA compiles.
+"""
+
+from maxfdl.data.packing import Concatenate, FirstFit
+from maxfdl.data.sources import Files, KingJames, StandardLibrary
+from maxfdl.data.synthetic import Synthetic
+from maxfdl.data.text import TextData
+from maxfdl.data.tokenizers import ByteTokenizer, HuggingFaceTokenizer, TrainedBpe
+
+__all__ = [
+    "ByteTokenizer",
+    "Concatenate",
+    "Files",
+    "FirstFit",
+    "HuggingFaceTokenizer",
+    "KingJames",
+    "StandardLibrary",
+    "Synthetic",
+    "TextData",
+    "TrainedBpe",
+]

@@ -1,0 +1,154 @@
+"""From documents to rows.
+
+A document is an int32 array of token ids. A *piece* is a run of one document's
+tokens; a row is a list of pieces that fills at most `length` places. Every piece is
+a segment of its own, with positions from 0: the rest of a document that was cut at
+the end of a row attends to nothing before the cut.
+
+Grain's packers are not used. `ConcatThenSplitIterDataset` (0.2.18) drops documents
+when its state has been through JSON, which is how Orbax stores it: the empty slice
+(-1, -1) comes back as a list and no longer equals the tuple.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from maxfdl.data.documents import Documents
+from maxfdl.errors import UserError
+
+Row = list[np.ndarray]
+
+
+class PieceReader:
+    """Reads documents `first`, `first + step`, ... piece by piece.
+
+    Its place is two numbers: how many documents are done, and how many tokens of the
+    current one. Empty documents are passed over. The next run of documents is asked
+    for as soon as there is a current one, so that a pool may tokenise it meanwhile.
+    """
+
+    def __init__(self, documents: Documents, first: int, step: int):
+        self._documents = documents
+        self._first = first
+        self._step = step
+        self.seek(0, 0)
+
+    @property
+    def place(self) -> tuple[int, int]:
+        return self._done, self._offset
+
+    def seek(self, done: int, offset: int) -> None:
+        self._done, self._offset = done, offset
+        self._run: list[np.ndarray] = []
+        self._run_began = done
+        self._coming = self._ask_for(done)
+
+    def peek(self, limit: int) -> np.ndarray:
+        """Returns the next piece, of 1 to `limit` tokens."""
+        for _ in range(self._documents.patience):
+            tokens = self._document()
+            if self._offset < len(tokens):
+                return tokens[self._offset : self._offset + limit]
+            self._done, self._offset = self._done + 1, 0
+        raise UserError(
+            f"TextData.source gave {self._documents.patience} empty documents one after"
+            " another; give it text."
+        )
+
+    def take(self, limit: int) -> np.ndarray:
+        """Returns the next piece and moves past it."""
+        piece = self.peek(limit)
+        self._offset += len(piece)
+        return piece
+
+    def _document(self) -> np.ndarray:
+        if self._done == self._run_began + len(self._run):
+            self._run, self._run_began = self._coming(), self._done
+            self._coming = self._ask_for(self._done + len(self._run))
+        return self._run[self._done - self._run_began]
+
+    def _ask_for(self, done: int) -> Callable[[], list[np.ndarray]]:
+        return self._documents.ask_for(self._first + done * self._step, self._step)
+
+
+class Packing(Protocol):
+    """Fills rows: reads what it needs and returns one row or more, in order."""
+
+    def __call__(self, reader: PieceReader, length: int) -> list[Row]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Concatenate:
+    """One stream of documents, cut every `length` tokens.
+
+    No token is left out and none is padding. A document that crosses the end of a row
+    goes on in the next.
+    """
+
+    def __call__(self, reader: PieceReader, length: int) -> list[Row]:
+        row, room = [], length
+        while room:
+            row.append(reader.take(room))
+            room -= len(row[-1])
+        return [row]
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstFit:
+    """Whole documents, each in the first of `open_rows` rows that has room for it.
+
+    Documents are only cut if they are longer than a row. Rows end in padding. The
+    open rows are closed together, when a piece fits in none of them.
+    """
+
+    open_rows: int = 16
+
+    def __post_init__(self):
+        if self.open_rows < 1:
+            raise UserError(
+                f"FirstFit.open_rows [{self.open_rows}] must be positive; more rows"
+                " leave less padding."
+            )
+
+    def __call__(self, reader: PieceReader, length: int) -> list[Row]:
+        rows = [[] for _ in range(self.open_rows)]
+        room = [length] * self.open_rows
+        while True:
+            size = len(reader.peek(length))
+            fitting = next((i for i, left in enumerate(room) if left >= size), None)
+            if fitting is None:
+                return rows
+            rows[fitting].append(reader.take(length))
+            room[fitting] -= size
+
+
+def make_batch(rows: Sequence[Row], length: int, padding: int) -> dict[str, np.ndarray]:
+    """Returns the arrays of a batch, all [rows, length].
+
+    `targets` is the next token of the same piece. The last token of a piece has none:
+    its weight is 0, like that of padding, and both read `padding` where there is no
+    token. So a document's end-of-text token is a real target, and never predicts.
+    """
+    shape = (len(rows), length)
+    batch = {
+        "tokens": np.full(shape, padding, np.int32),
+        "targets": np.full(shape, padding, np.int32),
+        "segment_ids": np.zeros(shape, np.int32),
+        "positions": np.zeros(shape, np.int32),
+        "weights": np.zeros(shape, np.float32),
+    }
+    count = np.arange(length, dtype=np.int32)
+    for i, row in enumerate(rows):
+        start = 0
+        for segment, piece in enumerate(row, 1):
+            stop = start + len(piece)
+            batch["tokens"][i, start:stop] = piece
+            batch["targets"][i, start : stop - 1] = piece[1:]
+            batch["segment_ids"][i, start:stop] = segment
+            batch["positions"][i, start:stop] = count[: len(piece)]
+            batch["weights"][i, start : stop - 1] = 1
+            start = stop
+    return batch

@@ -1,0 +1,25 @@
+"""The checks of the arguments that every kind of data gets from its parent."""
+
+from maxfdl.errors import UserError
+
+
+def check_rows(data) -> None:
+    """Refuses a batch that cannot be shared out, a negative seed, an empty row."""
+    if not 0 <= data.seed < 2**32:
+        raise UserError(f"seed [{data.seed}] must be from 0 to 2**32 - 1.")
+    if data.sequence_length < 2:
+        raise UserError(
+            f"sequence_length [{data.sequence_length}] must be at least 2: a token and"
+            " the next one, which it predicts."
+        )
+    if data.batch_size < 1 or data.batch_size % data.process_count:
+        raise UserError(
+            f"batch_size [{data.batch_size}] must be a positive multiple of the number"
+            f" of processes [{data.process_count}]; every process gives the same"
+            " number of rows."
+        )
+    if not 0 <= data.process_index < data.process_count:
+        raise UserError(
+            f"process_index [{data.process_index}] must be from 0 to"
+            f" {data.process_count - 1}."
+        )

@@ -1,0 +1,181 @@
+"""Text for training and evaluation: a source, a tokenizer and a packing."""
+
+import dataclasses
+import functools
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+
+from maxfdl.data.documents import Documents
+from maxfdl.data.lanes import LanePlan
+from maxfdl.data.order import EndlessOrder
+from maxfdl.data.packing import Concatenate, Packing, make_batch
+from maxfdl.data.rows import check_rows
+from maxfdl.data.sources import Source
+from maxfdl.data.split import split_documents
+from maxfdl.data.tokenizers import Tokenizer
+from maxfdl.errors import UserError
+from maxfdl.markers import FromParent
+
+if TYPE_CHECKING:
+    import grain
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextData:
+    """Batches of packed text; see `make_batch` for their fields.
+
+    A document becomes its tokens with the tokenizer's `bos` in front and `eos` behind,
+    each if there is one. Documents are split once, by a hash of their index, into
+    those for training and those held out.
+
+    Args:
+      source: The documents.
+      tokenizer: Turns them into ids. A trained one is trained on `source`.
+      packing: `Concatenate()` or `FirstFit()`.
+      eval_fraction: About which share of the documents is held out; 0 is none.
+      shuffle: Whether every epoch has its own order, drawn from `seed`.
+      interleave: Documents that a row of the batch takes turns with, one per batch.
+      prefetch: Batches that a background thread keeps ready; 0 makes them on demand.
+      batch_size: Rows of the global batch, a multiple of `process_count`.
+      sequence_length: Tokens in a row.
+      seed: Of the order of the training documents, and nothing else.
+      process_index: Which share of every batch's rows to give.
+      process_count: In how many shares. The global batch does not depend on it.
+      vocab_size: The model's, which must have room for the tokenizer's ids; None
+        leaves that unchecked.
+    """
+
+    source: Source
+    tokenizer: Tokenizer
+    packing: Packing = Concatenate()
+    eval_fraction: float = 0.05
+    shuffle: bool = True
+    interleave: int = 16
+    prefetch: int = 4
+    batch_size: Annotated[int, FromParent]
+    sequence_length: Annotated[int, FromParent]
+    seed: Annotated[int, FromParent]
+    process_index: Annotated[int, FromParent] = 0
+    process_count: Annotated[int, FromParent] = 1
+    vocab_size: Annotated[int | None, FromParent] = None
+
+    def __post_init__(self):
+        for problem in self.check_config(self):
+            raise UserError(problem)
+        check_rows(self)
+        tokenizer = self.tokenizer.for_source(self.source)
+        object.__setattr__(self, "tokenizer", tokenizer)
+
+    @staticmethod
+    def check_config(node) -> Iterable[str]:
+        if not 0 <= node.eval_fraction < 1:
+            yield (
+                f"TextData.eval_fraction [{node.eval_fraction}] must be at least 0 and"
+                " less than 1."
+            )
+        if node.interleave < 1:
+            yield f"TextData.interleave [{node.interleave}] must be positive."
+        if node.prefetch < 0:
+            yield (
+                f"TextData.prefetch [{node.prefetch}] must not be negative; 0 makes"
+                " batches on demand."
+            )
+
+    def train(self) -> "grain.DatasetIterator":
+        """Returns this process's rows of every training batch, without end.
+
+        The iterator has Grain's `get_state` and `set_state`, in plain integers: a
+        resumed one goes on with the very next batch.
+        """
+        from maxfdl.data.stream import PackedBatches, prefetched
+
+        self._check_vocabulary()
+        indices, _ = self._split
+        order = EndlessOrder(indices, self.seed if self.shuffle else None)
+        batches = PackedBatches(
+            self._documents(order, in_background=self.prefetch > 0),
+            plan=self._plan(len(indices)),
+            packing=self.packing,
+            length=self.sequence_length,
+            padding=self._padding,
+        )
+        return prefetched(batches, self.prefetch)
+
+    def evaluation(self, num_batches: int) -> list[dict[str, np.ndarray]]:
+        """Returns this process's rows of batches from the held-out documents.
+
+        They depend on the documents, the tokenizer, the packing and the shape of the
+        batch alone. Held-out documents that do not fill them come again.
+        """
+        _, indices = self._split
+        if not len(indices):
+            raise UserError(
+                f"TextData.eval_fraction [{self.eval_fraction}] holds no document out;"
+                " set it above 0 to evaluate."
+            )
+        self._check_vocabulary()
+        plan = self._plan(len(indices))
+        documents = self._documents(EndlessOrder(indices))
+        lanes = plan.make_lanes(documents, self.packing, self.sequence_length)
+        return [
+            make_batch(plan.next_rows(lanes), self.sequence_length, self._padding)
+            for _ in range(num_batches)
+        ]
+
+    @functools.cached_property
+    def _split(self) -> tuple[np.ndarray, np.ndarray]:
+        num_documents = len(self.source)
+        if num_documents < 2 and self.eval_fraction > 0:
+            raise UserError(
+                f"TextData.source has {num_documents} document and cannot hold one out;"
+                " give it more (Files.split_bytes cuts a .txt file into smaller ones)"
+                " or set eval_fraction=0."
+            )
+        return split_documents(num_documents, self.eval_fraction)
+
+    def _plan(self, num_documents: int) -> LanePlan:
+        return LanePlan(
+            batch_size=self.batch_size,
+            interleave=self.interleave,
+            num_documents=num_documents,
+            process_index=self.process_index,
+            process_count=self.process_count,
+        )
+
+    def _documents(self, order: EndlessOrder, in_background: bool = False) -> Documents:
+        return Documents(
+            order=order,
+            tokens=self._tokens,
+            patience=max(1000, len(order.indices)),
+            pool=ThreadPoolExecutor() if in_background else None,
+        )
+
+    def _tokens(self, index: int) -> np.ndarray:
+        """The tokens of a document; none at all if it is empty."""
+        text = self.source[int(index)]
+        if not text:
+            return np.zeros(0, np.int32)
+        begin, end = self._frame
+        return np.concatenate([begin, self.tokenizer.encode_array(text), end])
+
+    @functools.cached_property
+    def _frame(self) -> tuple[np.ndarray, np.ndarray]:
+        """What stands around a document: the beginning and the end of text."""
+        ids = self.tokenizer.bos_id, self.tokenizer.eos_id
+        begin, end = (np.array([] if i is None else [i], np.int32) for i in ids)
+        return begin, end
+
+    @property
+    def _padding(self) -> int:
+        return self.tokenizer.pad_id or 0
+
+    def _check_vocabulary(self) -> None:
+        needed = self.tokenizer.vocab_size
+        if self.vocab_size is not None and self.vocab_size < needed:
+            raise UserError(
+                f"model.vocab_size [{self.vocab_size}] must be at least {needed}, the"
+                f" number of ids of {type(self.tokenizer).__name__}; set it to that."
+            )

@@ -1,0 +1,109 @@
+"""Experiment: the root of the graph, which puts the parts together."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from maxfdl.checkpoint.checkpointer import Checkpointer
+from maxfdl.data import Synthetic, TextData
+from maxfdl.model import Model
+from maxfdl.sharding.mesh import MeshShape
+from maxfdl.sharding.rules import AxisRules
+from maxfdl.sharding.sharding import Sharding
+from maxfdl.train.loss import NextTokenLoss
+from maxfdl.train.metrics import MetricWriter
+from maxfdl.train.trainer import Trainer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One run: what is trained, on what, how, and where it leaves its results.
+
+    Args:
+      name: Names the run directory, `runs/<name>`, unless `--run_dir` does.
+      model: The network, of the family that `backend` speaks.
+      backend: Makes pure functions of the network.
+      data: Text or synthetic tokens.
+      loss: What is minimised.
+      optimizer: How parameters follow gradients.
+      mesh: Shape of the device mesh.
+      sharding: Which mesh axes cut which dims.
+      trainer: The step, and the rhythm of the loop.
+      checkpoint: What is saved when; None saves nothing.
+      metrics: Where metrics go.
+      seed: Of weights, dropout and the order of documents.
+      steps: Optimizer steps of the whole run.
+      batch_size: Sequences in the global batch of one step.
+      sequence_length: Tokens in a sequence.
+    """
+
+    name: str
+    model: Callable[..., Any]
+    backend: Callable[..., Model]
+    data: Callable[..., TextData | Synthetic]
+    loss: NextTokenLoss
+    optimizer: Callable[..., Any]
+    mesh: MeshShape
+    sharding: AxisRules
+    trainer: Callable[..., Trainer]
+    checkpoint: Callable[..., Checkpointer] | None
+    metrics: Callable[..., MetricWriter]
+    seed: int = 0
+    steps: int
+    batch_size: int
+    sequence_length: int
+
+    @staticmethod
+    def check_config(node):
+        if not re.fullmatch(r"\w[\w.+-]*", node.name):
+            yield (
+                f"Experiment name ({node.name!r}) must be letters, digits and '_.+-',"
+                " for it names the run directory."
+            )
+        for field in ("steps", "batch_size", "sequence_length"):
+            if getattr(node, field) < 1:
+                yield f"Experiment {field} ({getattr(node, field)}) must be positive."
+
+    def make_sharding(self, devices: Sequence[jax.Device] | None = None) -> Sharding:
+        """Returns the rules on the mesh over `devices` (default: all).
+
+        Raises:
+          UserError: If the devices do not fill the mesh, or the mesh does not cut the
+            batch evenly.
+        """
+        sharding = Sharding(self.mesh.build(devices), self.sharding)
+        axes, shape = ("batch", "sequence"), (self.batch_size, self.sequence_length)
+        sharding.check("batch_size, sequence_length", shape, axes)
+        return sharding
+
+    def make_model(self, sharding: Sharding | None = None) -> Model:
+        return self.backend(module=self.model, sharding=sharding)
+
+    def make_trainer(self, sharding: Sharding) -> Trainer:
+        model = self.make_model(sharding if sharding.mesh.size > 1 else None)
+        optimizer = self.optimizer(parameters=model.parameters(), steps=self.steps)
+        return self.trainer(
+            model=model,
+            loss=self.loss,
+            optimizer=optimizer,
+            sharding=sharding,
+            seed=self.seed,
+        )
+
+    def make_data(self, model: Model) -> TextData | Synthetic:
+        """Returns this process's share of the data.
+
+        Raises:
+          UserError: If the model has no room for the tokenizer's ids, among others.
+        """
+        return self.data(
+            batch_size=self.batch_size,
+            sequence_length=self.sequence_length,
+            seed=self.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            vocab_size=model.network.vocab_size,
+        )

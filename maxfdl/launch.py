@@ -1,0 +1,110 @@
+"""Trains: `python -m maxfdl.launch --fdl_config=experiments.llama2_nnx`.
+
+Mutations and values follow, in flags (`--fiddler=to_linen --fdl_set=steps=50`) or
+alone (`to_linen steps=50`). The same command again continues the run.
+"""
+
+import pathlib
+import shlex
+import sys
+from typing import Any
+
+from absl import flags
+
+from maxfdl import commandline
+from maxfdl.errors import UserError
+
+FLAGS = flags.FLAGS
+
+if "run_dir" not in FLAGS:
+    flags.DEFINE_string(
+        "run_dir", None, "Where the run leaves its files; default runs/<name>."
+    )
+    flags.DEFINE_string(
+        "profile_steps", None, "Trace these steps, FIRST:LAST, counted from 1."
+    )
+    flags.DEFINE_integer(
+        "stop_at",
+        None,
+        "Save and stop after this step; the same command without it goes on.",
+        lower_bound=1,
+    )
+    flags.DEFINE_bool(
+        "compilation_cache", True, "Keep compiled programs for the next start."
+    )
+
+
+def main(argv: list[str]) -> None:
+    config = commandline.config_from_flags()
+
+    import jax
+
+    from maxfdl.train.run_directory import RunDirectory
+    from maxfdl.train.runtime import start
+
+    start(compilation_cache=FLAGS.compilation_cache)
+    directory = RunDirectory(FLAGS.run_dir or pathlib.Path("runs") / config.name)
+    profile = _profile(directory, config.steps)
+    writes = jax.process_index() == 0
+    if writes:
+        directory.lock()
+    try:
+        _refuse_another_graph(directory, config)
+        _train(config, directory, profile, writes)
+    finally:
+        directory.unlock()
+
+
+def _train(config: Any, directory: Any, profile: Any, writes: bool) -> None:
+    import jax
+
+    from maxfdl import graph
+    from maxfdl.report.attention import attention_of
+    from maxfdl.train.loop import RunOptions, run
+    from maxfdl.train.progress import say
+
+    graph_json = graph.dump_json(config, trust=tuple(FLAGS.trust))
+    experiment = graph.build(config)
+    if writes:
+        directory.write(
+            config_json=graph_json,
+            config_text=graph.as_text(config),
+            command=shlex.join(["python", "-m", "maxfdl.launch", *sys.argv[1:]]) + "\n",
+        )
+    options = RunOptions(graph_json=graph_json, stop_at=FLAGS.stop_at, profile=profile)
+    say(f"attention: {', '.join(attention_of(config))} ({jax.default_backend()})")
+    run(experiment, directory, options)
+
+
+def _profile(directory: Any, steps: int) -> Any:
+    """Returns the profile that the flag asks for, or None."""
+    from maxfdl.train.profile import Profile
+
+    if FLAGS.profile_steps is None:
+        return None
+    profile = Profile.parse(FLAGS.profile_steps, directory.path / "profile")
+    if profile.last > steps:
+        raise UserError(
+            f"--profile_steps={FLAGS.profile_steps} must end by the last step, {steps}."
+        )
+    return profile
+
+
+def _refuse_another_graph(directory: Any, config: Any) -> None:
+    """Raises UserError if the directory holds results of another graph."""
+    from maxfdl import graph
+
+    saved = directory.config_json()
+    if saved is None or not directory.has_results():
+        return
+    lines = graph.diff(graph.load_json(saved, trust=tuple(FLAGS.trust)), config)
+    if lines:
+        changes = "\n".join(f"  {line}" for line in lines)
+        raise UserError(
+            f"{directory.path} holds a run of another graph; give another --run_dir, or"
+            f" undo the difference:\n{changes}"
+        )
+
+
+if __name__ == "__main__":
+    commandline.run(main)

@@ -1,0 +1,1 @@
+"""Layers in two families, `nnx` and `linen`, and what both stand on."""

@@ -1,0 +1,98 @@
+"""What a parameter knows of itself, the same in both families of layers.
+
+Sharding, weight decay, initialisation and tools read this; nothing matches names.
+"""
+
+import dataclasses
+import math
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from maxfdl.ops.initializers import Initializer
+
+DType = Literal["float32", "bfloat16", "float16", "float64"]
+Role = Literal["kernel", "embedding", "scale", "bias"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """The declaration of one array of weights.
+
+    Args:
+      shape: Shape inside one layer.
+      axes: Logical name of each dim, which the sharding rules map to mesh axes.
+      init: How it is drawn, called as `init(key, shape, fan_in)`.
+      role: What it is to an optimizer: weight decay and learning rates go by it.
+      contracted: Leading dims of a kernel that a product sums over; the rest are
+        outputs. 0 for what is no kernel.
+      repeats: Layers of the stack that holds it; the array has them as leading dim.
+        None outside stacks.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    init: Initializer
+    role: Role
+    contracted: int = 0
+    repeats: int | None = None
+
+    def __post_init__(self):
+        assert len(self.shape) == len(self.axes), (self.shape, self.axes)
+
+    @property
+    def full_shape(self) -> tuple[int, ...]:
+        return self.shape if self.repeats is None else (self.repeats, *self.shape)
+
+    @property
+    def full_axes(self) -> tuple[str, ...]:
+        return self.axes if self.repeats is None else ("layers", *self.axes)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.full_shape)
+
+    def stacked(self, repeats: int) -> "Parameter":
+        """Returns the declaration of `repeats` of these under one leading dim."""
+        assert self.repeats is None, "a stack cannot hold a stack"
+        return dataclasses.replace(self, repeats=repeats)
+
+    def draw(self, key: jax.Array) -> jax.Array:
+        """Returns fresh float32 values; each layer of a stack has a key of its own.
+
+        Layer i draws with `fold_in(key, i)`, so that weights do not depend on how a
+        stack is cut or run.
+        """
+        if self.repeats is None:
+            return self.init(key, self.shape, self.fan_in)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(self.repeats))
+        return jax.vmap(lambda key: self.init(key, self.shape, self.fan_in))(keys)
+
+    @property
+    def fan_in(self) -> int:
+        return math.prod(self.shape[: self.contracted])
+
+    def abstract(self, dtype: str) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(self.full_shape, jnp.dtype(dtype))
+
+
+def path_hash(path: str) -> int:
+    """A number for a path that is the same in every process and version."""
+    return zlib.crc32(path.encode())
+
+
+def map_parameters(
+    function: Callable[[str, Parameter], Any], tree: Mapping[str, Any], prefix: str = ""
+) -> dict[str, Any]:
+    """Returns the nested dict `tree` with `function(path, parameter)` at each leaf."""
+    result = {}
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, Parameter):
+            result[name] = function(path, value)
+        else:
+            result[name] = map_parameters(function, value, f"{path}/")
+    return result

@@ -1,0 +1,226 @@
+"""Model: the pure-function face of either family of layers.
+
+Trainers, engines and tools see this and nothing of NNX or Linen. Variables are plain
+nested dicts of arrays, `{"params": ..., "state": ...}`, the same in both families, so
+a jitted step flattens a few dozen leaves and not module objects.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import nnx
+
+from maxfdl.layers.context import Context
+from maxfdl.layers.linen.module import Declared
+from maxfdl.layers.nnx.module import State, declaration_of, flat_names
+from maxfdl.layers.parameter import Parameter, map_parameters, path_hash
+from maxfdl.markers import FromParent
+from maxfdl.ops.unembedding import Unembedding
+from maxfdl.sharding.sharding import Sharding
+
+Tree = dict[str, Any]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """What a forward pass gives.
+
+    Args:
+      hidden: [B, T, D] after the last norm.
+      unembedding: Makes logits of hidden vectors; a loss may do so tile by tile.
+      state: The layers' new state.
+      sinks: Side results of layers by path; those of a stack have a leading dim.
+    """
+
+    hidden: jax.Array
+    unembedding: Unembedding
+    state: Tree
+    sinks: dict[str, Any]
+
+    @property
+    def logits(self) -> jax.Array:
+        """[B, T, V] float32, formed at this call."""
+        return self.unembedding(self.hidden)
+
+
+class Model:
+    """A language model as pure functions of its variables.
+
+    Args:
+      module: Factory of the network, of the family that the subclass speaks.
+      sharding: Mesh and rules; None computes on one device.
+    """
+
+    def __init__(
+        self,
+        *,
+        module: Annotated[Callable[..., Any], FromParent],
+        sharding: Annotated[Sharding | None, FromParent] = None,
+    ):
+        self._make_module = module
+        self.sharding = sharding
+
+    def parameters(self) -> Tree:
+        """Returns the declaration of each parameter, as a tree like `params`."""
+        return self._declared[0]
+
+    def init(self, key: jax.Array) -> Tree:
+        """Returns fresh variables: each leaf follows from the key and its own path.
+
+        The same key gives the same weights in both families and on every mesh.
+        """
+
+        def draw(path: str, parameter: Parameter) -> jax.Array:
+            values = parameter.draw(jax.random.fold_in(key, path_hash(path)))
+            return values.astype(self.network.param_dtype)
+
+        state = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self._state
+        )
+        return {"params": map_parameters(draw, self.parameters()), "state": state}
+
+    def apply(
+        self,
+        variables: Mapping[str, Any],
+        tokens: jax.Array,
+        *,
+        segment_ids: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> Output:
+        """Runs the network.
+
+        Args:
+          variables: As `init` gives them.
+          tokens: [B, T] ids.
+          segment_ids: [B, T] document of each token; None: a row is one document.
+          positions: [B, T] place in the document; None: 0..T-1.
+          key: Randomness of this step; None switches dropout off.
+        """
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        context = Context(positions, segment_ids, key, self.sharding)
+        hidden, unembedding, state = self._run(variables, tokens, context)
+        return Output(hidden, unembedding, state, context.sinks)
+
+    def logits(self, variables: Mapping[str, Any], tokens: jax.Array, **kwargs):
+        """Returns [B, T, V] float32 logits; keywords as `apply`."""
+        return self.apply(variables, tokens, **kwargs).logits
+
+    @property
+    def network(self) -> Any:
+        """The module, without its arrays: for its fields, such as `vocab_size`."""
+        raise NotImplementedError
+
+    @functools.cached_property
+    def _declared(self) -> tuple[Tree, Tree]:
+        """Declarations of the parameters, and abstract state."""
+        raise NotImplementedError
+
+    @property
+    def _state(self) -> Tree:
+        return self._declared[1]
+
+    def _run(self, variables, tokens, context) -> tuple[jax.Array, Unembedding, Tree]:
+        raise NotImplementedError
+
+
+class NnxModel(Model):
+    """Model of an NNX network: split once, merged inside each trace."""
+
+    @functools.cached_property
+    def network(self) -> nnx.Module:
+        return nnx.eval_shape(lambda: self._make_module(rngs=nnx.Rngs(params=0)))
+
+    @functools.cached_property
+    def _abstract(self) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+        graphdef, params, state = nnx.split(self.network, nnx.Param, State)
+        return graphdef, params, state
+
+    @functools.cached_property
+    def _declared(self) -> tuple[Tree, Tree]:
+        _, params, state = self._abstract
+        return (
+            _nested(params, declaration_of),
+            _nested(state, lambda variable: variable.get_value()),
+        )
+
+    def _run(self, variables, tokens, context):
+        graphdef, params, state = self._abstract
+        module = nnx.merge(
+            graphdef,
+            _filled(params, variables["params"]),
+            _filled(state, variables["state"]),
+        )
+        hidden, unembedding = module(tokens, context)
+        new_state = nnx.state(module, State)
+        return hidden, unembedding, _nested(new_state, lambda v: v.get_value())
+
+
+class LinenModel(Model):
+    """Model of a Linen network."""
+
+    @functools.cached_property
+    def network(self) -> nn.Module:
+        return self._make_module(parent=None)
+
+    @functools.cached_property
+    def _declared(self) -> tuple[Tree, Tree]:
+        tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+
+        def init(tokens):
+            context = Context(positions=jnp.zeros_like(tokens))
+            return self.network.init(jax.random.key(0), tokens, context)
+
+        variables = jax.eval_shape(init, tokens)
+        params = jax.tree.map(
+            lambda box: box.declaration,
+            variables["params"],
+            is_leaf=lambda node: isinstance(node, Declared),
+        )
+        return params, _without_empty(variables.get("state", {}))
+
+    def _run(self, variables, tokens, context):
+        collections = {"params": variables["params"], "state": variables["state"]}
+        (hidden, unembedding), updates = self.network.apply(
+            collections, tokens, context, mutable=["state"]
+        )
+        return hidden, unembedding, _without_empty(dict(updates).get("state", {}))
+
+
+def _nested(state: nnx.State, value_of: Callable[[Any], Any]) -> Tree:
+    """Returns NNX state as nested dicts under the names that Linen gives."""
+    tree: Tree = {}
+    for path, variable in nnx.to_flat_state(state):
+        *parents, name = flat_names(path)
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value_of(variable)
+    return tree
+
+
+def _filled(state: nnx.State, tree: Mapping[str, Any]) -> nnx.State:
+    """Returns NNX state with the values of a nested dict."""
+    filled = []
+    for path, variable in nnx.to_flat_state(state):
+        value = tree
+        for name in flat_names(path):
+            value = value[name]
+        filled.append((path, variable.replace(value)))
+    return nnx.from_flat_state(filled)
+
+
+def _without_empty(tree: Mapping[str, Any]) -> Tree:
+    """Drops the empty dicts that layers without state leave."""
+    kept = {
+        name: _without_empty(value) if isinstance(value, Mapping) else value
+        for name, value in tree.items()
+    }
+    return {k: v for k, v in kept.items() if not (isinstance(v, dict) and not v)}

@@ -1,0 +1,40 @@
+"""Types of numbers."""
+
+from typing import TypeVar
+
+import fiddle as fdl
+
+from maxfdl.graph import copy, nodes_of
+from maxfdl.layers.parameter import DType
+from maxfdl.mutations.roles import is_transformer
+
+C = TypeVar("C", bound=fdl.Buildable)
+
+
+def compute_dtype(cfg: C, *, dtype: DType = "bfloat16") -> C:
+    """Returns a copy of `cfg` whose activations and products are of type `dtype`.
+
+    Norms, softmax, logits and the loss stay float32. The inverse gives the type that
+    was there, usually `compute_dtype(dtype=float32)`.
+
+    Raises:
+      MutationError: If there is no model.
+    """
+    out = copy(cfg)
+    for model in nodes_of(out, is_transformer):
+        model.dtype = dtype
+    return out
+
+
+def param_dtype(cfg: C, *, dtype: DType = "float32") -> C:
+    """Returns a copy of `cfg` whose parameters are stored as `dtype`.
+
+    The inverse gives the type that was there, usually `param_dtype(dtype=float32)`.
+
+    Raises:
+      MutationError: If there is no model.
+    """
+    out = copy(cfg)
+    for model in nodes_of(out, is_transformer):
+        model.param_dtype = dtype
+    return out

@@ -1,0 +1,62 @@
+"""The family of Flax layers: NNX or Linen."""
+
+import importlib
+from typing import Any, TypeVar
+
+import fiddle as fdl
+
+from maxfdl.errors import MutationError
+from maxfdl.graph import copy, nodes_of, swap
+from maxfdl.layers.linen.module import Module as LinenModule
+from maxfdl.layers.nnx.module import Module as NnxModule
+from maxfdl.model import LinenModel, Model, NnxModel
+
+C = TypeVar("C", bound=fdl.Buildable)
+
+
+def to_linen(cfg: C) -> C:
+    """Returns a copy of `cfg` with Linen layers.
+
+    Same parameters, same seed, same numbers to the last bit; checkpoints fit both.
+
+    Raises:
+      MutationError: If there is no layer, or one that has no twin.
+    """
+    return _to_family(cfg, "linen", LinenModel)
+
+
+def to_nnx(cfg: C) -> C:
+    """Returns a copy of `cfg` with NNX layers; the inverse of `to_linen`.
+
+    Raises:
+      MutationError: If there is no layer, or one that has no twin.
+    """
+    return _to_family(cfg, "nnx", NnxModel)
+
+
+def _to_family(cfg: C, family: str, backend: type[Model]) -> C:
+    out = copy(cfg)
+    for layer in nodes_of(out, is_layer):
+        swap(layer, _twin(fdl.get_callable(layer), family))
+    for model in nodes_of(out, Model):
+        swap(model, backend)
+    return out
+
+
+def is_layer(node: fdl.Buildable) -> bool:
+    made = fdl.get_callable(node)
+    return isinstance(made, type) and issubclass(made, (NnxModule, LinenModule))
+
+
+def _twin(layer: Any, family: str) -> type:
+    """Returns the class of the same name in the file of the same name."""
+    package, _, file = layer.__module__.rpartition(".")
+    twin_package = f"{package.rpartition('.')[0]}.{family}"
+    try:
+        module = importlib.import_module(f"{twin_package}.{file}")
+        return getattr(module, layer.__name__)
+    except (ModuleNotFoundError, AttributeError):
+        raise MutationError(
+            f"{layer.__module__}.{layer.__name__} has no twin in {twin_package}.{file};"
+            " write one with the same fields and children."
+        ) from None

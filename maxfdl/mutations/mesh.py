@@ -1,0 +1,25 @@
+"""The device mesh."""
+
+from typing import TypeVar
+
+import fiddle as fdl
+
+from maxfdl.graph import copy, nodes_of
+from maxfdl.sharding.mesh import MeshShape
+
+C = TypeVar("C", bound=fdl.Buildable)
+
+
+def mesh(cfg: C, *, data: int = 1, fsdp: int = 1, tensor: int = 1) -> C:
+    """Returns a copy of `cfg` on a mesh of this shape; -1, once, takes the rest.
+
+    Same mathematics; sums run in another order. The inverse gives the shape that was
+    there, usually `mesh(fsdp=-1)`.
+
+    Raises:
+      MutationError: If there is no mesh.
+    """
+    out = copy(cfg)
+    for node in nodes_of(out, MeshShape):
+        node.data, node.fsdp, node.tensor = data, fsdp, tensor
+    return out

@@ -1,0 +1,1 @@
+"""Optimizers over Optax, their schedules, and what they need to know of parameters."""

@@ -1,0 +1,18 @@
+"""Which implementations of attention a graph will run with."""
+
+import fiddle as fdl
+
+from maxfdl import graph
+from maxfdl.ops.attention import DotProductAttention
+
+
+def attention_of(config: fdl.Buildable) -> list[str]:
+    """Returns what each attention op of the graph resolves to on this platform."""
+    made = [(fdl.get_callable(node), node) for _, node in graph.iterate(config.model)]
+    return sorted(
+        {
+            graph.build(node).resolve()
+            for cls, node in made
+            if isinstance(cls, type) and issubclass(cls, DotProductAttention)
+        }
+    )

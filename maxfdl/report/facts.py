@@ -1,0 +1,174 @@
+"""Sizes, places and costs of a run, without allocating any of it.
+
+The mesh is abstract, so that it may have more devices than there are here.
+"""
+
+import collections
+import dataclasses
+import functools
+import math
+import operator
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, AxisType
+
+from maxfdl.experiment import Experiment
+from maxfdl.layers.parameter import Parameter, map_parameters
+from maxfdl.sharding.mesh import MeshShape
+from maxfdl.sharding.sharding import Sharding
+from maxfdl.train.program import Program
+
+_BATCH_AXES = ("batch", "sequence")
+
+Spec = tuple[None | str | tuple[str, ...], ...]
+"""For each dim the mesh axis or axes that cut it, as in a PartitionSpec."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterFacts:
+    """One array of weights; `path` is that of the parameter tree."""
+
+    path: str
+    role: str
+    shape: tuple[int, ...]
+    dtype: str
+    axes: tuple[str, ...]
+    sharding: Spec
+    bytes_per_device: int
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What a run takes.
+
+    Args:
+      parameters: Every array of weights.
+      mesh: Devices along each mesh axis.
+      batch_size, sequence_length: Of the global batch.
+      batch_sharding: Of [batch_size, sequence_length].
+      state_bytes_per_device: By top-level name of the train state.
+      flops_per_step: Of the matrix products forward and backward (three times the
+        forward pass); causal attention counts half, recomputation does not count.
+    """
+
+    parameters: tuple[ParameterFacts, ...]
+    mesh: dict[str, int]
+    batch_size: int
+    sequence_length: int
+    batch_sharding: Spec
+    state_bytes_per_device: dict[str, int]
+    flops_per_step: int
+
+    @property
+    def num_devices(self) -> int:
+        return math.prod(self.mesh.values())
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.size for parameter in self.parameters)
+
+    @property
+    def num_parameters_by_role(self) -> dict[str, int]:
+        """Counts by what they are to an optimizer, the largest first."""
+        counts: collections.Counter[str] = collections.Counter()
+        for parameter in self.parameters:
+            counts[parameter.role] += parameter.size
+        return dict(counts.most_common())
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch_size * self.sequence_length
+
+    @property
+    def flops_per_token(self) -> float:
+        return self.flops_per_step / self.tokens_per_step
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns fields and totals as what JSON holds."""
+        state = self.state_bytes_per_device
+        totals = (
+            "num_parameters",
+            "num_parameters_by_role",
+            "num_devices",
+            "tokens_per_step",
+            "flops_per_token",
+        )
+        return {
+            **{name: getattr(self, name) for name in totals},
+            **dataclasses.asdict(self),
+            "state_bytes_per_device": {**state, "total": sum(state.values())},
+        }
+
+
+def facts_of(experiment: Experiment, devices_here: int) -> Facts:
+    """Returns the facts of a run on the mesh that the experiment asks for.
+
+    Raises:
+      UserError: If the mesh does not cut the batch and every parameter evenly.
+    """
+    sharding = _planned_sharding(experiment, devices_here)
+    trainer = experiment.make_trainer(sharding)
+    program = Program(trainer, experiment.batch_size, experiment.sequence_length)
+    state = program.abstract_state()
+    return Facts(
+        parameters=_parameters(trainer.model.parameters(), state["params"]),
+        mesh=dict(sharding.mesh.shape),
+        batch_size=experiment.batch_size,
+        sequence_length=experiment.sequence_length,
+        batch_sharding=tuple(sharding.spec(_BATCH_AXES)),
+        state_bytes_per_device={k: bytes_per_device(v) for k, v in state.items()},
+        flops_per_step=program.model_flops(),
+    )
+
+
+def bytes_per_device(tree: Any) -> int:
+    """Returns the bytes that one device holds of a tree of arrays, maybe abstract."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _planned_sharding(experiment: Experiment, devices_here: int) -> Sharding:
+    sizes = experiment.mesh.sizes(_planned_devices(experiment.mesh, devices_here))
+    # It has no devices, and nothing that is asked of it here needs them.
+    mesh: Any = AbstractMesh(
+        tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes)
+    )
+    sharding = Sharding(mesh, experiment.sharding)
+    shape = (experiment.batch_size, experiment.sequence_length)
+    sharding.check("batch_size, sequence_length", shape, _BATCH_AXES)
+    return sharding
+
+
+def _planned_devices(mesh: MeshShape, devices_here: int) -> int:
+    """Returns how many devices the mesh names; an axis of -1 has at least one."""
+    sizes = dataclasses.astuple(mesh)
+    named = math.prod(size for size in sizes if size != -1)
+    return max(named, devices_here) if -1 in sizes else named
+
+
+def _parameters(declared: dict, params: dict) -> tuple[ParameterFacts, ...]:
+    found = []
+
+    def add(path: str, parameter: Parameter) -> None:
+        leaf: Any = functools.reduce(operator.getitem, path.split("/"), params)
+        found.append(
+            ParameterFacts(
+                path=path,
+                role=parameter.role,
+                shape=leaf.shape,
+                dtype=leaf.dtype.name,
+                axes=parameter.full_axes,
+                sharding=tuple(leaf.sharding.spec),
+                bytes_per_device=bytes_per_device(leaf),
+            )
+        )
+
+    map_parameters(add, declared)
+    return tuple(found)

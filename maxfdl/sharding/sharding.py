@@ -1,0 +1,64 @@
+"""Rules applied on a mesh: from logical dims to shardings of arrays."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from maxfdl.errors import UserError
+from maxfdl.sharding.rules import AxisRules
+
+
+@dataclasses.dataclass(frozen=True)
+class Sharding:
+    """A mesh and the rules for it."""
+
+    mesh: jax.sharding.Mesh
+    rules: AxisRules
+
+    def spec(self, axes: Sequence[str | None], skip: Sequence[str] = ()):
+        """Returns the PartitionSpec of an array whose dims have these names.
+
+        A mesh axis serves one dim only: the first that asks. Axes in `skip`, and
+        those of size 1, are left out.
+        """
+        taken = set(skip)
+        entries = []
+        for axis in axes:
+            wanted = () if axis is None else getattr(self.rules, axis)
+            free = tuple(a for a in wanted if a not in taken and self.mesh.shape[a] > 1)
+            taken.update(free)
+            entries.append(free[0] if len(free) == 1 else free or None)
+        return PartitionSpec(*entries)
+
+    def named(self, axes: Sequence[str | None]) -> NamedSharding:
+        """Returns the sharding of a stored array with these dims."""
+        return NamedSharding(self.mesh, self.spec(axes))
+
+    def constrain(self, x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
+        """Pins an activation; its batch claims the mesh axes before its width does."""
+        sharding = NamedSharding(self.mesh, self.spec(axes))
+        return jax.lax.with_sharding_constraint(x, sharding)
+
+    def gather(self, weight: jax.Array, axes: Sequence[str]) -> jax.Array:
+        """Pins a weight for use: whole over the axes that cut the batch."""
+        spec = self.spec(axes, skip=self.rules.batch)
+        return jax.lax.with_sharding_constraint(weight, NamedSharding(self.mesh, spec))
+
+    def check(self, path: str, shape: Sequence[int], axes: Sequence[str]) -> None:
+        """Refuses an array that its rules cannot cut evenly.
+
+        Raises:
+          UserError: Naming the parameter, the dim and the mesh axes.
+        """
+        for dim, axis, entry in zip(shape, axes, self.spec(axes), strict=True):
+            names = (entry,) if isinstance(entry, str) else entry or ()
+            parts = math.prod(self.mesh.shape[name] for name in names)
+            if dim % parts:
+                raise UserError(
+                    f"{path}: dim {axis!r} of size {dim} cannot be cut into {parts} by"
+                    f" mesh axis {' x '.join(names)}; change the size, the mesh, or"
+                    f" sharding.{axis}."
+                )

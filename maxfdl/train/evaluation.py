@@ -1,0 +1,78 @@
+"""The loss on held-out text."""
+
+import functools
+from collections import defaultdict
+from typing import Any
+
+import jax
+import numpy as np
+
+from maxfdl.train.program import Program
+from maxfdl.train.trainer import State
+
+
+class Evaluation:
+    """Runs the loss over the same held-out batches each time.
+
+    Batches are read, and the program compiled, when first needed.
+    """
+
+    def __init__(self, program: Program, data: Any, steps: int):
+        self._program = program
+        self._data = data
+        self._steps = steps
+
+    def due(self, step: int) -> bool:
+        """Returns whether the trainer wants an evaluation after `step` steps."""
+        trainer = self._program.trainer
+        if trainer.eval_batches == 0:
+            return False
+        at_interval = trainer.eval_every > 0 and step % trainer.eval_every == 0
+        return at_interval or step == self._steps
+
+    def __call__(self, state: State) -> dict[str, float]:
+        """Returns `eval_loss`, each of its terms, and `eval_nats_per_byte`.
+
+        The last divides cross-entropy by the bytes of text that the targets spell, so
+        that it compares across tokenizers.
+        """
+        variables = {name: state[name] for name in ("params", "state")}
+        sums: dict[str, float] = defaultdict(float)
+        weights: dict[str, float] = defaultdict(float)
+        for batch in self._batches:
+            for name, term in self._compiled(variables, batch).items():
+                sums[name] += float(term.sum)
+                weights[name] += float(term.weight)
+        terms = {name: sums[name] / max(weights[name], 1.0) for name in sums}
+        return {
+            "eval_loss": sum(terms.values()),
+            **{f"eval_{name}": value for name, value in terms.items()},
+            "eval_nats_per_byte": sums["cross_entropy"] / max(self._num_bytes, 1),
+        }
+
+    @functools.cached_property
+    def _compiled(self):
+        return self._program.compile_evaluation()
+
+    @functools.cached_property
+    def _host_batches(self) -> list[dict[str, np.ndarray]]:
+        return self._data.evaluation(self._program.trainer.eval_batches)
+
+    @functools.cached_property
+    def _batches(self) -> list[dict[str, jax.Array]]:
+        return [self._program.place(batch) for batch in self._host_batches]
+
+    @functools.cached_property
+    def _num_bytes(self) -> int:
+        """Bytes of text that the targets of all batches, of all processes, spell."""
+        decode = self._data.tokenizer.decode
+        local = sum(
+            len(decode(row[weights > 0]).encode())
+            for batch in self._host_batches
+            for row, weights in zip(batch["targets"], batch["weights"], strict=True)
+        )
+        if jax.process_count() == 1:
+            return local
+        from jax.experimental import multihost_utils
+
+        return int(np.sum(multihost_utils.process_allgather(np.asarray(local))))

@@ -1,0 +1,196 @@
+"""The loop of a run: from an experiment to a trained model on disk.
+
+Read in one sitting: prepare, step, log, evaluate, save, and stop in good order.
+"""
+
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+
+from maxfdl.checkpoint.checkpointer import Checkpointer
+from maxfdl.checkpoint.load import import_orbax
+from maxfdl.data import Synthetic, TextData
+from maxfdl.experiment import Experiment
+from maxfdl.train.evaluation import Evaluation
+from maxfdl.train.profile import Profile
+from maxfdl.train.program import Program
+from maxfdl.train.progress import say
+from maxfdl.train.run_directory import RunDirectory
+from maxfdl.train.sample import continue_tokens
+from maxfdl.train.signals import StopRequest
+from maxfdl.train.step_log import StepLog
+from maxfdl.train.trainer import State
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What a command line may ask of a run without making it another experiment.
+
+    Args:
+      graph_json: The graph, saved with every checkpoint.
+      stop_at: Stop after this step as if interrupted; None runs to the end.
+      profile: Which steps to trace; None traces none.
+    """
+
+    graph_json: str
+    stop_at: int | None = None
+    profile: Profile | None = None
+
+
+def run(experiment: Experiment, directory: RunDirectory, options: RunOptions) -> State:
+    """Trains from where `directory` left off, or from the start.
+
+    The first SIGINT or SIGTERM, at any of its processes, ends the loop after the step
+    under way; the state is saved, and the same command continues it.
+
+    Raises:
+      UserError: For what cannot be run.
+    """
+    with StopRequest() as stop:
+        trainer = experiment.make_trainer(experiment.make_sharding())
+        program = Program(trainer, experiment.batch_size, experiment.sequence_length)
+        say(_introduction(experiment, program, directory))
+        data = experiment.make_data(trainer.model)
+        checkpointer = _make_checkpointer(experiment, directory)
+        last = min(experiment.steps, options.stop_at or experiment.steps)
+        run_step, state, batches = _prepare(program, data, checkpointer, last)
+        first = int(state["step"])
+        if 0 < first < last:
+            say(f"continuing from step {first}")
+
+        writer = experiment.metrics(directory=directory.path)
+        writer.truncate_after(first)
+        log = StepLog(program, writer, first, experiment.steps)
+        evaluation = Evaluation(program, data, experiment.steps)
+        profile = options.profile
+        shares_cores = _shares_cores(program)
+        step = first
+        while step < last and not stop.reached(step):
+            step += 1
+            batch = program.place(next(batches))
+            if profile:
+                profile.before(step, state)
+            state, metrics = run_step(state, batch)
+            if shares_cores:
+                jax.block_until_ready(metrics)
+            if profile:
+                profile.after(step, state)
+            log.add(step, metrics)
+            if evaluation.due(step):
+                log.flush()
+                log.write(step, _evaluated(evaluation, state, step))
+                log.restart_clock(step)
+            if checkpointer and checkpointer.wants(step):
+                checkpointer.save(step, state, batches, options.graph_json)
+        log.flush()
+        writer.close()
+        if profile:
+            profile.end(state)
+        if checkpointer:
+            if step:
+                checkpointer.save(step, state, batches, options.graph_json)
+            checkpointer.close()
+
+    if step < experiment.steps:
+        why = stop.requested or f"--stop_at={options.stop_at}"
+        how = _how_to_continue(checkpointer, why)
+        say(f"stopped by {why} after step {step}; {how}")
+    elif first == step:
+        say(
+            f"finished {step} steps in an earlier start; everything is in"
+            f" {directory.path}; give another --run_dir to train anew"
+        )
+    else:
+        _show_sample(program, data, state, experiment)
+        say(f"finished {step} steps; everything is in {directory.path}")
+    return state
+
+
+def _introduction(
+    experiment: Experiment, program: Program, directory: RunDirectory
+) -> str:
+    """Returns one line on what is about to run, and where."""
+    parameters = jax.tree.leaves(program.trainer.model.parameters())
+    devices = program.sharding.mesh.devices.flat
+    tokens = experiment.batch_size * experiment.sequence_length
+    return (
+        f"{experiment.name}: {sum(each.size for each in parameters):,} parameters,"
+        f" {experiment.steps:,} steps of {tokens:,} tokens, on {len(devices)} x"
+        f" {devices[0].device_kind}, into {directory.path}"
+    )
+
+
+def _shares_cores(program: Program) -> bool:
+    """Returns whether the devices are parts of one CPU, as in tests.
+
+    Such devices must not run ahead: those in a later step hold the threads that
+    collectives of an earlier one wait for, until XLA aborts.
+    """
+    devices = program.sharding.mesh.local_devices
+    return len(devices) > 1 and devices[0].platform == "cpu"
+
+
+def _make_checkpointer(experiment, directory) -> Checkpointer | None:
+    if experiment.checkpoint is None:
+        return None
+    return experiment.checkpoint(directory=directory.checkpoints)
+
+
+def _prepare(
+    program: Program, data: Any, checkpointer: Checkpointer | None, last: int
+) -> tuple[Any, State, Any]:
+    """Returns the compiled step, the first state, and the batches from there on.
+
+    The state is fresh, or the newest that is saved. Compiling leaves Python to the
+    rest. Nothing is compiled (None) if all steps up to `last` are done.
+    """
+    saved = checkpointer.latest() if checkpointer else None
+    with ThreadPoolExecutor(2) as background:
+        compiled = None
+        if saved is None or saved < last:
+            compiled = background.submit(program.compile_step)
+        if checkpointer is None or saved is None:
+            batches, state = data.train(), program.init()
+        else:
+            batches = data.train()
+            state = checkpointer.restore(saved, program.abstract_state(), batches)
+        if compiled is None and int(state["step"]) < last:  # the newest was damaged
+            compiled = background.submit(program.compile_step)
+        if checkpointer:
+            background.submit(import_orbax)  # before the first save needs it
+        return compiled and compiled.result().run, state, batches
+
+
+def _evaluated(evaluation: Evaluation, state: State, step: int) -> dict[str, float]:
+    metrics = evaluation(state)
+    loss, per_byte = metrics["eval_loss"], metrics["eval_nats_per_byte"]
+    say(f"held out after step {step}: loss {loss:.4f}, {per_byte:.4f} nats per byte")
+    return metrics
+
+
+def _how_to_continue(checkpointer: Checkpointer | None, why: str) -> str:
+    if checkpointer is None:
+        return "nothing was saved, for this experiment has no checkpoint"
+    without = f" without {why}" if why.startswith("--") else ""
+    return f"run the same command{without} to continue"
+
+
+def _show_sample(
+    program: Program, data: TextData | Synthetic, state: State, experiment: Experiment
+) -> None:
+    """Prints what the model writes after the beginning of a held-out row."""
+    num_tokens = min(program.trainer.sample_tokens, program.sequence_length // 2)
+    if not num_tokens or jax.process_count() > 1:
+        return
+    row: Any = data.evaluation(1)[0]["tokens"][0]
+    prompt = row[: program.sequence_length - num_tokens]
+    variables = {name: state[name] for name in ("params", "state")}
+    drawn = continue_tokens(
+        program.trainer.model, variables, prompt, num_tokens, experiment.seed
+    )
+    decode = data.tokenizer.decode
+    shown = decode(np.asarray(prompt)[-num_tokens:])
+    say(f"--- held-out text ---\n{shown}\n--- the model goes on ---\n{decode(drawn)}")

@@ -1,0 +1,143 @@
+"""The compiled functions of a run, made before its loop starts."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maxfdl.ops.cost import count_flops
+from maxfdl.sharding.sharding import Sharding
+from maxfdl.train.trainer import State, Trainer
+
+_BATCH_TYPES = {
+    "tokens": jnp.int32,
+    "targets": jnp.int32,
+    "segment_ids": jnp.int32,
+    "positions": jnp.int32,
+    "weights": jnp.float32,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A trainer on a mesh, for batches of one shape.
+
+    The step is compiled ahead, takes plain dicts of arrays and donates the state, so
+    that calling it costs the host some tens of microseconds.
+    """
+
+    trainer: Trainer
+    batch_size: int
+    sequence_length: int
+
+    @property
+    def sharding(self) -> Sharding:
+        return self.trainer.sharding
+
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        shape = (self.batch_size, self.sequence_length)
+        place = self.sharding.named(("batch", "sequence"))
+        return {
+            name: jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+            for name, dtype in _BATCH_TYPES.items()
+        }
+
+    def abstract_state(self) -> State:
+        """Returns shapes, types and places of the state, without allocating it."""
+        return self._abstract_state
+
+    @functools.cached_property
+    def _abstract_state(self) -> State:
+        return jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=place
+            ),
+            jax.eval_shape(self.trainer.init),
+            self._state_shardings,
+        )
+
+    @functools.cached_property
+    def _state_shardings(self) -> State:
+        return self.trainer.state_shardings()
+
+    def init(self) -> State:
+        """Returns the state before the first step, drawn where it will lie."""
+        init = jax.jit(
+            self.trainer.init,
+            out_shardings=self._state_shardings,
+            compiler_options=self._quick_to_compile(),
+        )
+        return init()
+
+    def _quick_to_compile(self) -> dict[str, int]:
+        """Options for what runs once: on a CPU, XLA's random bits compile for seconds.
+
+        The bits are the same; compiling takes a third (BUILD_NOTES.md, 2026-11-22).
+        """
+        on_cpu = self.sharding.mesh.devices.flat[0].platform == "cpu"
+        return {"xla_backend_optimization_level": 1} if on_cpu else {}
+
+    def compile_step(self) -> "CompiledStep":
+        return self.compile_in_place(self.trainer.step)
+
+    def compile_in_place(self, step: Callable) -> "CompiledStep":
+        """Compiles a function like the trainer's step, which overwrites the state."""
+        shardings = (self._state_shardings, None)
+        step = jax.jit(step, donate_argnums=0, out_shardings=shardings)
+        started = time.perf_counter()
+        lowered = step.lower(self.abstract_state(), self.abstract_batch())
+        traced = time.perf_counter()
+        compiled = lowered.compile()
+        return CompiledStep(compiled, traced - started, time.perf_counter() - traced)
+
+    def compile_evaluation(self) -> Callable:
+        evaluate = jax.jit(
+            self.trainer.evaluate, compiler_options=self._quick_to_compile()
+        )
+        state = self.abstract_state()
+        variables = {name: state[name] for name in ("params", "state")}
+        return evaluate.lower(variables, self.abstract_batch()).compile()
+
+    def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Puts this process's rows of a batch where the step wants them."""
+        place = self.sharding.named(("batch", "sequence"))
+        shape = (self.batch_size, self.sequence_length)
+        if jax.process_count() == 1:
+            return jax.device_put(dict(batch), place)
+        return {
+            name: jax.make_array_from_process_local_data(place, rows, shape)
+            for name, rows in batch.items()
+        }
+
+    def model_flops(self) -> int:
+        """Returns the FLOPs of one step: three times those of the forward pass.
+
+        Recomputation is not counted, so that they divide by time to a model FLOP/s.
+        """
+        variables = self.abstract_state()
+        forward = lambda variables, batch: self.trainer.evaluate(variables, batch)  # noqa: E731
+        return 3 * count_flops(forward, variables, self.abstract_batch())
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledStep:
+    """The executable of one step, with what it took to make it."""
+
+    run: Any  # jax.stages.Compiled: (state, batch) -> (state, metrics)
+    trace_seconds: float
+    compile_seconds: float
+
+    def peak_bytes(self) -> int:
+        """Returns the memory of the step on each device, as the compiler planned it."""
+        memory = self.run.memory_analysis()
+        return (
+            memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+            + memory.temp_size_in_bytes
+            - memory.alias_size_in_bytes
+        )

@@ -1,0 +1,38 @@
+"""What a run prints: lines that a person reads while it goes."""
+
+import jax
+
+
+def say(message: str) -> None:
+    """Prints a line at once; of several processes, the first alone does."""
+    if jax.process_index() == 0:
+        print(message, flush=True)
+
+
+def step_line(step: int, steps: int, metrics: dict[str, float], left: float) -> str:
+    """Returns the line of one logged step."""
+    return (
+        f"step {step:>{len(str(steps))}}/{steps}"
+        f"  loss {metrics['loss']:.4f}"
+        f"  grad_norm {metrics['grad_norm']:.3f}"
+        f"  {quantity(metrics['tokens_per_second'])} tokens/s"
+        f"  {duration(left)} left"
+    )
+
+
+def quantity(number: float) -> str:
+    """Returns a number in three digits: 12.3k, 4.56M."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """Returns a length of time as 7s, 1m07s or 2h05m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"

@@ -1,0 +1,120 @@
+"""The directory that one run writes, and the lock that keeps a second run out."""
+
+import contextlib
+import fcntl
+import os
+import pathlib
+import socket
+from collections.abc import Iterator
+
+from maxfdl.errors import UserError
+
+CONFIG_JSON, CONFIG_TEXT, COMMAND = "config.json", "config.txt", "command.txt"
+LOCK = "run.lock"
+
+
+class RunDirectory:
+    """What a run leaves: its config, its command, metrics and checkpoints.
+
+    Args:
+      path: The directory; made if it is missing.
+
+    Raises:
+      UserError: If it cannot be made.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        if "://" in os.fspath(path):
+            raise UserError(
+                f"Run directory {path} must be a path of a mounted file system; mount"
+                " the bucket and give that path."
+            )
+        self.path = pathlib.Path(path).absolute()
+        self._lock: int | None = None
+        with self._explain_failure():
+            self.path.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def checkpoints(self) -> pathlib.Path:
+        return self.path / "checkpoints"
+
+    def lock(self) -> None:
+        """Takes the directory for this process, until `unlock` or its end.
+
+        The kernel drops the lock when the process ends, however it ends, so the file
+        that stays behind blocks nobody. Of several processes of one run, the first
+        alone takes it.
+
+        Raises:
+          UserError: If another run has it (at once), or if it cannot be written.
+        """
+        with self._explain_failure():
+            # A plain descriptor: unlike a file object, nothing closes it by accident.
+            file = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(file, 1000, 0).decode().strip() or "another process"
+                os.close(file)
+                raise UserError(
+                    f"Run directory {self.path} is in use by {holder}; wait for that"
+                    " run, stop it, or give another directory with --run_dir."
+                ) from None
+            os.ftruncate(file, 0)
+            holder = f"process {os.getpid()} on {socket.gethostname()}\n"
+            os.pwrite(file, holder.encode(), 0)
+        self._lock = file
+
+    def unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def write(self, *, config_json: str, config_text: str, command: str) -> None:
+        """Writes what the run was started from, each file at once or not at all.
+
+        Raises:
+          UserError: If the directory cannot be written.
+        """
+        contents = {
+            CONFIG_JSON: config_json,
+            CONFIG_TEXT: config_text,
+            COMMAND: command,
+        }
+        with self._explain_failure():
+            for name, text in contents.items():
+                write_atomically(self.path / name, text)
+
+    def config_json(self) -> str | None:
+        """Returns the config of an earlier start in this directory, or None."""
+        with self._explain_failure():
+            try:
+                return (self.path / CONFIG_JSON).read_text()
+            except FileNotFoundError:
+                return None
+
+    def has_results(self) -> bool:
+        """Returns whether a run has left anything here but what it started from."""
+        inputs = {CONFIG_JSON, CONFIG_TEXT, COMMAND, LOCK}
+        with self._explain_failure():
+            return any(path.name not in inputs for path in self.path.iterdir())
+
+    @contextlib.contextmanager
+    def _explain_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"Run directory {self.path} cannot be used ({error.strerror}:"
+                f" {error.filename or self.path}); give another with --run_dir."
+            ) from error
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Replaces the file: a reader, or a crash, meets the old text or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

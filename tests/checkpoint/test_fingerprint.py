@@ -1,0 +1,74 @@
+"""Tests of the checksum of array values."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from maxfdl.checkpoint.fingerprint import fingerprint
+
+DTYPES = ["float32", "bfloat16", "float8_e4m3fn", "int32", "int4", "uint8", "bool"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_change_of_any_one_element_is_found(dtype):
+    values = np.zeros((3, 4), dtype)
+    before = fingerprint(jnp.asarray(values))
+    for index in np.ndindex(3, 4):
+        changed = values.copy()
+        changed[index] = 1
+        assert fingerprint(jnp.asarray(changed)) != before
+
+
+def test_every_single_bit_counts():
+    words = np.random.default_rng(0).integers(0, 2**32, 4, np.uint32)
+    before = fingerprint(jnp.asarray(words))
+    for bit in range(32):
+        flipped = words.copy()
+        flipped[2] ^= np.uint32(1 << bit)
+        assert fingerprint(jnp.asarray(flipped)) != before
+
+
+def test_swapped_elements_and_transposed_arrays_are_found():
+    array = jnp.arange(12.0).reshape(3, 4)
+    swapped = array.at[0, 1].set(array[2, 3]).at[2, 3].set(array[0, 1])
+    square = jnp.arange(9.0).reshape(3, 3)
+    assert fingerprint(array) != fingerprint(swapped)
+    assert fingerprint(square) != fingerprint(square.T)
+
+
+def test_it_is_the_weighted_sum_that_the_docstring_says():
+    array = np.arange(6, dtype=np.uint32).reshape(2, 3) * 123456789
+    rows, columns = np.indices((2, 3)).astype(np.uint32) + 1
+    weights = rows * np.uint32(2654435761) + columns * np.uint32(2246822519)
+    expected = np.sum(array * (2 * weights + 1), dtype=np.uint32)
+    assert fingerprint(jnp.asarray(array)) == [int(expected)]
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("spec", [("x",), (None, "x"), ()])
+def test_sharding_does_not_change_it(kind, spec):
+    devices = np.array(jax.devices())
+    mesh = Mesh(devices, "x", axis_types=(kind,))
+    array = np.random.default_rng(0).normal(size=(8 * devices.size,) * 2)
+    array = array.astype(np.float32)
+    sharded = jax.device_put(array, NamedSharding(mesh, PartitionSpec(*spec)))
+    assert fingerprint(sharded) == fingerprint(jnp.asarray(array))
+
+
+def test_leaves_may_live_on_different_devices():
+    devices = jax.devices()
+    tree = {
+        "a": jax.device_put(jnp.ones(3), devices[0]),
+        "b": jax.device_put(jnp.ones(3), devices[-1]),
+    }
+    first, second = fingerprint(tree)
+    assert first == second
+
+
+def test_minus_zero_and_nan_patterns_are_told_apart():
+    bits = np.array([0x7FC00000, 0x7FC00001], np.uint32)
+    plain, payload = bits.view(np.float32)
+    assert fingerprint(jnp.float32(0.0)) != fingerprint(jnp.float32(-0.0))
+    assert fingerprint(jnp.array([plain])) != fingerprint(jnp.array([payload]))

@@ -1,0 +1,99 @@
+"""Copy and swap."""
+
+import fiddle as fdl
+import pytest
+
+from maxfdl.errors import MutationError
+from maxfdl.graph import as_text, copy, swap
+from maxfdl.graph.tags import ComputeDType
+from tests.graph.toys import mutations, ops, root
+from tests.graph.toys.experiments import small
+from tests.graph.toys.linen import layers as linen
+from tests.graph.toys.nnx import layers as nnx
+
+
+def test_a_copy_keeps_sharing_and_is_independent():
+    shared = small.linear()
+    cfg = fdl.Partial(nnx.Attention, q=shared, k=shared)
+    out = copy(cfg)
+    assert out == cfg and out.q is out.k and out.q is not shared
+
+
+def test_swap_keeps_shared_fields_and_sets_the_given_ones():
+    node = fdl.Partial(nnx.Linear, use_bias=True, dtype="float32")
+    swap(node, nnx.LoraLinear, rank=4)
+    assert fdl.get_callable(node) is nnx.LoraLinear
+    assert (node.use_bias, node.dtype, node.rank) == (True, "float32", 4)
+
+
+def test_swap_drops_fields_that_the_target_lacks():
+    node = fdl.Partial(nnx.LoraLinear, dtype="float32", rank=4)
+    swap(node, nnx.Linear)
+    assert "rank" not in node.__arguments__
+
+
+def test_an_unset_field_keeps_its_meaning_when_defaults_differ():
+    node = fdl.Partial(nnx.Linear)  # dtype is float32 by default
+    swap(node, nnx.LoraLinear)  # where it would be bfloat16
+    assert node.dtype == "float32"
+
+
+def test_a_field_that_equals_the_old_default_survives():
+    node = fdl.Partial(nnx.Linear, dtype="float32")
+    swap(node, nnx.LoraLinear)
+    assert node.dtype == "float32"
+
+
+def test_equal_defaults_are_not_written_down():
+    node = fdl.Partial(nnx.Linear)
+    swap(node, linen.Linear)
+    assert not node.__arguments__
+
+
+def test_tags_of_kept_fields_stay():
+    node = fdl.Partial(nnx.Linear, dtype="bfloat16", use_bias=True)
+    fdl.add_tag(node, "use_bias", ComputeDType)
+    swap(node, linen.Linear)
+    assert fdl.get_tags(node, "use_bias") == {ComputeDType}
+    assert fdl.get_tags(node, "dtype") == {ComputeDType}
+
+
+def test_tags_of_dropped_fields_go():
+    node = fdl.Partial(nnx.LoraLinear, rank=3)
+    fdl.add_tag(node, "rank", ComputeDType)
+    swap(node, nnx.Linear)
+    assert "rank" not in node.__argument_tags__
+
+
+def test_swap_to_the_same_callable_only_sets_fields():
+    node = fdl.Config(ops.Fp8Dot)
+    swap(node, ops.Fp8Dot, forward="e5m2")
+    assert node == fdl.Config(ops.Fp8Dot, forward="e5m2")
+
+
+def test_a_refused_swap_changes_nothing():
+    node = fdl.Partial(nnx.Linear, use_bias=True)
+    before = as_text(node)
+    with pytest.raises(MutationError) as error:
+        swap(node, nnx.LoraLinear, rnak=4)
+    assert str(error.value) == (
+        "tests.graph.toys.nnx.layers.LoraLinear has no field 'rnak'. Did you mean"
+        " 'rank'?"
+    )
+    assert as_text(node) == before
+    node.use_bias = False  # and still works
+
+
+def test_positional_arguments_are_refused():
+    def positional(a, /):
+        return a
+
+    node = fdl.Config(positional, 1)
+    with pytest.raises(MutationError, match="has positional arguments"):
+        swap(node, root.sgd)
+    assert fdl.get_callable(node) is positional
+
+
+def test_there_and_back_is_equal():
+    cfg = small.experiment()
+    assert mutations.to_nnx(mutations.to_linen(cfg)) == cfg

@@ -1,0 +1,3 @@
+"""A module with a real bug: it imports something that does not exist."""
+
+import maxfdl_no_such_dependency  # noqa: F401

@@ -1,0 +1,1 @@
+"""The same toy layers in Linen."""

@@ -1,0 +1,1 @@
+"""Toy layers in NNX."""

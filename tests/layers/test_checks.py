@@ -1,0 +1,44 @@
+"""Rules between the fields of one layer, in their words."""
+
+import types
+
+import pytest
+
+from maxfdl.layers.checks import check_attention, check_dropout, check_stack
+
+CASES = [
+    (check_attention, dict(num_heads=4, num_kv_heads=2, head_dim=8), []),
+    (
+        check_attention,
+        dict(num_heads=6, num_kv_heads=4, head_dim=8),
+        ["Attention num_heads (6) must be a multiple of num_kv_heads (4)."],
+    ),
+    (
+        check_attention,
+        dict(num_heads=6, num_kv_heads=0, head_dim=7),
+        [
+            "Attention num_heads (6) must be a multiple of num_kv_heads (0).",
+            "Attention head_dim (7) must be even to be rotated.",
+        ],
+    ),
+    (check_stack, dict(layers=[1], repeats=1), []),
+    (
+        check_stack,
+        dict(layers=[], repeats=0),
+        [
+            "Stack repeats (0) must be at least 1; drop the stack.",
+            "Stack layers must name at least one layer.",
+        ],
+    ),
+    (check_dropout, dict(rate=0.0), []),
+    (
+        check_dropout,
+        dict(rate=1.0),
+        ["Dropout rate (1.0) must be at least 0 and below 1."],
+    ),
+]
+
+
+@pytest.mark.parametrize(("check", "fields", "problems"), CASES)
+def test_says_what_is_wrong(check, fields, problems):
+    assert list(check(types.SimpleNamespace(**fields))) == problems

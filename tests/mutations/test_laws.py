@@ -1,0 +1,109 @@
+"""The laws that every mutation keeps on every experiment."""
+
+import itertools
+
+import fiddle as fdl
+import pytest
+
+from maxfdl import graph
+from maxfdl.errors import MutationError
+from maxfdl.graph.names import mutations
+from maxfdl.optim.schedules import WarmupCosine
+from tests import golden
+from tests.experiments.catalogue import MODULES, experiment
+from tests.mutations.cases import CASES, MUTATIONS, NOT_COMMUTING, apply, case
+
+each_mutation = pytest.mark.parametrize("name", MUTATIONS)
+each_pair = pytest.mark.parametrize("a, b", [*itertools.combinations(MUTATIONS, 2)])
+each_experiment = pytest.mark.parametrize("expression", MODULES)
+
+
+def assert_equal(a: fdl.Buildable, b: fdl.Buildable) -> None:
+    """Like `a == b`, but fast, and a failure shows what differs."""
+    assert graph.diff(a, b) == []
+
+
+def test_every_entry_is_of_a_mutation():
+    assert set(CASES) <= set(MUTATIONS)
+
+
+@each_mutation
+def test_it_says_what_it_does_and_when_it_fails(name):
+    doc = mutations()[name].__doc__ or ""
+    assert doc.startswith("Returns a copy of `cfg`") and "MutationError" in doc
+
+
+@each_mutation
+@each_experiment
+def test_the_input_is_untouched(expression, name):
+    cfg = graph.resolve(expression)
+    before = graph.as_text(cfg)
+    out = apply(cfg, case(name).call)
+    assert graph.as_text(cfg) == before and cfg == experiment(expression)
+    nodes = {id(node) for _, node in graph.iterate(cfg)}
+    assert not nodes & {id(node) for _, node in graph.iterate(out)}
+
+
+@each_mutation
+@each_experiment
+def test_twice_is_once(expression, name):
+    once = apply(experiment(expression), case(name).call)
+    assert_equal(apply(once, case(name).call), once)
+
+
+@each_mutation
+@each_experiment
+def test_the_inverse_restores_the_graph(expression, name):
+    cfg = experiment(expression)
+    assert apply(cfg, case(name).call, case(name).undo(cfg)) == cfg
+
+
+@each_pair
+@each_experiment
+def test_pairs_commute_or_the_later_wins(expression, a, b):
+    cfg, first, second = experiment(expression), case(a), case(b)
+    both = apply(cfg, first.call, second.call)
+    other_way = apply(cfg, second.call, first.call)
+    if first.decides == second.decides:
+        assert_equal(both, apply(cfg, second.call))
+        assert_equal(other_way, apply(cfg, first.call))
+    elif frozenset({a, b}) not in NOT_COMMUTING:
+        assert_equal(both, other_way)
+
+
+@each_mutation
+@each_experiment
+def test_the_result_is_valid_builds_and_is_saved(expression, name):
+    out = apply(experiment(expression), case(name).call)
+    assert graph.validate(out) is out
+    assert graph.load_json(graph.dump_json(out)) == out
+    assert graph.build(out) is not None
+
+
+@each_experiment
+def test_any_four_together_are_valid(expression):
+    for names in itertools.combinations(MUTATIONS, 4):
+        if len({case(name).decides for name in names}) == 4:
+            calls = [case(name).call for name in names]
+            graph.validate(apply(experiment(expression), *calls))
+
+
+@each_mutation
+def test_without_its_target_it_says_what_there_is(name):
+    cfg = fdl.Config(WarmupCosine, peak=1.0, warmup_steps=1)
+    with pytest.raises(MutationError, match="in this graph, which holds WarmupCosine"):
+        apply(cfg, case(name).call)
+
+
+@each_mutation
+def test_its_diff_is_the_golden_one(name):
+    cfg = experiment("experiments.llama2_nnx")
+    call = case(name).call
+    lines = graph.diff(cfg, apply(cfg, call)) or ["identical"]
+    text = "\n".join([f"experiments.llama2_nnx+{call}", *lines]) + "\n"
+    golden.check(f"llama2_nnx+{name}.diff", text)
+
+
+def test_no_golden_is_left_of_a_mutation_that_is_gone():
+    names = {f"llama2_nnx+{name}.diff" for name in MUTATIONS}
+    assert {path.name for path in golden.FOLDER.glob("*.diff")} == names

@@ -1,0 +1,98 @@
+"""count_flops against products counted by hand."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+from maxfdl.ops.attention import CausalMask, DotProductAttention
+from maxfdl.ops.cost import count_flops, declare_flops
+from maxfdl.ops.dot import Dot
+
+M, K, N = 3, 5, 7
+PRODUCT = 2 * M * K * N
+A, B = jnp.ones((M, K)), jnp.ones((K, N))
+
+
+def test_a_product_costs_two_per_multiplication():
+    assert count_flops(jnp.matmul, A, B) == PRODUCT
+
+
+def test_arguments_may_be_abstract():
+    abstract = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (A, B)]
+    assert count_flops(jnp.matmul, *abstract) == PRODUCT
+
+
+def test_elementwise_work_is_free():
+    assert count_flops(lambda a: jnp.exp(a) + a, A) == 0
+
+
+def test_batched_products_count_once_per_batch():
+    batched = jax.vmap(jnp.matmul, (0, None))
+    assert count_flops(batched, jnp.ones((4, M, K)), B) == 4 * PRODUCT
+
+
+def test_a_product_over_several_dims_counts_all_of_them():
+    x, kernel = jnp.ones((2, 3, 4)), jnp.ones((3, 4, 5))
+    product = lambda x, k: Dot()(x, k, contract=2)  # noqa: E731
+    assert count_flops(product, x, kernel) == 2 * 2 * 12 * 5
+
+
+def test_a_scan_counts_every_trip():
+    def loop(a, b):
+        return lax.scan(lambda c, _: (c, a @ b), 0.0, length=11)
+
+    assert count_flops(loop, A, B) == 11 * PRODUCT
+
+
+def test_scans_inside_scans_multiply():
+    def inner(a, b):
+        return lax.scan(lambda c, _: (c, a @ b), 0.0, length=3)
+
+    def outer(a, b):
+        return lax.scan(lambda c, _: (c, inner(a, b)), 0.0, length=5)
+
+    assert count_flops(outer, A, B) == 15 * PRODUCT
+
+
+def test_a_conditional_counts_its_dearer_branch():
+    def choose(flag, a, b):
+        return lax.cond(flag, lambda: a @ b, lambda: (a @ b) + (2 * a) @ b)
+
+    assert count_flops(choose, True, A, B) == 2 * PRODUCT
+
+
+def test_jit_changes_nothing():
+    assert count_flops(jax.jit(jnp.matmul), A, B) == PRODUCT
+
+
+@pytest.mark.parametrize("product", [jnp.matmul, Dot()], ids=["matmul", "Dot"])
+def test_gradients_by_both_operands_cost_two_more_products(product):
+    def gradients(a, b):
+        return jax.grad(lambda a, b: jnp.sum(product(a, b) ** 2), (0, 1))(a, b)
+
+    assert count_flops(gradients, A, B) == 3 * PRODUCT
+
+
+def test_recomputation_counts():
+    def gradients(a, b):
+        again = jax.checkpoint(lambda a, b: jnp.sin(a @ b))
+        return jax.grad(lambda a, b: jnp.sum(again(a, b)), (0, 1))(a, b)
+
+    assert count_flops(gradients, A, B) == 4 * PRODUCT
+
+
+def test_a_declared_cost_stands_for_whatever_is_inside():
+    declared = declare_flops(jnp.matmul, 1234)
+    assert count_flops(declared, A, B) == 1234
+    assert count_flops(lambda a, b: declared(a, b) + a @ b, A, B) == 1234 + PRODUCT
+    assert (declared(A, B) == A @ B).all()
+
+
+def test_causal_attention_counts_half_of_its_scores():
+    rows, tokens, heads, width = 2, 70, 4, 8
+    q = jnp.ones((rows, tokens, heads, width))
+    kv = jnp.ones((rows, tokens, 2, width))
+    mask = CausalMask(jnp.broadcast_to(jnp.arange(tokens), (rows, tokens)), None)
+    whole = 4 * rows * tokens**2 * heads * width
+    assert count_flops(DotProductAttention("xla"), q, kv, kv, mask) == whole // 2

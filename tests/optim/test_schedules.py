@@ -1,0 +1,73 @@
+"""Learning rates by step."""
+
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maxfdl.optim.schedules import WarmupCosine
+from tests import goldens
+
+
+def values(schedule, steps, upto):
+    return [float(schedule(jnp.int32(step), steps)) for step in range(upto)]
+
+
+@pytest.mark.parametrize(
+    ("name", "final_fraction"), [("cosine", 0.0), ("cosine_min_lr_0.1", 0.1)]
+)
+def test_agrees_with_transformers(name, final_fraction):
+    golden = goldens.topic("schedules")
+    settings = golden["params"]
+    schedule = WarmupCosine(
+        peak=settings["base_lr"],
+        warmup_steps=settings["warmup"],
+        final_fraction=final_fraction,
+    )
+    upto = settings["total"] + 1
+    ours = values(schedule, settings["total"], upto)
+    # Theirs is float64; ours is float32, and 1 + cos loses digits near the end.
+    atol = settings["base_lr"] * 2e-7
+    np.testing.assert_allclose(ours, golden["scalars"][name][:upto], rtol=0, atol=atol)
+
+
+def test_rises_in_a_line_to_the_peak_and_falls_to_its_fraction():
+    schedule = WarmupCosine(peak=2.0, warmup_steps=4, final_fraction=0.25)
+    rates = values(schedule, 12, 13)
+    np.testing.assert_allclose(rates[:5], [0, 0.5, 1, 1.5, 2])
+    assert rates[8] == pytest.approx((2 + 0.5) / 2)  # half way down
+    assert rates[12] == pytest.approx(0.5)
+    assert all(a > b for a, b in zip(rates[4:], rates[5:], strict=False))
+
+
+def test_stays_where_it_ended():
+    rates = values(WarmupCosine(peak=2.0, final_fraction=0.25), 5, 20)
+    assert rates[5:] == [0.5] * 15
+
+
+def test_without_warmup_the_first_step_has_the_peak():
+    assert values(WarmupCosine(peak=3.0), 10, 1) == [3.0]
+
+
+def test_a_run_shorter_than_its_warmup_is_finite():
+    rates = values(WarmupCosine(peak=1.0, warmup_steps=10), 5, 15)
+    assert np.all(np.isfinite(rates)) and rates[5] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        (
+            dict(warmup_steps=-1, final_fraction=0.1),
+            "WarmupCosine warmup_steps (-1) must be at least 0.",
+        ),
+        (
+            dict(warmup_steps=0, final_fraction=1.5),
+            "WarmupCosine final_fraction (1.5) must lie between 0 and 1.",
+        ),
+    ],
+)
+def test_refuses_what_makes_no_schedule(fields, problem):
+    node = types.SimpleNamespace(peak=1.0, **fields)
+    assert list(WarmupCosine.check_config(node)) == [problem]

@@ -1,0 +1,70 @@
+"""The shape of the device mesh, and what it refuses."""
+
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from maxfdl.errors import UserError
+from maxfdl.sharding.mesh import MeshShape, axis_names
+
+
+@pytest.mark.parametrize(
+    ("shape", "sizes"),
+    [
+        (MeshShape(), (1, 8, 1)),
+        (MeshShape(data=8, fsdp=1), (8, 1, 1)),
+        (MeshShape(data=-1, fsdp=2), (4, 2, 1)),
+        (MeshShape(fsdp=4, tensor=2), (1, 4, 2)),
+        (MeshShape(data=2, fsdp=2, tensor=2), (2, 2, 2)),
+    ],
+)
+def test_fills_eight_devices(shape, sizes):
+    assert tuple(shape.sizes(8).values()) == sizes
+    mesh = shape.build(jax.devices()[:8])
+    assert mesh.axis_names == axis_names() == ("data", "fsdp", "tensor")
+    assert mesh.devices.shape == sizes
+
+
+def test_one_device_is_a_mesh_too():
+    assert MeshShape().build(jax.devices()[:1]).size == 1
+
+
+def test_the_tensor_axis_is_innermost():
+    """Devices that exchange most are neighbours."""
+    mesh = MeshShape(fsdp=4, tensor=2).build(jax.devices()[:8])
+    ids = np.vectorize(lambda device: device.id)(mesh.devices)
+    np.testing.assert_array_equal(ids[0], [[0, 1], [2, 3], [4, 5], [6, 7]])
+
+
+@pytest.mark.parametrize(
+    "shape", [MeshShape(fsdp=3), MeshShape(fsdp=16), MeshShape(fsdp=-1, tensor=3)]
+)
+def test_refuses_a_number_of_devices_that_it_does_not_fill(shape):
+    with pytest.raises(UserError) as error:
+        shape.sizes(8)
+    axes = f"{{'data': 1, 'fsdp': {shape.fsdp}, 'tensor': {shape.tensor}}}"
+    assert str(error.value) == (
+        f"mesh {axes} does not fit 8 devices: the axes must multiply to that number;"
+        " set one of them to -1 to take what is left."
+    )
+
+
+@pytest.mark.parametrize(
+    ("axes", "problem"),
+    [
+        ((0, 1, 1), "({0}) must be positive, or -1 for the rest."),
+        ((1, -2, 1), "({0}) must be positive, or -1 for the rest."),
+        ((-1, -1, 1), "({0}) may have one -1."),
+    ],
+)
+def test_refuses_sizes_that_make_no_sense(axes, problem):
+    sizes = dict(zip(axis_names(), axes, strict=True))
+    node = types.SimpleNamespace(**sizes)
+    expected = f"MeshShape axes {problem.format(sizes)}"
+    assert list(MeshShape.check_config(node)) == [expected]
+
+
+def test_accepts_sizes_that_do():
+    assert not list(MeshShape.check_config(MeshShape(data=2, fsdp=-1, tensor=2)))

@@ -1,0 +1,125 @@
+"""Rules on a mesh: who is cut by what, and which sizes are refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from maxfdl import graph
+from maxfdl.errors import UserError
+from maxfdl.sharding.mesh import MeshShape
+from maxfdl.sharding.rules import AxisRules
+from maxfdl.sharding.sharding import Sharding
+from tests import tiny
+
+
+@pytest.fixture
+def on():
+    """Makes a Sharding on a mesh of eight devices."""
+
+    def make(rules=None, **axes):
+        mesh = MeshShape(**axes).build(jax.devices()[:8])
+        return Sharding(mesh, rules or AxisRules())
+
+    return make
+
+
+def test_a_dim_is_cut_by_the_axes_that_its_rule_names(on):
+    sharding = on(fsdp=4, tensor=2)
+    assert sharding.spec(("embed", "heads", "head_dim")) == P("fsdp", "tensor", None)
+    assert sharding.spec(("vocab", "embed")) == P("tensor", "fsdp")
+    assert sharding.spec(("layers", "norm")) == P(None, None)
+
+
+def test_axes_of_size_one_are_left_out(on):
+    assert on(data=8, fsdp=1).spec(("embed", "mlp")) == P(None, None)
+    assert on(data=2, fsdp=4).spec(("batch", "sequence")) == P(("data", "fsdp"), None)
+    assert on(data=8, fsdp=1).spec(("batch", "sequence")) == P("data", None)
+
+
+def test_a_mesh_axis_serves_the_first_dim_that_asks(on):
+    assert on(fsdp=8).spec(("batch", "sequence", "embed")) == P("fsdp", None, None)
+    both = on(AxisRules(embed=("fsdp", "tensor")), fsdp=4, tensor=2)
+    assert both.spec(("embed", "mlp")) == P(("fsdp", "tensor"), None)
+    assert both.spec(("mlp", "embed")) == P("tensor", "fsdp")
+
+
+def test_a_weight_is_whole_for_use_but_for_its_tensor_parts(on):
+    sharding = on(fsdp=4, tensor=2)
+    stored = jax.device_put(jnp.ones((8, 6)), sharding.named(("embed", "mlp")))
+    assert stored.addressable_shards[0].data.shape == (2, 3)
+    used = jax.jit(lambda x: sharding.gather(x, ("embed", "mlp")))(stored)
+    assert used.addressable_shards[0].data.shape == (8, 3)
+
+
+def test_activations_lie_where_their_rows_do(on):
+    sharding = on(data=2, fsdp=2, tensor=2)
+    x = jnp.ones((4, 3, 8))
+    y = jax.jit(lambda x: sharding.constrain(x, ("batch", "sequence", "embed")))(x)
+    assert y.addressable_shards[0].data.shape == (1, 3, 8)
+    np.testing.assert_array_equal(y, x)
+
+
+def test_check_accepts_what_can_be_cut(on):
+    on(fsdp=4, tensor=2).check("w", (8, 6), ("embed", "mlp"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "problem"),
+    [
+        (
+            (6, 8),
+            ("embed", "mlp"),
+            "'embed' of size 6 cannot be cut into 4 by mesh axis fsdp; change the"
+            " size, the mesh, or sharding.embed.",
+        ),
+        (
+            (8, 5),
+            ("embed", "heads"),
+            "'heads' of size 5 cannot be cut into 2 by mesh axis tensor; change the"
+            " size, the mesh, or sharding.heads.",
+        ),
+    ],
+)
+def test_check_says_what_cannot_be_cut(on, shape, axes, problem):
+    with pytest.raises(UserError) as error:
+        on(fsdp=4, tensor=2).check("mlp/up/kernel", shape, axes)
+    assert str(error.value) == f"mlp/up/kernel: dim {problem}"
+
+
+def test_check_names_all_axes_that_cut_a_dim(on):
+    with pytest.raises(UserError, match="into 8 by mesh axis data x fsdp"):
+        on(data=2, fsdp=4).check("batch", (4,), ("batch",))
+
+
+def mesh(**axes):
+    def mutate(config):
+        config = graph.copy(config)
+        for name, size in axes.items():
+            setattr(config.mesh, name, size)
+        return config
+
+    return mutate
+
+
+def test_an_experiment_refuses_a_parameter_that_its_mesh_cannot_cut():
+    program = tiny.program(tiny.experiment(mesh(fsdp=1, tensor=8), mlp=64), 8)
+    with pytest.raises(UserError) as error:
+        program.init()
+    assert str(error.value) == (
+        "decoder/stacks_0/layers_0/attention/key/kernel: dim 'kv_heads' of size 2"
+        " cannot be cut into 8 by mesh axis tensor; change the size, the mesh, or"
+        " sharding.kv_heads."
+    )
+
+
+def test_an_experiment_refuses_a_batch_that_its_mesh_cannot_cut():
+    config = tiny.experiment()
+    config.batch_size = 6
+    with pytest.raises(UserError) as error:
+        tiny.program(config, 8)
+    assert str(error.value) == (
+        "batch_size, sequence_length: dim 'batch' of size 6 cannot be cut into 8 by"
+        " mesh axis fsdp; change the size, the mesh, or sharding.batch."
+    )

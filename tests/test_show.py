@@ -1,0 +1,113 @@
+"""`python -m maxfdl.show`."""
+
+import json
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from tests import golden
+
+ROOT = pathlib.Path(__file__).parents[1]
+SEVEN_B = "experiments.llama2_nnx(size=7b)"
+
+
+def show(*args: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "maxfdl.show", *args],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_text_is_the_golden_one():
+    done = show("experiments.llama2_smoke", "mesh(fsdp=4,tensor=2)")
+    assert (done.returncode, done.stderr) == (0, "")
+    golden.check("llama2_smoke.show", done.stdout)
+
+
+def test_seven_billion_on_256_devices_takes_less_than_ten_seconds(tmp_path):
+    file = tmp_path / "facts.json"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = show(SEVEN_B, "to_linen", "mesh(fsdp=256)", f"--json={file}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    # The processor's seconds: the clock's would count what else the machine does.
+    assert after.ru_utime - before.ru_utime < 10
+    facts = json.loads(file.read_text())
+    assert facts["num_parameters"] == 6_738_415_616
+    assert "parameters: 6,738,415,616 (" in done.stdout
+    assert "fsdp 256 x tensor 1 = 256 devices (1 cpu here)" in done.stdout
+    assert "attention: xla (cpu)" in done.stdout
+
+
+def test_json_holds_what_the_text_says(tmp_path):
+    file = tmp_path / "facts.json"
+    show("experiments.llama2_smoke", "mesh(fsdp=4,tensor=2)", f"--json={file}")
+    facts = json.loads(file.read_text())
+    assert set(facts) == {
+        "name",
+        "platform",
+        "devices_here",
+        "attention",
+        "num_parameters",
+        "num_parameters_by_role",
+        "num_devices",
+        "tokens_per_step",
+        "flops_per_token",
+        "flops_per_step",
+        "parameters",
+        "mesh",
+        "batch_size",
+        "sequence_length",
+        "batch_sharding",
+        "state_bytes_per_device",
+        "modules",
+    }
+    assert facts["mesh"] == {"data": 1, "fsdp": 4, "tensor": 2}
+    assert facts["attention"] == ["xla"]
+    assert facts["parameters"][0] == {
+        "path": "decoder/stacks_0/layers_0/attention/key/kernel",
+        "role": "kernel",
+        "shape": [2, 32, 2, 8],
+        "dtype": "float32",
+        "axes": ["layers", "embed", "kv_heads", "head_dim"],
+        "sharding": [None, "fsdp", "tensor", None],
+        "bytes_per_device": 2 * 8 * 1 * 8 * 4,
+    }
+    state = facts["state_bytes_per_device"]
+    assert state["params"] == sum(p["bytes_per_device"] for p in facts["parameters"])
+    assert state.pop("total") == sum(state.values())
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (
+            [SEVEN_B, "mesh(tensor=3)"],
+            "decoder/stacks_0/layers_0/attention/key/kernel: dim 'kv_heads' of size 32"
+            " cannot be cut into 3 by mesh axis tensor; change the size, the mesh, or"
+            " sharding.kv_heads.",
+        ),
+        (
+            ["experiments.llama2_smoke", "--json=no/such/folder/facts.json"],
+            "--json=no/such/folder/facts.json cannot be written (No such file or"
+            " directory); give a file in a directory that exists.",
+        ),
+    ],
+)
+def test_mistakes_are_one_line_and_code_2(args, message):
+    done = show(*args)
+    assert (done.returncode, done.stderr) == (2, f"error: {message}\n")
+
+
+def test_show_and_bench_share_their_flags_in_one_process():
+    import maxfdl.bench
+    import maxfdl.show
+
+    assert maxfdl.show.json_file is maxfdl.bench.json_file

@@ -1,0 +1,85 @@
+"""Tests of stopping between two steps."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from maxfdl.train.signals import StopRequest
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_the_first_signal_becomes_a_flag(name):
+    with StopRequest() as stop:
+        assert stop.requested is None
+        os.kill(os.getpid(), getattr(signal, name))
+        assert stop.requested == name
+
+
+def test_one_process_stops_after_the_step_under_way():
+    with StopRequest() as stop:
+        assert not stop.reached(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.reached(2)
+
+
+def test_a_second_ctrl_c_interrupts_at_once():
+    with StopRequest(), pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_second_sigterm_changes_nothing():
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested == "SIGTERM"
+
+
+def test_the_old_handlers_come_back():
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(RuntimeError), StopRequest():
+        assert signal.getsignal(signal.SIGTERM) not in before
+        raise RuntimeError
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_in_another_thread_it_does_nothing():
+    seen = []
+
+    def work():
+        with StopRequest() as stop:
+            seen.append(stop.requested)
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [None]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+LOOP = """
+import time
+from maxfdl.train.signals import StopRequest
+
+with StopRequest() as stop:
+    print("started", flush=True)
+    while not stop.requested:
+        time.sleep(0.01)
+print("saved after", stop.requested)
+"""
+
+
+def test_a_loop_in_a_process_of_its_own_ends_in_order():
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOOP], stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout.readline() == "started\n"
+        process.terminate()
+        assert process.stdout.read() == "saved after SIGTERM\n"
+    assert process.returncode == 0
