@@ -5,7 +5,7 @@ from typing import Literal
 import fiddle as fdl
 
 from fdl_configs import data, optimizers
-from fdl_configs.models.llama2 import llama2, llama2_7b, llama2_13b, llama2_70b
+from fdl_configs.models.llama import llama, llama2_7b, llama2_13b, llama2_70b
 from fdl_configs.runs import pretrain
 from maxfdl.experiment import Experiment
 
@@ -35,7 +35,7 @@ def experiment(size: Size = "tiny") -> fdl.Config[Experiment]:
 def _tiny() -> fdl.Config[Experiment]:
     config = pretrain(
         name="llama2_tiny",
-        model=llama2(
+        model=llama(
             features=128,
             num_layers=4,
             num_heads=4,

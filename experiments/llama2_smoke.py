@@ -3,7 +3,7 @@
 import fiddle as fdl
 
 from fdl_configs import data, optimizers
-from fdl_configs.models.llama2 import llama2
+from fdl_configs.models.llama import llama
 from fdl_configs.runs import pretrain
 from maxfdl.experiment import Experiment
 
@@ -12,7 +12,7 @@ def experiment() -> fdl.Config[Experiment]:
     """Trains 20 steps on Python's own sources, logs every one and saves the last."""
     config = pretrain(
         name="llama2_smoke",
-        model=llama2(
+        model=llama(
             features=32,
             num_layers=2,
             num_heads=4,

@@ -3,7 +3,7 @@
 import fiddle as fdl
 
 from fdl_configs import data, optimizers
-from fdl_configs.models.llama2 import llama2
+from fdl_configs.models.llama import llama
 from fdl_configs.runs import pretrain
 from maxfdl.experiment import Experiment
 
@@ -12,7 +12,7 @@ def experiment() -> fdl.Config[Experiment]:
     """For `maxfdl.bench`: 60 million parameters, 2048 tokens a step, float32."""
     config = pretrain(
         name="maxtext_shape",
-        model=llama2(
+        model=llama(
             features=512,
             num_layers=8,
             num_heads=8,

@@ -34,6 +34,8 @@ class Experiment:
       trainer: The step, and the rhythm of the loop.
       checkpoint: What is saved when; None saves nothing.
       metrics: Where metrics go.
+      init_from: Whose weights step 0 has: a model folder of Hugging Face, or the
+        directory of a run with this network. None draws them from `seed`.
       seed: Of weights, dropout and the order of documents.
       steps: Optimizer steps of the whole run.
       batch_size: Sequences in the global batch of one step.
@@ -51,6 +53,7 @@ class Experiment:
     trainer: Callable[..., Trainer]
     checkpoint: Callable[..., Checkpointer] | None
     metrics: Callable[..., MetricWriter]
+    init_from: str | None = None
     seed: int = 0
     steps: int
     batch_size: int

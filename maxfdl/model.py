@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
 
+from maxfdl.layers.cache import EmptyCache
 from maxfdl.layers.context import Context
 from maxfdl.layers.linen.module import Declared
 from maxfdl.layers.nnx.module import State, declaration_of, flat_names
@@ -36,12 +37,14 @@ class Output:
       unembedding: Makes logits of hidden vectors; a loss may do so tile by tile.
       state: The layers' new state.
       sinks: Side results of layers by path; those of a stack have a leading dim.
+      cache: What the next call of a cached document needs; empty without `cache`.
     """
 
     hidden: jax.Array
     unembedding: Unembedding
     state: Tree
     sinks: dict[str, Any]
+    cache: dict[str, Any]
 
     @property
     def logits(self) -> jax.Array:
@@ -93,6 +96,7 @@ class Model:
         segment_ids: jax.Array | None = None,
         positions: jax.Array | None = None,
         key: jax.Array | None = None,
+        cache: Mapping[str, Any] | EmptyCache | None = None,
     ) -> Output:
         """Runs the network.
 
@@ -102,12 +106,17 @@ class Model:
           segment_ids: [B, T] document of each token; None: a row is one document.
           positions: [B, T] place in the document; None: 0..T-1.
           key: Randomness of this step; None switches dropout off.
+          cache: `EmptyCache(length)` begins documents, one a row, of up to `length`
+            tokens; what an earlier output held as `cache` goes on with them, and then
+            `positions` must be given. Padding has the position NOWHERE.
         """
         if positions is None:
+            if isinstance(cache, Mapping):
+                raise ValueError("Model.apply with a cache needs positions [B, T].")
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        context = Context(positions, segment_ids, key, self.sharding)
+        context = Context(positions, segment_ids, key, self.sharding, cache=cache)
         hidden, unembedding, state = self._run(variables, tokens, context)
-        return Output(hidden, unembedding, state, context.sinks)
+        return Output(hidden, unembedding, state, context.sinks, context.kept)
 
     def logits(self, variables: Mapping[str, Any], tokens: jax.Array, **kwargs):
         """Returns [B, T, V] float32 logits; keywords as `apply`."""

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from fdl_configs import data, optimizers
-from fdl_configs.models.llama2 import llama2
+from fdl_configs.models.llama import llama
 from fdl_configs.runs import pretrain
 from maxfdl import graph
 from maxfdl.experiment import Experiment
@@ -30,7 +30,7 @@ def experiment(*mutations: Callable, **model_fields) -> fdl.Config[Experiment]:
     )
     config = pretrain(
         name="tiny",
-        model=llama2(**sizes | model_fields),
+        model=llama(**sizes | model_fields),
         data=data.synthetic(),
         optimizer=optimizers.adamw(peak=1e-2, warmup_steps=4),
         steps=20,

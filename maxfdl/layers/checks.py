@@ -11,6 +11,11 @@ def check_attention(node):
         yield f"Attention head_dim ({node.head_dim}) must be even to be rotated."
 
 
+def check_latent_attention(node):
+    if node.rope_dim < 2 or node.rope_dim % 2:
+        yield f"LatentAttention rope_dim ({node.rope_dim}) must be even to be rotated."
+
+
 def check_stack(node):
     if node.repeats < 1:
         yield f"Stack repeats ({node.repeats}) must be at least 1; drop the stack."
@@ -21,3 +26,41 @@ def check_stack(node):
 def check_dropout(node):
     if not 0.0 <= node.rate < 1.0:
         yield f"Dropout rate ({node.rate}) must be at least 0 and below 1."
+
+
+def check_convolution(node):
+    if node.width < 1:
+        yield f"CausalConvolution width ({node.width}) must be at least 1 token."
+
+
+def check_gated_delta_net(node):
+    if node.num_key_heads < 1 or node.num_value_heads % node.num_key_heads:
+        yield (
+            f"GatedDeltaNet num_value_heads ({node.num_value_heads}) must be a multiple"
+            f" of num_key_heads ({node.num_key_heads})."
+        )
+
+
+def check_moe(node):
+    if node.shared_gate is not None and node.shared is None:
+        yield "MoE shared_gate must be None where shared is: it has nothing to gate."
+    routing = node.router.routing
+    if routing is None or routing.k is None:
+        return  # which the router's own node says
+    if routing.k > node.num_experts:
+        yield f"TopK k ({routing.k}) must not exceed num_experts ({node.num_experts})."
+    limit = routing.limit
+    if limit is None or not (limit.groups and limit.kept and limit.best):
+        return
+    size = node.num_experts // limit.groups
+    if node.num_experts % limit.groups:
+        yield (
+            f"GroupLimit groups ({limit.groups}) must divide num_experts"
+            f" ({node.num_experts})."
+        )
+    elif limit.best > size or routing.k > limit.kept * size:
+        yield (
+            f"GroupLimit best ({limit.best}) and TopK k ({routing.k}) must not exceed"
+            f" the experts of one group ({size}) and of all kept ones"
+            f" ({limit.kept * size})."
+        )

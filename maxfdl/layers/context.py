@@ -1,13 +1,15 @@
 """What every layer is told about the call, and where it leaves side results."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from jax.typing import DTypeLike
 
+from maxfdl.layers.cache import EmptyCache
 from maxfdl.layers.parameter import path_hash
+from maxfdl.ops.mask import Places
 from maxfdl.sharding.sharding import Sharding
 
 
@@ -21,7 +23,9 @@ class Context:
       key: Randomness of this step; None switches dropout off.
       sharding: Where arrays lie; None on a single device.
       path: Names from the model down to the layer that holds this context.
+      cache: What earlier calls left for this one, by path; None: nothing is kept.
       sinks: Side results by path, filled by `emit` during one trace.
+      kept: Caches for the next call by path, filled by `store` during one trace.
     """
 
     positions: jax.Array
@@ -29,16 +33,28 @@ class Context:
     key: jax.Array | None = None
     sharding: Sharding | None = None
     path: tuple[str, ...] = ()
+    cache: Mapping[str, Any] | EmptyCache | None = None
     sinks: dict[str, Any] = dataclasses.field(default_factory=dict)
+    kept: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def places(self) -> Places:
+        return Places(self.positions, self.segment_ids)
 
     def at(self, name: str) -> "Context":
         """Returns the context of the child called `name`."""
         return dataclasses.replace(self, path=(*self.path, name))
 
-    def for_layer(self, index: jax.Array | int) -> "Context":
-        """Returns the context of repeat `index` of a stack: own key, empty sinks."""
+    def for_layer(
+        self, index: jax.Array | int, cache: Mapping[str, Any] | None = None
+    ) -> "Context":
+        """Returns the context of repeat `index` of a stack: own key, nothing emitted.
+
+        `cache` is what `stacked_cache` gives, cut to this repeat.
+        """
         key = None if self.key is None else jax.random.fold_in(self.key, index)
-        return dataclasses.replace(self, key=key, sinks={})
+        cache = self.cache if not isinstance(self.cache, Mapping) else cache
+        return dataclasses.replace(self, key=key, cache=cache, sinks={}, kept={})
 
     def layer_key(self) -> jax.Array:
         """Returns the key of this place: by step, repeat and path, never by order."""
@@ -51,10 +67,37 @@ class Context:
         assert path not in self.sinks, f"sink {path} was filled twice"
         self.sinks[path] = value
 
-    def collect(self, sinks: Mapping[str, Any]) -> None:
-        """Takes over the side results of an inner context, such as a stack's."""
+    def collect(self, sinks: Mapping[str, Any], kept: Mapping[str, Any]) -> None:
+        """Takes over what an inner context, such as a stack's, was left."""
         assert not self.sinks.keys() & sinks.keys()
         self.sinks.update(sinks)
+        self.kept.update(kept)
+
+    @property
+    def starts_cache(self) -> bool:
+        """Whether nothing comes before the tokens of this call that caches them."""
+        return isinstance(self.cache, EmptyCache)
+
+    def cached(self, make: Callable[[int], Any]) -> Any | None:
+        """Returns this layer's cache; None if the call keeps none.
+
+        The call that starts caches gets `make(length)`, an empty one for that many
+        tokens.
+        """
+        if isinstance(self.cache, EmptyCache):
+            return make(self.cache.length)
+        return None if self.cache is None else self.cache["/".join(self.path)]
+
+    def store(self, value: Any) -> None:
+        """Keeps this layer's cache for the next call."""
+        self.kept["/".join(self.path)] = value
+
+    def stacked_cache(self) -> dict[str, Any]:
+        """Returns the caches below this path, whose arrays count repeats."""
+        if not isinstance(self.cache, Mapping):
+            return {}
+        prefix = "/".join((*self.path, ""))
+        return {k: v for k, v in self.cache.items() if k.startswith(prefix)}
 
     def constrain(self, x: jax.Array, *axes: str) -> jax.Array:
         """Pins activations to the mesh by the logical names of their dims."""
@@ -67,3 +110,8 @@ class Context:
         """
         value = value.astype(dtype)
         return value if self.sharding is None else self.sharding.gather(value, axes)
+
+
+def apply_if(layer: Any | None, x: jax.Array, context: Context) -> jax.Array:
+    """Returns `layer(x, context)`, or `x` where there is no such layer."""
+    return x if layer is None else layer(x, context)

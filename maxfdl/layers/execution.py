@@ -103,13 +103,13 @@ def run_stack(
 ) -> tuple[jax.Array, Any]:
     """Runs all repeats and returns the output and the new stacked state.
 
-    Side results of the layers come out stacked too, under the stack's path.
+    Side results and caches of the layers come out stacked too, under their path.
     """
 
-    def one_repeat(x, params, state, index):
-        inner = context.for_layer(index)
+    def one_repeat(x, params, state, cache, index):
+        inner = context.for_layer(index, cache)
         x, state = layer_fn(params, state, x, inner)
-        return x, (state, inner.sinks)
+        return x, (state, inner.sinks, inner.kept)
 
     one_repeat = rematerialised(one_repeat, remat, not execution.in_loop)
     repeats = jax.tree.leaves(params)[0].shape[0]
@@ -117,8 +117,9 @@ def run_stack(
     def body(x, per_repeat):
         return one_repeat(x, *per_repeat)
 
-    x, (state, sinks) = execution(
-        body, x, (params, state, jax.numpy.arange(repeats, dtype="uint32"))
+    indexes = jax.numpy.arange(repeats, dtype="uint32")
+    x, (state, sinks, kept) = execution(
+        body, x, (params, state, context.stacked_cache(), indexes)
     )
-    context.collect(sinks)
+    context.collect(sinks, kept)
     return x, state

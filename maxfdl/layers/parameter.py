@@ -29,6 +29,7 @@ class Parameter:
       role: What it is to an optimizer: weight decay and learning rates go by it.
       contracted: Leading dims of a kernel that a product sums over; the rest are
         outputs. 0 for what is no kernel.
+      batched: Dims before those that number kernels of the same kind, one per expert.
       repeats: Layers of the stack that holds it; the array has them as leading dim.
         None outside stacks.
     """
@@ -38,6 +39,7 @@ class Parameter:
     init: Initializer
     role: Role
     contracted: int = 0
+    batched: int = 0
     repeats: int | None = None
 
     def __post_init__(self):
@@ -73,7 +75,7 @@ class Parameter:
 
     @property
     def fan_in(self) -> int:
-        return math.prod(self.shape[: self.contracted])
+        return math.prod(self.shape[self.batched :][: self.contracted])
 
     def abstract(self, dtype: str) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(self.full_shape, jnp.dtype(dtype))

@@ -35,11 +35,21 @@ def to_nnx(cfg: C) -> C:
 
 
 def _to_family(cfg: C, family: str, backend: type[Model]) -> C:
+    out = with_layers_of(cfg, family)
+    for model in nodes_of(out, Model):
+        swap(model, backend)
+    return out
+
+
+def with_layers_of(cfg: C, family: str) -> C:
+    """Returns a copy of `cfg`, which may be a network alone, with layers of a family.
+
+    Raises:
+      MutationError: If there is no layer, or one that has no twin.
+    """
     out = copy(cfg)
     for layer in nodes_of(out, is_layer):
         swap(layer, _twin(fdl.get_callable(layer), family))
-    for model in nodes_of(out, Model):
-        swap(model, backend)
     return out
 
 

@@ -1,85 +1,91 @@
 """Scaled dot-product attention over packed rows.
 
-Letters: B rows, T tokens, H query heads, G key-value heads (H is a multiple of G),
-R = H / G, K width of a head.
+Letters: B rows, T queries, S keys, H query heads, G key-value heads (H is a multiple of
+G), R = H / G, K width of a query and key, V width of a value.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from maxfdl.ops.cost import declare_flops
+from maxfdl.ops.mask import Mask
 
 Implementation = Literal["auto", "xla", "cudnn", "tokamax"]
 
 _MASKED = -1e30  # finite, so that a row without a visible key is no NaN
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class CausalMask:
-    """A query may see a key of the same document that is not after it.
-
-    Args:
-      positions: [B, T] place in the document; restarts with each.
-      segment_ids: [B, T] document; None: a row is one.
-    """
-
-    positions: Int[Array, "B T"]
-    segment_ids: Int[Array, "B T"] | None
-
-    def visible(self, queries: slice, keys: slice) -> Bool[Array, "B q k"]:
-        """Returns which of `keys` each of `queries` may see."""
-        seen = self.positions[:, queries, None] >= self.positions[:, None, keys]
-        if self.segment_ids is not None:
-            ids = self.segment_ids
-            seen &= ids[:, queries, None] == ids[:, None, keys]
-        return seen
-
-    def dense(self) -> Bool[Array, "B T T"]:
-        everything = slice(None)
-        return self.visible(everything, everything)
-
-
 @dataclasses.dataclass(frozen=True)
 class DotProductAttention:
-    """`softmax(q k^T / sqrt(K) + mask) v`, grouped-query where H > G.
+    """`softmax(cap(scale q k^T) + mask) v`, grouped-query where H > G.
 
-    Scores and softmax are float32. Cost: `2 T^2 H K` FLOPs a row, for a causal mask
-    hides half of `4 T^2 H K`.
+    Scores and softmax are float32. Cost: `T T H (K + V)` FLOPs a row, for a causal mask
+    hides half of it; `2 T S H (K + V)` against a cache.
 
     Args:
       implementation: `xla` is plain JAX and runs anywhere; `cudnn` and `tokamax` are
         fused kernels. `auto` picks by platform, see `resolve`.
+      scale: Factor of the scores; None: `1 / sqrt(K)`.
+      soft_cap: Scores become `soft_cap tanh(score / soft_cap)`; None leaves them.
     """
 
     implementation: Implementation = "auto"
+    scale: float | None = None
+    soft_cap: float | None = None
+
+    @staticmethod
+    def check_config(node):
+        if node.soft_cap is not None and node.soft_cap <= 0:
+            yield (
+                f"DotProductAttention soft_cap ({node.soft_cap}) must be positive; None"
+                " leaves the scores as they are."
+            )
+        if node.soft_cap is not None and node.implementation == "cudnn":
+            yield (
+                "DotProductAttention implementation (cudnn) has no soft_cap; use xla or"
+                " tokamax."
+            )
 
     def resolve(self, platform: str | None = None) -> str:
         """Returns what `auto` means on `platform` (default: where JAX runs now)."""
         if self.implementation != "auto":
             return self.implementation
         platform = platform or jax.default_backend()
-        return {"gpu": "cudnn", "tpu": "tokamax"}.get(platform, "xla")
+        if platform == "gpu":
+            return "cudnn" if self.soft_cap is None else "xla"
+        return "tokamax" if platform == "tpu" else "xla"
 
     def __call__(
         self,
         q_BTHK: Float[Array, "B T H K"],
-        k_BTGK: Float[Array, "B T G K"],
-        v_BTGK: Float[Array, "B T G K"],
-        mask: CausalMask,
-    ) -> Float[Array, "B T H K"]:
+        k_BSGK: Float[Array, "B S G K"],
+        v_BSGV: Float[Array, "B S G V"],
+        mask: Mask,
+        sinks_H: Float[Array, " H"] | None = None,
+    ) -> Float[Array, "B T H V"]:
+        """Attends; `sinks_H` are scores that take weight and give no value.
+
+        Only `xla` knows sinks, so they are computed by it wherever it runs.
+        """
         rows, tokens, heads, width = q_BTHK.shape
-        attend = _IMPLEMENTATIONS[self.resolve()]
-        flops = 2 * rows * tokens * tokens * heads * width
-        return declare_flops(attend, flops)(q_BTHK, k_BTGK, v_BTGK, mask)
+        scale = 1.0 / math.sqrt(width) if self.scale is None else self.scale
+        name = "xla" if sinks_H is not None else self.resolve()
+        attend = functools.partial(
+            _IMPLEMENTATIONS[name], scale=scale, soft_cap=self.soft_cap
+        )
+        widths = width + v_BSGV.shape[-1]
+        flops = rows * tokens * k_BSGK.shape[1] * heads * widths
+        flops = flops if mask.same else 2 * flops
+        return declare_flops(attend, flops)(q_BTHK, k_BSGK, v_BSGV, mask, sinks_H)
 
 
-def _attend_xla(q_BTHK, k_BTGK, v_BTGK, mask):
+def _attend_xla(q_BTHK, k_BSGK, v_BSGV, mask, sinks_H, *, scale, soft_cap):
     """Attends block of queries by block, each to the keys up to its own end.
 
     The blocks skip most of what a causal mask hides. On a CPU this and dividing by
@@ -87,49 +93,74 @@ def _attend_xla(q_BTHK, k_BTGK, v_BTGK, mask):
     gradients 2.5 to 4 times as fast (BUILD_NOTES.md, 2026-11-22).
     """
     rows, tokens, heads, width = q_BTHK.shape
-    groups = k_BTGK.shape[2]
+    groups = k_BSGK.shape[2]
     q = q_BTHK.reshape(rows, tokens, groups, heads // groups, width)
-    q_BGRTK = q.transpose(0, 2, 3, 1, 4) * (1.0 / math.sqrt(width))
-    k_BGTK, v_BGTK = k_BTGK.swapaxes(1, 2), v_BTGK.swapaxes(1, 2)
+    q_BGRTK = q.transpose(0, 2, 3, 1, 4) * scale
+    k_BGSK, v_BGSV = k_BSGK.swapaxes(1, 2), v_BSGV.swapaxes(1, 2)
+    if sinks_H is not None:
+        sinks = sinks_H.astype(jnp.float32).reshape(groups, heads // groups, 1, 1)
+    everything = [(0, tokens, k_BSGK.shape[1])]
     blocks = []
-    for start, end in _query_blocks(tokens):
-        queries, keys = slice(start, end), slice(0, end)
+    for start, end, seen in _query_blocks(tokens) if mask.same else everything:
+        queries, keys = slice(start, end), slice(0, seen)
         scores = jnp.einsum(
             "bgrtk,bgsk->bgrts",
             q_BGRTK[:, :, :, queries],
-            k_BGTK[:, :, keys],
+            k_BGSK[:, :, keys],
             preferred_element_type=jnp.float32,
         )
+        if soft_cap is not None:
+            scores = soft_cap * jnp.tanh(scores / soft_cap)
         bias = jnp.where(mask.visible(queries, keys), 0.0, _MASKED)
         scores = scores + bias[:, None, None]
         highest = jnp.max(jax.lax.stop_gradient(scores), axis=-1, keepdims=True)
+        if sinks_H is not None:
+            highest = jnp.maximum(highest, jax.lax.stop_gradient(sinks))
         odds = jnp.exp(scores - highest)
         mixed = jnp.einsum(
-            "bgrts,bgsk->bgrtk", odds.astype(v_BGTK.dtype), v_BGTK[:, :, keys]
+            "bgrts,bgsv->bgrtv", odds.astype(v_BGSV.dtype), v_BGSV[:, :, keys]
         )
         normaliser = jnp.sum(odds, axis=-1, keepdims=True)
+        if sinks_H is not None:
+            normaliser = normaliser + jnp.exp(sinks - highest)
         blocks.append((mixed / normaliser).astype(q_BTHK.dtype))
-    out_BGRTK = jnp.concatenate(blocks, axis=3)
-    return out_BGRTK.transpose(0, 3, 1, 2, 4).reshape(q_BTHK.shape)
+    out_BGRTV = jnp.concatenate(blocks, axis=3)
+    return out_BGRTV.transpose(0, 3, 1, 2, 4).reshape(rows, tokens, heads, -1)
 
 
-def _query_blocks(tokens: int) -> list[tuple[int, int]]:
-    """Cuts the queries in four, or fewer where a block would be under 128."""
+def _query_blocks(tokens: int) -> list[tuple[int, int, int]]:
+    """Cuts the queries in four, or fewer where a block would be under 128.
+
+    A block is its first query, the one after its last, and how many keys it sees.
+    """
     size = max(128, math.ceil(tokens / 4))
-    return [(start, min(start + size, tokens)) for start in range(0, tokens, size)]
+    starts = range(0, tokens, size)
+    return [(start, (end := min(start + size, tokens)), end) for start in starts]
 
 
-def _attend_cudnn(q_BTHK, k_BTGK, v_BTGK, mask):
+def _attend_cudnn(q_BTHK, k_BSGK, v_BSGV, mask, sinks_H, *, scale, soft_cap):
+    assert sinks_H is None and soft_cap is None
     return jax.nn.dot_product_attention(
-        q_BTHK, k_BTGK, v_BTGK, mask=mask.dense()[:, None], implementation="cudnn"
+        q_BTHK,
+        k_BSGK,
+        v_BSGV,
+        mask=mask.dense()[:, None],
+        scale=scale,
+        implementation="cudnn",
     )
 
 
-def _attend_tokamax(q_BTHK, k_BTGK, v_BTGK, mask):
+def _attend_tokamax(q_BTHK, k_BSGK, v_BSGV, mask, sinks_H, *, scale, soft_cap):
     import tokamax  # takes seconds to import, and most runs do not need it
 
+    assert sinks_H is None
     return tokamax.dot_product_attention(
-        q_BTHK, k_BTGK, v_BTGK, mask=mask.dense()[:, None]
+        q_BTHK,
+        k_BSGK,
+        v_BSGV,
+        mask=mask.dense()[:, None],
+        scale=scale,
+        logits_soft_cap=soft_cap,
     )
 
 

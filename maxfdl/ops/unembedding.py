@@ -4,6 +4,7 @@ The loss takes it and may never form the whole [B, T, V] logits.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,19 +13,53 @@ from jaxtyping import Array, Float
 from maxfdl.ops.dot import Dot
 
 
+def _static(**kwargs: Any) -> Any:
+    return dataclasses.field(metadata={"static": True}, **kwargs)
+
+
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Unembedding:
-    """`logits = hidden @ kernel`, in float32.
+    """`logits = cap(scale hidden @ kernel)`, in float32.
 
     Args:
-      kernel_DV: Weights, gathered and in the type of the hidden vectors. A tied head
-        gives the transpose of the embedding table.
+      weights: The parameter as it is stored: the kernel [D, V] of a head of its own, or
+        the embedding table [V, D].
+      axes: Logical names of its dims, `embed` and `vocab` in their order.
+      dtype: Type that the product is formed in.
       dot: The matrix product.
+      scale: Factor of the logits.
+      soft_cap: Logits become `soft_cap tanh(logit / soft_cap)`; None leaves them.
+      sharding: Where arrays lie, a `maxfdl.sharding.Sharding`; None on one device.
     """
 
-    kernel_DV: jax.Array
-    dot: Dot = dataclasses.field(metadata={"static": True})
+    weights: jax.Array
+    axes: tuple[str, str] = _static()
+    dtype: str = _static()
+    dot: Dot = _static()
+    scale: float = _static(default=1.0)
+    soft_cap: float | None = _static(default=None)
+    sharding: Any = _static(default=None)
+
+    def kernel(self) -> Float[Array, "D V"]:
+        """Returns the weights ready for use: cast, then gathered over the batch."""
+        weights = self.weights.astype(self.dtype)
+        if self.sharding is not None:
+            weights = self.sharding.gather(weights, self.axes)
+        return self.as_kernel(weights)
+
+    def as_kernel(self, weights: jax.Array) -> Float[Array, "D V"]:
+        return weights if self.axes[0] == "embed" else weights.T
 
     def __call__(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
-        return self.dot(hidden, self.kernel_DV, out_dtype=jnp.float32)
+        return self.logits(hidden, self.kernel())
+
+    def logits(
+        self, hidden: Float[Array, "... D"], kernel_DV: Float[Array, "D V"]
+    ) -> Float[Array, "... V"]:
+        """Returns the logits by a kernel that is ready for use."""
+        logits = self.dot(hidden, kernel_DV, out_dtype=jnp.float32)
+        logits = logits if self.scale == 1.0 else logits * self.scale
+        if self.soft_cap is None:
+            return logits
+        return self.soft_cap * jnp.tanh(logits / self.soft_cap)

@@ -22,8 +22,14 @@ class AxisRules:
     kv_heads: MeshAxes = ("tensor",)
     head_dim: MeshAxes = ()
     mlp: MeshAxes = ("tensor",)
+    experts: MeshAxes = ()
+    expert_mlp: MeshAxes = ("tensor",)
     vocab: MeshAxes = ("tensor",)
     norm: MeshAxes = ()
+    taps: MeshAxes = ()
+    positions: MeshAxes = ()
+    rank: MeshAxes = ()
+    latent: MeshAxes = ()
     layers: MeshAxes = ()
 
     @staticmethod

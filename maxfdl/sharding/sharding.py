@@ -18,13 +18,20 @@ class Sharding:
     mesh: jax.sharding.Mesh
     rules: AxisRules
 
-    def spec(self, axes: Sequence[str | None], skip: Sequence[str] = ()):
+    def spec(
+        self,
+        axes: Sequence[str | None],
+        skip: Sequence[str] = (),
+        only: Sequence[str] | None = None,
+    ) -> PartitionSpec:
         """Returns the PartitionSpec of an array whose dims have these names.
 
-        A mesh axis serves one dim only: the first that asks. Axes in `skip`, and
-        those of size 1, are left out.
+        A mesh axis serves one dim only: the first that asks. Axes in `skip`, those of
+        size 1 and, if `only` is given, all others are left out.
         """
         taken = set(skip)
+        if only is not None:
+            taken.update(set(self.mesh.axis_names) - set(only))
         entries = []
         for axis in axes:
             wanted = () if axis is None else getattr(self.rules, axis)
@@ -36,6 +43,10 @@ class Sharding:
     def named(self, axes: Sequence[str | None]) -> NamedSharding:
         """Returns the sharding of a stored array with these dims."""
         return NamedSharding(self.mesh, self.spec(axes))
+
+    def batch_axes(self) -> tuple[str, ...]:
+        """Returns the mesh axes that cut the rows of a batch."""
+        return tuple(a for a in self.rules.batch if self.mesh.shape[a] > 1)
 
     def constrain(self, x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
         """Pins an activation; its batch claims the mesh axes before its width does."""

@@ -15,6 +15,7 @@ from maxfdl.checkpoint.load import import_orbax
 from maxfdl.data import Synthetic, TextData
 from maxfdl.experiment import Experiment
 from maxfdl.train.evaluation import Evaluation
+from maxfdl.train.first_state import first_state
 from maxfdl.train.profile import Profile
 from maxfdl.train.program import Program
 from maxfdl.train.progress import say
@@ -56,7 +57,9 @@ def run(experiment: Experiment, directory: RunDirectory, options: RunOptions) ->
         data = experiment.make_data(trainer.model)
         checkpointer = _make_checkpointer(experiment, directory)
         last = min(experiment.steps, options.stop_at or experiment.steps)
-        run_step, state, batches = _prepare(program, data, checkpointer, last)
+        run_step, state, batches = _prepare(
+            program, data, checkpointer, last, experiment.init_from
+        )
         first = int(state["step"])
         if 0 < first < last:
             say(f"continuing from step {first}")
@@ -140,12 +143,17 @@ def _make_checkpointer(experiment, directory) -> Checkpointer | None:
 
 
 def _prepare(
-    program: Program, data: Any, checkpointer: Checkpointer | None, last: int
+    program: Program,
+    data: Any,
+    checkpointer: Checkpointer | None,
+    last: int,
+    init_from: str | None,
 ) -> tuple[Any, State, Any]:
     """Returns the compiled step, the first state, and the batches from there on.
 
-    The state is fresh, or the newest that is saved. Compiling leaves Python to the
-    rest. Nothing is compiled (None) if all steps up to `last` are done.
+    The state is the newest that is saved here, else that of `init_from`, else fresh.
+    Compiling leaves Python to the rest. Nothing is compiled (None) if all steps up to
+    `last` are done.
     """
     saved = checkpointer.latest() if checkpointer else None
     with ThreadPoolExecutor(2) as background:
@@ -153,7 +161,7 @@ def _prepare(
         if saved is None or saved < last:
             compiled = background.submit(program.compile_step)
         if checkpointer is None or saved is None:
-            batches, state = data.train(), program.init()
+            batches, state = data.train(), first_state(program, init_from)
         else:
             batches = data.train()
             state = checkpointer.restore(saved, program.abstract_state(), batches)

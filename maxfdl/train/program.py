@@ -74,6 +74,15 @@ class Program:
         )
         return init()
 
+    def start_from(self, variables: Mapping[str, Any]) -> State:
+        """Returns the state before the first step with `variables`, which it takes."""
+        start = jax.jit(
+            self.trainer.start_from,
+            out_shardings=self._state_shardings,
+            donate_argnums=0,
+        )
+        return start(variables)
+
     def _quick_to_compile(self) -> dict[str, int]:
         """Options for what runs once: on a CPU, XLA's random bits compile for seconds.
 

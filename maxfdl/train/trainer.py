@@ -62,9 +62,12 @@ class Trainer:
             yield f"Trainer log_every ({node.log_every}) must be at least 1."
 
     def init(self) -> State:
-        """Returns the state before the first step."""
+        """Returns the state before the first step, with fresh weights."""
         params_key = jax.random.fold_in(jax.random.key(self._seed), path_hash("params"))
-        variables = self.model.init(params_key)
+        return self.start_from(self.model.init(params_key))
+
+    def start_from(self, variables: Mapping[str, Any]) -> State:
+        """Returns the state before the first step, with these weights."""
         return {
             "step": jnp.zeros((), jnp.int32),
             "skipped": jnp.zeros((), jnp.int32),

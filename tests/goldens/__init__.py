@@ -1,8 +1,9 @@
 """Expected numbers of other programs: Hugging Face transformers and torch.
 
-`llama2` is a model folder: configuration, weights, and what transformers computes of
-them. `algorithms` has formulas: the parts of an index and of its arrays that tests
-here use. Both say how far float32 is from float64, from which tolerances follow.
+Folders such as `llama2` are those of models: configuration, weights, and what
+transformers computes of them. `algorithms` has formulas: the parts of an index and of
+its arrays that tests here use. Both say how far float32 is from float64, from which
+tolerances follow.
 """
 
 import json
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from safetensors import numpy, safe_open
 
-_FOLDER = pathlib.Path(__file__).parent
+FOLDER = pathlib.Path(__file__).parent
 
 
 class Golden(dict[str, np.ndarray]):
@@ -34,22 +35,23 @@ def tolerance(noise: float) -> float:
 
 def algorithm(name: str) -> Golden:
     """Returns the arrays of one topic of `algorithms`."""
-    folder = _FOLDER / "algorithms"
+    folder = FOLDER / "algorithms"
     return Golden(folder / f"{name}.safetensors", topic(name))
 
 
 def topic(name: str) -> dict[str, Any]:
     """Returns what the index of `algorithms` says of one topic."""
-    return json.loads((_FOLDER / "algorithms/index.json").read_text())["topics"][name]
+    return json.loads((FOLDER / "algorithms/index.json").read_text())["topics"][name]
 
 
-def model(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray], Golden]:
-    """Returns a model's configuration, its weights, and what it computes."""
-    folder = _FOLDER / name
-    with safe_open(folder / "golden.safetensors", "np") as file:
+def expected(name: str) -> Golden:
+    """Returns what transformers computes of the model in one folder."""
+    path = FOLDER / name / "golden.safetensors"
+    with safe_open(path, "np") as file:
         info = json.loads(file.metadata()["info"])
-    return (
-        json.loads((folder / "config.json").read_text()),
-        numpy.load_file(folder / "model.safetensors"),
-        Golden(folder / "golden.safetensors", info),
-    )
+    return Golden(path, info)
+
+
+def weights(name: str) -> dict[str, np.ndarray]:
+    """Returns the tensors of a model folder."""
+    return numpy.load_file(FOLDER / name / "model.safetensors")

@@ -22,9 +22,16 @@ from maxfdl.layers.linen.module import Module as LinenModule
 from maxfdl.layers.nnx.module import Module as NnxModule
 from maxfdl.model import LinenModel, Model, NnxModel
 from maxfdl.ops.attention import DotProductAttention
+from maxfdl.ops.delta_rule import GatedDeltaRule
 from maxfdl.ops.dot import Dot
+from maxfdl.ops.experts import Capacity, Dropless
+from maxfdl.ops.glu import ClampedSwiGlu, Glu
+from maxfdl.ops.grouped_dot import GroupedDot
 from maxfdl.ops.initializers import FanIn, Normal
+from maxfdl.ops.mask import Causal, SlidingWindow
 from maxfdl.ops.rope import Rope
+from maxfdl.ops.routing import Choice, GroupLimit, TopK
+from maxfdl.ops.temperature import LogTemperature
 
 FEATURES, VOCAB = 16, 32
 FAMILIES = {"nnx": nnx, "linen": linen}
@@ -43,13 +50,115 @@ def attention(family: ModuleType):
         num_kv_heads=2,
         head_dim=8,
         rope=Rope(),
+        mask=Causal(),
         attention=DotProductAttention(),
+    )
+
+
+def attention_with_all(family: ModuleType):
+    """Attention that has every optional part."""
+    return functools.partial(
+        attention(family),
+        mask=SlidingWindow(4),
+        attention=DotProductAttention(scale=0.3, soft_cap=2.0),
+        query_norm=functools.partial(family.PerHead, norm=family.UnitRMSNorm),
+        key_norm=functools.partial(family.AcrossHeads, norm=family.LayerNorm),
+        temperature=LogTemperature(scale=0.5, floor=2),
+        gate=linear(family),
+        sinks=functools.partial(family.Sinks, initializer=Normal()),
+    )
+
+
+def latent_attention(family: ModuleType):
+    names = ("latent", "rope_key", "key", "value", "out")
+    return functools.partial(
+        family.LatentAttention,
+        query=low_rank_linear(family),
+        latent_norm=family.RMSNorm,
+        **dict.fromkeys(names, linear(family)),
+        num_heads=2,
+        latent_dim=6,
+        nope_dim=4,
+        rope_dim=2,
+        value_dim=3,
+        rope=Rope(layout="pairs"),
+        mask=Causal(),
+        attention=DotProductAttention(),
+    )
+
+
+def low_rank_linear(family: ModuleType):
+    return functools.partial(
+        family.LowRankLinear,
+        down=linear(family),
+        norm=family.RMSNorm,
+        up=linear(family),
+        rank=3,
+    )
+
+
+def convolution(family: ModuleType):
+    return functools.partial(family.CausalConvolution, width=3, initializer=FanIn())
+
+
+def gated_delta_net(family: ModuleType):
+    names = ("query", "key", "value", "beta", "decay", "output_gate", "out")
+    return functools.partial(
+        family.GatedDeltaNet,
+        **dict.fromkeys(names, linear(family)),
+        convolution=convolution(family),
+        delta_rule=GatedDeltaRule(chunk=4),
+        norm=family.GatedRMSNorm,
+        num_key_heads=2,
+        num_value_heads=4,
+        key_dim=8,
+        value_dim=6,
     )
 
 
 def gated_mlp(family: ModuleType):
     projections = dict.fromkeys(("gate", "up", "down"), linear(family))
-    return functools.partial(family.GatedMlp, **projections, hidden=24)
+    return functools.partial(family.GatedMlp, **projections, hidden=24, glu=Glu())
+
+
+def mlp(family: ModuleType):
+    projections = dict.fromkeys(("up", "down"), linear(family, use_bias=True))
+    return functools.partial(family.Mlp, **projections, hidden=24, activation="gelu")
+
+
+def router(family: ModuleType, **routing):
+    return functools.partial(
+        family.Router,
+        routing=TopK(2, **routing),
+        initializer=FanIn(),
+        use_bias=True,
+        use_selection_bias=True,
+    )
+
+
+def grouped_linear(family: ModuleType):
+    return functools.partial(
+        family.GroupedLinear, dot=GroupedDot(), initializer=FanIn(), use_bias=True
+    )
+
+
+def experts(family: ModuleType, **changes):
+    parts = dict(glu=ClampedSwiGlu(1.7, 0.5), dispatch=Capacity(1.0)) | changes
+    projections = dict.fromkeys(("gate", "up", "down"), grouped_linear(family))
+    return functools.partial(family.Experts, **projections, hidden=6, **parts)
+
+
+def moe(family: ModuleType):
+    """A mixture that has every optional part."""
+    limit = GroupLimit(groups=2, kept=1, best=2)
+    return functools.partial(
+        family.MoE,
+        router=router(family, score="sigmoid", renormalise=True, limit=limit),
+        experts=experts(family, dispatch=Dropless(), glu=Glu(), weighted="input"),
+        shared=gated_mlp(family),
+        shared_gate=linear(family),
+        num_experts=4,
+    )
 
 
 def decoder_layer(family: ModuleType, dropout: float = 0.0):
@@ -57,9 +166,20 @@ def decoder_layer(family: ModuleType, dropout: float = 0.0):
         family.DecoderLayer,
         attention_norm=family.RMSNorm,
         attention=attention(family),
+        attention_post_norm=family.RMSNorm,
         mlp_norm=family.RMSNorm,
         mlp=gated_mlp(family),
         dropout=functools.partial(family.Dropout, rate=dropout),
+    )
+
+
+def parallel_layer(family: ModuleType):
+    return functools.partial(
+        family.ParallelDecoderLayer,
+        norm=functools.partial(family.LayerNorm, use_bias=False),
+        attention=attention(family),
+        mlp=gated_mlp(family),
+        dropout=family.Dropout,
     )
 
 
@@ -90,6 +210,9 @@ def transformer(family: ModuleType):
         embedding=functools.partial(family.Embedding, initializer=Normal()),
         decoder=decoder(family),
         final_norm=family.RMSNorm,
+        position_embedding=functools.partial(
+            family.PositionEmbedding, initializer=Normal(), length=12
+        ),
         head=functools.partial(family.Head, dot=Dot(), initializer=FanIn()),
         features=FEATURES,
         vocab_size=VOCAB,
@@ -157,8 +280,23 @@ def on_vectors(layer, tokens, embedding, context):
     return layer(embedding(tokens, context), context.at("layer"))
 
 
+def on_heads(layer, tokens, embedding, context):
+    x = embedding(tokens, context)
+    heads = x.reshape(*x.shape[:-1], 2, -1)
+    return layer(heads, context.at("layer")).reshape(x.shape)
+
+
+def beside_vectors(layer, tokens, embedding, context):
+    return embedding(tokens, context) + layer(context.at("layer"))
+
+
+def gated_by_itself(norm, tokens, embedding, context):
+    x = embedding(tokens, context)
+    return norm(x, x, context.at("layer"))
+
+
 def on_table(head, tokens, embedding, context):
-    unembedding = head(embedding.weights(context), context.at("layer"))
+    unembedding = head(embedding.stored(), context.at("layer"))
     return unembedding(embedding(tokens, context))
 
 
@@ -171,12 +309,40 @@ def logits_beside_embedding(layer, tokens, embedding, context):
     return unembedding(hidden + embedding(tokens, context))
 
 
+def weights_of(router, tokens, embedding, context):
+    choice = router(embedding(tokens, context), context.at("layer"))
+    return choice.weights
+
+
+def in_groups(layer, tokens, embedding, context):
+    x = embedding(tokens, context)
+    groups = Dropless()(tokens.reshape(-1, 1) % 4, 4)
+    rows = layer(groups.gather(x.reshape(-1, FEATURES)), groups, context.at("layer"))
+    return groups.combine(rows, None)
+
+
+def to_chosen(layer, tokens, embedding, context):
+    x = embedding(tokens, context)
+    chosen = jnp.stack([tokens % 4, (tokens + 1) % 4], axis=-1)
+    choice = Choice(chosen, jnp.abs(x[..., :2]), x[..., :4])
+    return layer(x, choice, context.at("layer"))
+
+
 _WIDTH = {"features": FEATURES}
+_EXPERTS = {"num_experts": 4}
 _SIZES = {"features": FEATURES, "vocab_size": VOCAB}
 _LINEAR = {"inputs": {"embed": FEATURES}, "outputs": {"heads": 2, "head_dim": 4}}
 
 CASES = {
-    "Attention": Case(attention, _WIDTH, on_vectors),
+    "Attention": Case(attention_with_all, _WIDTH, on_vectors),
+    "AcrossHeads": Case(
+        lambda family: functools.partial(family.AcrossHeads, norm=family.RMSNorm),
+        {"heads": 2, "features": FEATURES // 2},
+        on_heads,
+    ),
+    "CausalConvolution": Case(
+        convolution, {"channels": {"embed": FEATURES}}, on_vectors
+    ),
     "Decoder": Case(decoder, _WIDTH, on_vectors),
     "DecoderLayer": Case(decoder_layer, _WIDTH, on_vectors),
     "Dropout": Case(
@@ -187,21 +353,62 @@ CASES = {
         _SIZES | {"dtype": "float32"},
         beside_embedding,
     ),
+    "Experts": Case(experts, _WIDTH | _EXPERTS, to_chosen),
+    "GatedDeltaNet": Case(gated_delta_net, _WIDTH, on_vectors),
     "GatedMlp": Case(gated_mlp, _WIDTH, on_vectors),
+    "GatedRMSNorm": Case(lambda family: family.GatedRMSNorm, _WIDTH, gated_by_itself),
+    "GroupedLinear": Case(
+        grouped_linear,
+        _EXPERTS | {"inputs": {"embed": FEATURES}, "outputs": {"expert_mlp": 6}},
+        in_groups,
+    ),
     "Head": Case(
         lambda family: functools.partial(family.Head, dot=Dot(), initializer=FanIn()),
-        _SIZES,
+        _SIZES | {"dtype": "float32"},
         on_table,
     ),
+    "LatentAttention": Case(latent_attention, _WIDTH, on_vectors),
+    "LayerNorm": Case(lambda family: family.LayerNorm, _WIDTH, on_vectors),
     "Linear": Case(functools.partial(linear, use_bias=True), _LINEAR, on_vectors),
+    "LowRankLinear": Case(low_rank_linear, _LINEAR, on_vectors),
+    "Mlp": Case(mlp, _WIDTH, on_vectors),
+    "MoE": Case(moe, _WIDTH, on_vectors),
+    "ParallelDecoderLayer": Case(parallel_layer, _WIDTH, on_vectors),
+    "PerHead": Case(
+        lambda family: functools.partial(family.PerHead, norm=family.RMSNorm),
+        {"heads": 2, "features": FEATURES // 2},
+        on_heads,
+    ),
+    "PositionEmbedding": Case(
+        lambda family: functools.partial(
+            family.PositionEmbedding, initializer=Normal(), length=12
+        ),
+        _WIDTH,
+        on_vectors,
+    ),
     "RMSNorm": Case(lambda family: family.RMSNorm, _WIDTH, on_vectors),
+    "Router": Case(router, _WIDTH | _EXPERTS, weights_of),
+    "ScaledEmbedding": Case(
+        lambda family: functools.partial(family.ScaledEmbedding, initializer=Normal()),
+        _SIZES | {"dtype": "float32"},
+        beside_embedding,
+    ),
+    "Sinks": Case(
+        lambda family: functools.partial(family.Sinks, initializer=Normal()),
+        {"heads": FEATURES},
+        beside_vectors,
+    ),
     "Stack": Case(stack, _WIDTH, on_vectors),
     "TiedHead": Case(
         lambda family: functools.partial(family.TiedHead, dot=Dot()),
-        _SIZES,
+        _SIZES | {"dtype": "float32"},
         on_table,
     ),
     "Transformer": Case(transformer, {}, logits_beside_embedding),
+    "UnitRMSNorm": Case(lambda family: family.UnitRMSNorm, _WIDTH, on_vectors),
+    "ZeroCentredRMSNorm": Case(
+        lambda family: family.ZeroCentredRMSNorm, _WIDTH, on_vectors
+    ),
 }
 
 

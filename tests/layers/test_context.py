@@ -50,10 +50,10 @@ def test_a_repeat_collects_side_results_of_its_own():
     inner = outer.for_layer(0)
     inner.at("mlp").emit("peak", 1)
     assert outer.sinks == {}
-    outer.collect(inner.sinks)
+    outer.collect(inner.sinks, inner.kept)
     assert outer.sinks == {"mlp/peak": 1}
     with pytest.raises(AssertionError):
-        outer.collect(inner.sinks)
+        outer.collect(inner.sinks, inner.kept)
 
 
 def test_a_weight_is_cast_for_use():

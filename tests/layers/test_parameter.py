@@ -35,6 +35,12 @@ def test_fan_in_is_what_one_output_sums_over():
     assert KERNEL.stacked(5).fan_in == 6
 
 
+def test_kernels_of_several_experts_do_not_count_as_inputs_of_one():
+    axes = ("experts", "embed", "expert_mlp")
+    experts = Parameter((8, 6, 4), axes, FanIn(), "kernel", 1, batched=1)
+    assert experts.fan_in == experts.stacked(5).fan_in == 6
+
+
 def test_a_layers_weights_depend_on_its_index_and_not_on_the_depth():
     three, five = KERNEL.stacked(3).draw(KEY), KERNEL.stacked(5).draw(KEY)
     np.testing.assert_array_equal(three, five[:3])

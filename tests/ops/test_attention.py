@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maxfdl.ops.attention import CausalMask, DotProductAttention
+from maxfdl.ops.attention import DotProductAttention
+from maxfdl.ops.mask import Causal, Mask, Places, SlidingWindow
 
 ATTEND = DotProductAttention("xla")
 # Around the sizes at which the queries are cut into blocks of other sizes.
@@ -38,7 +39,7 @@ def random_qkv(rows, tokens, heads, kv_heads, width=8, dtype=jnp.float32):
 
 def whole_rows(rows, tokens):
     positions = jnp.broadcast_to(jnp.arange(tokens), (rows, tokens))
-    return CausalMask(positions, None)
+    return Mask.within(Causal(), Places(positions, None))
 
 
 def packed(documents):
@@ -47,7 +48,8 @@ def packed(documents):
     positions = np.zeros_like(documents)
     for b, t in np.ndindex(documents.shape):
         positions[b, t] = np.sum(documents[b, :t] == documents[b, t])
-    return CausalMask(jnp.int32(positions), jnp.int32(documents))
+    places = Places(jnp.int32(positions), jnp.int32(documents))
+    return Mask.within(Causal(), places)
 
 
 def naive(q, k, v, mask):
@@ -99,20 +101,19 @@ def test_padding_is_finite_and_touches_nothing():
     def real(q, k, v):
         return ATTEND(q, k, v, mask)[0, :90]
 
-    noise = 1e3 * (1 - jnp.float32(mask.segment_ids)[:, :, None, None])
+    noise = 1e3 * (1 - jnp.float32(mask.queries.segment_ids)[:, :, None, None])
     np.testing.assert_array_equal(real(q, k, v), real(q + noise, k + noise, v + noise))
     grads = jax.grad(lambda *x: jnp.sum(ATTEND(*x, mask)), argnums=(0, 1, 2))(q, k, v)
     assert all(np.all(np.isfinite(x)) for x in (ATTEND(q, k, v, mask), *grads))
 
 
 def test_a_query_that_sees_nothing_is_finite():
-    class Blind(CausalMask):
-        def visible(self, queries, keys):
-            return jnp.zeros_like(super().visible(queries, keys))
+    class Blind(Causal):
+        def sees(self, queries, keys):
+            return super().sees(queries, keys) & False
 
-    jax.tree_util.register_dataclass(Blind)
     q, k, v = random_qkv(1, 130, 2, 2)
-    mask = Blind(whole_rows(1, 130).positions, None)
+    mask = Mask.within(Blind(), whole_rows(1, 130).queries)
     grads = jax.grad(lambda *x: jnp.sum(ATTEND(*x, mask)), argnums=(0, 1, 2))(q, k, v)
     assert all(np.all(np.isfinite(x)) for x in (ATTEND(q, k, v, mask), *grads))
 
@@ -152,6 +153,7 @@ def test_auto_picks_by_platform_and_a_choice_stays():
     assert platforms == {"cpu": "xla", "gpu": "cudnn", "tpu": "tokamax"}
     assert auto.resolve() == "xla"
     assert DotProductAttention("xla").resolve("gpu") == "xla"
+    assert DotProductAttention(soft_cap=50.0).resolve("gpu") == "xla"
 
 
 def test_tokamax_gives_the_same_numbers(monkeypatch):
@@ -161,3 +163,47 @@ def test_tokamax_gives_the_same_numbers(monkeypatch):
     mask = packed(np.sort(np.random.default_rng(0).integers(1, 4, (2, 65))))
     out = DotProductAttention("tokamax")(q, k, v, mask)
     np.testing.assert_allclose(out, ATTEND(q, k, v, mask), atol=1e-5)
+
+
+def test_scores_are_scaled_and_capped():
+    q, k, v = random_qkv(1, 9, 2, 2)
+    out = DotProductAttention("xla", scale=0.7, soft_cap=1.5)(q, k, v, whole_rows(1, 9))
+    expected = np.zeros(q.shape)
+    for t, h in np.ndindex(9, 2):
+        scores = 0.7 * np.float64(k[0, : t + 1, h]) @ np.float64(q[0, t, h])
+        odds = np.exp(1.5 * np.tanh(scores / 1.5))
+        expected[0, t, h] = odds / odds.sum() @ v[0, : t + 1, h]
+    np.testing.assert_allclose(out, expected, atol=1e-6)
+
+
+def test_a_sink_takes_weight_and_gives_nothing():
+    q, k, v = random_qkv(2, 140, 4, 2)
+    sinks, mask = jnp.float32([-1.0, 0.0, 2.0, 50.0]), whole_rows(2, 140)
+    out = ATTEND(q, k, v, mask, sinks)
+    # A key of zeros in front whose score is the sink's, and whose value is zero.
+    scores = jnp.einsum("bthk,bshk->bhts", q, jnp.repeat(k, 2, 2)) / math.sqrt(8)
+    scores = jnp.where(mask.dense()[:, None], scores, -jnp.inf)
+    with_sink = jnp.concatenate(
+        [jnp.broadcast_to(sinks[None, :, None, None], (2, 4, 140, 1)), scores], -1
+    )
+    weights = jax.nn.softmax(with_sink)[..., 1:]
+    expected = jnp.einsum("bhts,bshk->bthk", weights, jnp.repeat(v, 2, 2))
+    np.testing.assert_allclose(out, expected, atol=1e-6)
+
+
+def test_queries_may_be_others_than_the_keys_tokens():
+    q, k, v = random_qkv(2, 140, 4, 2)
+    whole = ATTEND(q, k, v, Mask.within(SlidingWindow(9), whole_rows(2, 140).queries))
+    at = lambda s: Places(whole_rows(2, 140).queries.positions[:, s], None)  # noqa: E731
+    late, order = slice(100, 140), np.random.default_rng(0).permutation(140)
+    mask = Mask(SlidingWindow(9), at(late), at(order), same=False)
+    out = ATTEND(q[:, late], k[:, order], v[:, order], mask)
+    np.testing.assert_allclose(out, whole[:, late], atol=1e-6)
+
+
+def test_values_may_have_another_width():
+    q, k, _ = random_qkv(1, 20, 2, 2)
+    v = random_qkv(1, 20, 2, 2, width=3)[2]
+    out = ATTEND(q, k, v, whole_rows(1, 20))
+    padded = jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, 5)))
+    np.testing.assert_array_equal(out, ATTEND(q, k, padded, whole_rows(1, 20))[..., :3])

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from maxfdl.ops.attention import CausalMask, DotProductAttention
+from maxfdl.ops.attention import DotProductAttention
 from maxfdl.ops.cost import count_flops, declare_flops
 from maxfdl.ops.dot import Dot
+from maxfdl.ops.mask import Causal, Mask, Places
 
 M, K, N = 3, 5, 7
 PRODUCT = 2 * M * K * N
@@ -93,6 +94,7 @@ def test_causal_attention_counts_half_of_its_scores():
     rows, tokens, heads, width = 2, 70, 4, 8
     q = jnp.ones((rows, tokens, heads, width))
     kv = jnp.ones((rows, tokens, 2, width))
-    mask = CausalMask(jnp.broadcast_to(jnp.arange(tokens), (rows, tokens)), None)
+    places = Places(jnp.broadcast_to(jnp.arange(tokens), (rows, tokens)), None)
+    mask = Mask.within(Causal(), places)
     whole = 4 * rows * tokens**2 * heads * width
     assert count_flops(DotProductAttention("xla"), q, kv, kv, mask) == whole // 2

@@ -13,6 +13,11 @@ from tests.goldens import algorithm
 ROWS, TOKENS, WIDTH, VOCAB = 2, 7, 6, 11
 
 
+def whole_kernel(kernel):
+    axes = ("embed", "vocab")
+    return Unembedding(weights=kernel, axes=axes, dtype="float32", dot=Dot())
+
+
 @pytest.fixture
 def problem():
     rng = np.random.default_rng(0)
@@ -30,7 +35,7 @@ def terms(problem, loss):
     def run(hidden, kernel):
         return loss(
             hidden,
-            Unembedding(kernel, Dot()),
+            whole_kernel(kernel),
             jnp.int32(problem["targets"]),
             jnp.float32(problem["weights"]),
         )
@@ -123,7 +128,7 @@ def test_agrees_with_torch(kind):
     loss = CrossEntropy(z_loss=1e-3 if "z_loss" in kind else 0.0)
 
     def objective(logits):
-        identity = Unembedding(jnp.eye(logits.shape[-1]), Dot())
+        identity = whole_kernel(jnp.eye(logits.shape[-1]))
         return scale * sum(loss(logits, identity, labels, weights).values())
 
     value, grad = jax.value_and_grad(objective)(golden["in.logits"])

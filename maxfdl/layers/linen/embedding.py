@@ -1,5 +1,6 @@
-"""Token embeddings."""
+"""Embeddings of tokens and of positions."""
 
+import math
 from typing import Annotated
 
 import jax
@@ -35,10 +36,42 @@ class Embedding(Module, kw_only=True):
             Parameter(shape, ("vocab", "embed"), self.initializer, "embedding"),
         )
 
-    def weights(self, context: Context) -> jax.Array:
-        """Returns the [V, D] table ready for use in the compute type."""
-        return context.weight(self.table, ("vocab", "embed"), self.dtype)
+    def stored(self) -> jax.Array:
+        """Returns the [V, D] table as it is stored."""
+        return self.table
 
     def __call__(self, tokens: jax.Array, context: Context) -> jax.Array:
-        x = jnp.take(self.weights(context), tokens, axis=0)
+        table = context.weight(self.table, ("vocab", "embed"), self.dtype)
+        x = jnp.take(table, tokens, axis=0)
         return context.constrain(x, "batch", "sequence", "embed")
+
+
+class ScaledEmbedding(Embedding, kw_only=True):
+    """Rows come out `sqrt(features)` times as long as they lie in the table."""
+
+    def __call__(self, tokens: jax.Array, context: Context) -> jax.Array:
+        x = super().__call__(tokens, context)
+        return x * jnp.asarray(math.sqrt(x.shape[-1]), x.dtype)
+
+
+class PositionEmbedding(Module, kw_only=True):
+    """A learned vector for each of `length` positions, added to that of the token.
+
+    Args:
+      initializer: How the table is drawn.
+      length: Positions that a document may have.
+      features: D, width of a row.
+    """
+
+    initializer: Initializer
+    length: int
+    features: Annotated[int, FromParent]
+
+    def setup(self):
+        shape, axes = (self.length, self.features), ("positions", "embed")
+        table = Parameter(shape, axes, self.initializer, "embedding")
+        self.table = param(self, "table", table)
+
+    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
+        table = context.weight(self.table, ("positions", "embed"), x.dtype)
+        return x + jnp.take(table, context.positions, axis=0, mode="clip")

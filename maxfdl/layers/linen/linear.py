@@ -4,9 +4,11 @@ Dims: I contracted dims of the input, O dims of the output; each may be several,
 that a projection to heads has the kernel [D, H, K].
 """
 
+from collections.abc import Callable
 from typing import Annotated
 
 import jax
+from flax import linen as nn
 
 from maxfdl.layers.context import Context
 from maxfdl.layers.linen.module import Module, param
@@ -59,3 +61,33 @@ class Linear(Module, kw_only=True):
         if self.bias is not None:
             y = y + context.weight(self.bias, self.bias_axes, dtype=x.dtype)
         return y
+
+
+class LowRankLinear(Module, kw_only=True):
+    """`up(norm(down(x)))`: a projection through `rank` features.
+
+    Holds `rank (prod(I) + prod(O))` weights and those of the norm.
+
+    Args:
+      down, norm, up: The parts.
+      rank: Features in the middle.
+      inputs: Name and size of each contracted dim, the last dims of `x`.
+      outputs: Name and size of each dim of the result.
+    """
+
+    down: Callable[..., Linear]
+    norm: Callable[..., Module]
+    up: Callable[..., Linear]
+    rank: int
+    inputs: Annotated[Dims, FromParent]
+    outputs: Annotated[Dims, FromParent]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
+        middle = {"rank": self.rank}
+        down = self.down(inputs=self.inputs, outputs=middle, name="down")
+        norm = self.norm(features=self.rank, name="norm")
+        up = self.up(inputs=middle, outputs=self.outputs, name="up")
+
+        x = norm(down(x, context.at("down")), context.at("norm"))
+        return up(x, context.at("up"))

@@ -14,23 +14,25 @@ from maxfdl.layers.linen.linear import Linear
 from maxfdl.layers.linen.module import Module
 from maxfdl.markers import FromParent
 from maxfdl.ops.activation import Activation, activate
+from maxfdl.ops.glu import ClampedSwiGlu, Glu
 
 
 class GatedMlp(Module, kw_only=True):
-    """`down(act(gate(x)) * up(x))`: with `silu`, FFN_SwiGLU of Shazeer 2020,
+    """`down(glu(gate(x), up(x)))`: with `silu`, FFN_SwiGLU of Shazeer 2020,
     https://arxiv.org/abs/2002.05202.
 
     Holds `3 D F` weights and spends `6 D F` FLOPs per token.
 
     Args:
       hidden: F; no 2/3 factor and no rounding happens here.
+      glu: How gate and value make a hidden feature.
     """
 
     gate: Callable[..., Linear]
     up: Callable[..., Linear]
     down: Callable[..., Linear]
     hidden: int
-    activation: Activation = "silu"
+    glu: Glu | ClampedSwiGlu
     features: Annotated[int, FromParent]
 
     @nn.compact
@@ -40,7 +42,35 @@ class GatedMlp(Module, kw_only=True):
         up = self.up(inputs=outer, outputs=inner, name="up")
         down = self.down(inputs=inner, outputs=outer, name="down")
 
-        gate_BTF = activate(self.activation, gate(x_BTD, context.at("gate")))
-        hidden_BTF = gate_BTF * up(x_BTD, context.at("up"))
+        gate_BTF = gate(x_BTD, context.at("gate"))
+        hidden_BTF = self.glu(gate_BTF, up(x_BTD, context.at("up")))
+        hidden_BTF = context.constrain(hidden_BTF, "batch", "sequence", "mlp")
+        return down(hidden_BTF, context.at("down"))
+
+
+class Mlp(Module, kw_only=True):
+    """`down(act(up(x)))`: the feed-forward layer of Vaswani et al. 2017,
+    https://arxiv.org/abs/1706.03762.
+
+    Holds `2 D F` weights and spends `4 D F` FLOPs per token.
+
+    Args:
+      hidden: F.
+      activation: Name of the function between the projections.
+    """
+
+    up: Callable[..., Linear]
+    down: Callable[..., Linear]
+    hidden: int
+    activation: Activation
+    features: Annotated[int, FromParent]
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
+        outer, inner = {"embed": self.features}, {"mlp": self.hidden}
+        up = self.up(inputs=outer, outputs=inner, name="up")
+        down = self.down(inputs=inner, outputs=outer, name="down")
+
+        hidden_BTF = activate(self.activation, up(x_BTD, context.at("up")))
         hidden_BTF = context.constrain(hidden_BTF, "batch", "sequence", "mlp")
         return down(hidden_BTF, context.at("down"))

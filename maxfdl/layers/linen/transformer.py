@@ -5,12 +5,11 @@ from collections.abc import Callable
 import jax
 from flax import linen as nn
 
-from maxfdl.layers.context import Context
+from maxfdl.layers.context import Context, apply_if
 from maxfdl.layers.linen.decoder import Decoder
-from maxfdl.layers.linen.embedding import Embedding
+from maxfdl.layers.linen.embedding import Embedding, PositionEmbedding
 from maxfdl.layers.linen.head import Head, TiedHead
 from maxfdl.layers.linen.module import Module
-from maxfdl.layers.linen.norm import RMSNorm
 from maxfdl.layers.parameter import DType
 from maxfdl.ops.unembedding import Unembedding
 
@@ -19,6 +18,7 @@ class Transformer(Module, kw_only=True):
     """Embedding, decoder, final norm and head.
 
     Args:
+      position_embedding: Vectors to add by position; None: attention tells positions.
       features: D, width of the residual stream, handed down to every layer.
       vocab_size: V, number of tokens, a multiple of what shards it.
       dtype: Type of activations and matrix products.
@@ -26,8 +26,9 @@ class Transformer(Module, kw_only=True):
     """
 
     embedding: Callable[..., Embedding]
+    position_embedding: Callable[..., PositionEmbedding] | None = None
     decoder: Callable[..., Decoder]
-    final_norm: Callable[..., RMSNorm]
+    final_norm: Callable[..., Module]
     head: Callable[..., Head | TiedHead]
     features: int
     vocab_size: int
@@ -41,12 +42,16 @@ class Transformer(Module, kw_only=True):
         """Returns the hidden vectors [B, T, D] after the last norm, and the head."""
         sizes = dict(features=self.features, vocab_size=self.vocab_size)
         embedding = self.embedding(dtype=self.dtype, name="embedding", **sizes)
+        position_embedding = self.position_embedding and self.position_embedding(
+            features=self.features, name="position_embedding"
+        )
         decoder = self.decoder(features=self.features, name="decoder")
         final_norm = self.final_norm(features=self.features, name="final_norm")
-        head = self.head(name="head", **sizes)
+        head = self.head(dtype=self.dtype, name="head", **sizes)
 
-        x_BTD = embedding(tokens_BT, context.at("embedding"))
-        x_BTD = decoder(x_BTD, context.at("decoder"))
-        x_BTD = final_norm(x_BTD, context.at("final_norm"))
-        table_VD = embedding.weights(context.at("embedding"))
-        return x_BTD, head(table_VD, context.at("head"))
+        at = context.at
+        x_BTD = embedding(tokens_BT, at("embedding"))
+        x_BTD = apply_if(position_embedding, x_BTD, at("position_embedding"))
+        x_BTD = decoder(x_BTD, at("decoder"))
+        x_BTD = final_norm(x_BTD, at("final_norm"))
+        return x_BTD, head(embedding.stored(), at("head"))

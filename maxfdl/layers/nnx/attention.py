@@ -8,20 +8,47 @@ from collections.abc import Callable
 from typing import Annotated
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from maxfdl.layers.cache import with_past
 from maxfdl.layers.checks import check_attention
-from maxfdl.layers.context import Context
+from maxfdl.layers.context import Context, apply_if
 from maxfdl.layers.nnx.linear import Linear
-from maxfdl.layers.nnx.module import Module
+from maxfdl.layers.nnx.module import Module, param
+from maxfdl.layers.nnx.norm import AcrossHeads, PerHead
+from maxfdl.layers.parameter import Parameter
 from maxfdl.markers import FromParent
-from maxfdl.ops.attention import CausalMask, DotProductAttention
+from maxfdl.ops.attention import DotProductAttention
+from maxfdl.ops.initializers import Initializer
+from maxfdl.ops.mask import Causal
 from maxfdl.ops.rope import Rope
+from maxfdl.ops.temperature import LogTemperature
+
+
+class Sinks(Module):
+    """A learned score per head that attention may spend its weight on.
+
+    Xiao et al. 2023, https://arxiv.org/abs/2309.17453, as a logit without a key.
+    """
+
+    def __init__(
+        self,
+        *,
+        initializer: Initializer,
+        heads: Annotated[int, FromParent],
+        rngs: nnx.Rngs,
+    ):
+        scores = Parameter((heads,), ("heads",), initializer, "bias")
+        self.scores = param(scores, rngs)
+
+    def __call__(self, context: Context) -> jax.Array:
+        return context.weight(self.scores[...], ("heads",), dtype=jnp.float32)
 
 
 class Attention(Module):
-    """Causal grouped-query attention with rotary positions.
+    """Causal grouped-query attention.
 
     Multi-head where `num_kv_heads == num_heads`, multi-query where it is 1 (Ainslie
     et al. 2023, https://arxiv.org/abs/2305.13245). Holds `2 D K (H + G)` weights.
@@ -31,8 +58,13 @@ class Attention(Module):
       num_heads: H.
       num_kv_heads: G, a divisor of H.
       head_dim: K, even.
-      rope: Rotation of queries and keys by position.
+      rope: Rotation of queries and keys by position; None leaves them.
+      mask: Which tokens of its document a token sees.
       attention: How scores are formed and values mixed.
+      query_norm, key_norm: Norms of queries and keys, before they turn.
+      temperature: Scaling of queries by position.
+      gate: Projection whose sigmoid multiplies what attention mixed.
+      sinks: A score per head that takes weight from the keys and gives no value.
     """
 
     check_config = staticmethod(check_attention)
@@ -47,13 +79,21 @@ class Attention(Module):
         num_heads: int,
         num_kv_heads: int,
         head_dim: int,
-        rope: Rope,
+        rope: Rope | None,
+        mask: Causal,
         attention: DotProductAttention,
+        query_norm: Callable[..., PerHead | AcrossHeads] | None = None,
+        key_norm: Callable[..., PerHead | AcrossHeads] | None = None,
+        temperature: LogTemperature | None = None,
+        gate: Callable[..., Linear] | None = None,
+        sinks: Callable[..., Sinks] | None = None,
         features: Annotated[int, FromParent],
         rngs: nnx.Rngs,
     ):
         self.rope = rope
+        self.mask = mask
         self.attention = attention
+        self.temperature = temperature
         embed = {"embed": features}
         heads = {"heads": num_heads, "head_dim": head_dim}
         kv_heads = {"kv_heads": num_kv_heads, "head_dim": head_dim}
@@ -61,14 +101,28 @@ class Attention(Module):
         self.key = key(inputs=embed, outputs=kv_heads, rngs=rngs)
         self.value = value(inputs=embed, outputs=kv_heads, rngs=rngs)
         self.out = out(inputs=heads, outputs=embed, rngs=rngs)
+        per_head = {"features": head_dim, "rngs": rngs}
+        self.query_norm = query_norm and query_norm(heads=num_heads, **per_head)
+        self.key_norm = key_norm and key_norm(heads=num_kv_heads, **per_head)
+        self.gate = gate and gate(inputs=embed, outputs=heads, rngs=rngs)
+        self.sinks = sinks and sinks(heads=num_heads, rngs=rngs)
 
     def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
-        q_BTHK = self.query(x_BTD, context.at("query"))
-        k_BTGK = self.key(x_BTD, context.at("key"))
-        v_BTGK = self.value(x_BTD, context.at("value"))
-        q_BTHK = self.rope(q_BTHK, context.positions)
-        k_BTGK = self.rope(k_BTGK, context.positions)
-        mask = CausalMask(context.positions, context.segment_ids)
-        mixed_BTHK = self.attention(q_BTHK, k_BTGK, v_BTGK, mask)
+        at = context.at
+        q_BTHK = apply_if(
+            self.query_norm, self.query(x_BTD, at("query")), at("query_norm")
+        )
+        k_BTGK = apply_if(self.key_norm, self.key(x_BTD, at("key")), at("key_norm"))
+        v_BTGK = self.value(x_BTD, at("value"))
+        if self.rope is not None:
+            q_BTHK = self.rope(q_BTHK, context.places)
+            k_BTGK = self.rope(k_BTGK, context.places)
+        if self.temperature is not None:
+            q_BTHK = self.temperature(q_BTHK, context.positions)
+        (k_BSGK, v_BSGK), mask = with_past(context, self.mask, (k_BTGK, v_BTGK))
+        sinks_H = None if self.sinks is None else self.sinks(at("sinks"))
+        mixed_BTHK = self.attention(q_BTHK, k_BSGK, v_BSGK, mask, sinks_H)
         mixed_BTHK = checkpoint_name(mixed_BTHK, "attention_out")
-        return self.out(mixed_BTHK, context.at("out"))
+        if self.gate is not None:
+            mixed_BTHK = mixed_BTHK * jax.nn.sigmoid(self.gate(x_BTD, at("gate")))
+        return self.out(mixed_BTHK, at("out"))

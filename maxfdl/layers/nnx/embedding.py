@@ -1,5 +1,6 @@
-"""Token embeddings."""
+"""Embeddings of tokens and of positions."""
 
+import math
 from typing import Annotated
 
 import jax
@@ -40,10 +41,44 @@ class Embedding(Module):
             rngs,
         )
 
-    def weights(self, context: Context) -> jax.Array:
-        """Returns the [V, D] table ready for use in the compute type."""
-        return context.weight(self.table[...], ("vocab", "embed"), self.dtype)
+    def stored(self) -> jax.Array:
+        """Returns the [V, D] table as it is stored."""
+        return self.table[...]
 
     def __call__(self, tokens: jax.Array, context: Context) -> jax.Array:
-        x = jnp.take(self.weights(context), tokens, axis=0)
+        table = context.weight(self.table[...], ("vocab", "embed"), self.dtype)
+        x = jnp.take(table, tokens, axis=0)
         return context.constrain(x, "batch", "sequence", "embed")
+
+
+class ScaledEmbedding(Embedding):
+    """Rows come out `sqrt(features)` times as long as they lie in the table."""
+
+    def __call__(self, tokens: jax.Array, context: Context) -> jax.Array:
+        x = super().__call__(tokens, context)
+        return x * jnp.asarray(math.sqrt(x.shape[-1]), x.dtype)
+
+
+class PositionEmbedding(Module):
+    """A learned vector for each of `length` positions, added to that of the token.
+
+    Args:
+      initializer: How the table is drawn.
+      length: Positions that a document may have.
+      features: D, width of a row.
+    """
+
+    def __init__(
+        self,
+        *,
+        initializer: Initializer,
+        length: int,
+        features: Annotated[int, FromParent],
+        rngs: nnx.Rngs,
+    ):
+        shape, axes = (length, features), ("positions", "embed")
+        self.table = param(Parameter(shape, axes, initializer, "embedding"), rngs)
+
+    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
+        table = context.weight(self.table[...], ("positions", "embed"), x.dtype)
+        return x + jnp.take(table, context.positions, axis=0, mode="clip")

@@ -4,6 +4,7 @@ Dims: I contracted dims of the input, O dims of the output; each may be several,
 that a projection to heads has the kernel [D, H, K].
 """
 
+from collections.abc import Callable
 from typing import Annotated
 
 import jax
@@ -60,3 +61,36 @@ class Linear(Module):
         if self.bias is not None:
             y = y + context.weight(self.bias[...], self.bias_axes, dtype=x.dtype)
         return y
+
+
+class LowRankLinear(Module):
+    """`up(norm(down(x)))`: a projection through `rank` features.
+
+    Holds `rank (prod(I) + prod(O))` weights and those of the norm.
+
+    Args:
+      down, norm, up: The parts.
+      rank: Features in the middle.
+      inputs: Name and size of each contracted dim, the last dims of `x`.
+      outputs: Name and size of each dim of the result.
+    """
+
+    def __init__(
+        self,
+        *,
+        down: Callable[..., Linear],
+        norm: Callable[..., Module],
+        up: Callable[..., Linear],
+        rank: int,
+        inputs: Annotated[Dims, FromParent],
+        outputs: Annotated[Dims, FromParent],
+        rngs: nnx.Rngs,
+    ):
+        middle = {"rank": rank}
+        self.down = down(inputs=inputs, outputs=middle, rngs=rngs)
+        self.norm = norm(features=rank, rngs=rngs)
+        self.up = up(inputs=middle, outputs=outputs, rngs=rngs)
+
+    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
+        x = self.norm(self.down(x, context.at("down")), context.at("norm"))
+        return self.up(x, context.at("up"))

@@ -14,16 +14,18 @@ from maxfdl.layers.nnx.linear import Linear
 from maxfdl.layers.nnx.module import Module
 from maxfdl.markers import FromParent
 from maxfdl.ops.activation import Activation, activate
+from maxfdl.ops.glu import ClampedSwiGlu, Glu
 
 
 class GatedMlp(Module):
-    """`down(act(gate(x)) * up(x))`: with `silu`, FFN_SwiGLU of Shazeer 2020,
+    """`down(glu(gate(x), up(x)))`: with `silu`, FFN_SwiGLU of Shazeer 2020,
     https://arxiv.org/abs/2002.05202.
 
     Holds `3 D F` weights and spends `6 D F` FLOPs per token.
 
     Args:
       hidden: F; no 2/3 factor and no rounding happens here.
+      glu: How gate and value make a hidden feature.
     """
 
     def __init__(
@@ -33,18 +35,50 @@ class GatedMlp(Module):
         up: Callable[..., Linear],
         down: Callable[..., Linear],
         hidden: int,
-        activation: Activation = "silu",
+        glu: Glu | ClampedSwiGlu,
         features: Annotated[int, FromParent],
         rngs: nnx.Rngs,
     ):
-        self.activation: Activation = activation
+        self.glu = glu
         outer, inner = {"embed": features}, {"mlp": hidden}
         self.gate = gate(inputs=outer, outputs=inner, rngs=rngs)
         self.up = up(inputs=outer, outputs=inner, rngs=rngs)
         self.down = down(inputs=inner, outputs=outer, rngs=rngs)
 
     def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
-        gate_BTF = activate(self.activation, self.gate(x_BTD, context.at("gate")))
-        hidden_BTF = gate_BTF * self.up(x_BTD, context.at("up"))
+        gate_BTF = self.gate(x_BTD, context.at("gate"))
+        hidden_BTF = self.glu(gate_BTF, self.up(x_BTD, context.at("up")))
+        hidden_BTF = context.constrain(hidden_BTF, "batch", "sequence", "mlp")
+        return self.down(hidden_BTF, context.at("down"))
+
+
+class Mlp(Module):
+    """`down(act(up(x)))`: the feed-forward layer of Vaswani et al. 2017,
+    https://arxiv.org/abs/1706.03762.
+
+    Holds `2 D F` weights and spends `4 D F` FLOPs per token.
+
+    Args:
+      hidden: F.
+      activation: Name of the function between the projections.
+    """
+
+    def __init__(
+        self,
+        *,
+        up: Callable[..., Linear],
+        down: Callable[..., Linear],
+        hidden: int,
+        activation: Activation,
+        features: Annotated[int, FromParent],
+        rngs: nnx.Rngs,
+    ):
+        self.activation: Activation = activation
+        outer, inner = {"embed": features}, {"mlp": hidden}
+        self.up = up(inputs=outer, outputs=inner, rngs=rngs)
+        self.down = down(inputs=inner, outputs=outer, rngs=rngs)
+
+    def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
+        hidden_BTF = activate(self.activation, self.up(x_BTD, context.at("up")))
         hidden_BTF = context.constrain(hidden_BTF, "batch", "sequence", "mlp")
         return self.down(hidden_BTF, context.at("down"))

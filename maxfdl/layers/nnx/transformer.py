@@ -5,12 +5,11 @@ from collections.abc import Callable
 import jax
 from flax import nnx
 
-from maxfdl.layers.context import Context
+from maxfdl.layers.context import Context, apply_if
 from maxfdl.layers.nnx.decoder import Decoder
-from maxfdl.layers.nnx.embedding import Embedding
+from maxfdl.layers.nnx.embedding import Embedding, PositionEmbedding
 from maxfdl.layers.nnx.head import Head, TiedHead
 from maxfdl.layers.nnx.module import Module
-from maxfdl.layers.nnx.norm import RMSNorm
 from maxfdl.layers.parameter import DType
 from maxfdl.ops.unembedding import Unembedding
 
@@ -19,6 +18,7 @@ class Transformer(Module):
     """Embedding, decoder, final norm and head.
 
     Args:
+      position_embedding: Vectors to add by position; None: attention tells positions.
       features: D, width of the residual stream, handed down to every layer.
       vocab_size: V, number of tokens, a multiple of what shards it.
       dtype: Type of activations and matrix products.
@@ -29,8 +29,9 @@ class Transformer(Module):
         self,
         *,
         embedding: Callable[..., Embedding],
+        position_embedding: Callable[..., PositionEmbedding] | None = None,
         decoder: Callable[..., Decoder],
-        final_norm: Callable[..., RMSNorm],
+        final_norm: Callable[..., Module],
         head: Callable[..., Head | TiedHead],
         features: int,
         vocab_size: int,
@@ -42,16 +43,18 @@ class Transformer(Module):
         self.param_dtype: DType = param_dtype
         widths = dict(features=features, rngs=rngs)
         self.embedding = embedding(vocab_size=vocab_size, dtype=dtype, **widths)
+        self.position_embedding = position_embedding and position_embedding(**widths)
         self.decoder = decoder(**widths)
         self.final_norm = final_norm(**widths)
-        self.head = head(vocab_size=vocab_size, **widths)
+        self.head = head(vocab_size=vocab_size, dtype=dtype, **widths)
 
     def __call__(
         self, tokens_BT: jax.Array, context: Context
     ) -> tuple[jax.Array, Unembedding]:
         """Returns the hidden vectors [B, T, D] after the last norm, and the head."""
-        x_BTD = self.embedding(tokens_BT, context.at("embedding"))
-        x_BTD = self.decoder(x_BTD, context.at("decoder"))
-        x_BTD = self.final_norm(x_BTD, context.at("final_norm"))
-        table_VD = self.embedding.weights(context.at("embedding"))
-        return x_BTD, self.head(table_VD, context.at("head"))
+        at = context.at
+        x_BTD = self.embedding(tokens_BT, at("embedding"))
+        x_BTD = apply_if(self.position_embedding, x_BTD, at("position_embedding"))
+        x_BTD = self.decoder(x_BTD, at("decoder"))
+        x_BTD = self.final_norm(x_BTD, at("final_norm"))
+        return x_BTD, self.head(self.embedding.stored(), at("head"))

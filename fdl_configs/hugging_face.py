@@ -1,0 +1,66 @@
+"""Fine-tuning a model folder of Hugging Face.
+
+python -m maxfdl.launch --fdl_config='fdl_configs.hugging_face(folder="models/x")'
+"""
+
+import pathlib
+import re
+
+import fiddle as fdl
+
+from fdl_configs import data, optimizers
+from fdl_configs.runs import pretrain
+from maxfdl.data import ByteTokenizer, HuggingFaceTokenizer
+from maxfdl.experiment import Experiment
+from maxfdl.hf.families import family_of
+from maxfdl.hf.folder import Folder
+from maxfdl.layers.parameter import DType
+
+_LONGEST = 1024
+
+
+def experiment(folder: str) -> fdl.Config[Experiment]:
+    """Trains on Python's own sources from the weights in `folder`, in their type.
+
+    It has the folder's tokenizer, reads bytes if there is none, and random tokens if
+    there are fewer of them than bytes. The peak learning rate is a tenth of what such
+    models were trained with, and meant to be changed.
+    """
+    found = Folder(folder)
+    config = found.config
+    model = family_of(config["model_type"]).from_hf(config)
+    model.dtype = model.param_dtype = _dtype(config)
+    longest = config.get("max_position_embeddings", config.get("n_positions"))
+    run = pretrain(
+        name=_name(found.path),
+        model=model,
+        data=_data(found),
+        optimizer=optimizers.adamw(peak=2e-5, warmup_steps=20),
+        steps=1000,
+        batch_size=8,
+        sequence_length=min(longest, _LONGEST),
+    )
+    run.init_from = str(pathlib.Path(folder).expanduser().absolute())
+    return run
+
+
+def _data(folder: Folder) -> fdl.Partial:
+    text = data.python_source()
+    if folder.tokenizer is not None:
+        file = str(folder.tokenizer.absolute())
+        text.tokenizer = fdl.Config(HuggingFaceTokenizer, file=file)
+    elif folder.config["vocab_size"] < ByteTokenizer().vocab_size:
+        return data.synthetic()
+    return text
+
+
+def _dtype(config: dict) -> DType:
+    """The type that config.json says the weights have."""
+    dtype = config.get("dtype")
+    return dtype if dtype in ("bfloat16", "float16") else "float32"
+
+
+def _name(path: pathlib.Path) -> str:
+    """The folder's name, as far as it may name a run."""
+    name = re.sub(r"[^\w.+-]", "_", path.absolute().name)
+    return name if re.match(r"\w", name) else f"model{name}"

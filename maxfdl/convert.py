@@ -1,0 +1,109 @@
+"""Converts between model folders of Hugging Face and run directories.
+
+    python -m maxfdl.convert --from_hf=FOLDER --to=RUN_DIR
+    python -m maxfdl.convert --from_run=RUN_DIR --to_hf=FOLDER --source=FOLDER
+
+The first makes a run whose step 0 has the weights; `--fiddler` and `--fdl_set` change
+its graph, and `maxfdl.launch --fdl_config_file=RUN_DIR/config.json --run_dir=RUN_DIR`
+trains on. The second writes the newest checkpoint of a run; tokenizer and generation
+files come from `--source`.
+"""
+
+import pathlib
+import shlex
+import sys
+from typing import Any
+
+from absl import flags
+
+from maxfdl import commandline
+from maxfdl.errors import UserError
+
+FLAGS = flags.FLAGS
+
+if "from_hf" not in FLAGS:
+    flags.DEFINE_string("from_hf", None, "Model folder to read.")
+    flags.DEFINE_string("to", None, "Run directory to make of it.")
+    flags.DEFINE_string("from_run", None, "Run directory to read.")
+    flags.DEFINE_string("to_hf", None, "Model folder to make of it.")
+    flags.DEFINE_string(
+        "source", None, "Model folder to copy tokenizer and generation files from."
+    )
+
+
+def main(argv: list[str]) -> None:
+    given = {name: FLAGS[name].value for name in ("from_hf", "to", "from_run", "to_hf")}
+    named = {name for name, value in given.items() if value is not None}
+    if named == {"from_hf", "to"}:
+        _to_run(given["from_hf"], given["to"])
+    elif named == {"from_run", "to_hf"}:
+        _to_hugging_face(given["from_run"], given["to_hf"], FLAGS.source)
+    else:
+        raise UserError(
+            "give --from_hf=FOLDER and --to=RUN_DIR, or --from_run=RUN_DIR and"
+            " --to_hf=FOLDER."
+        )
+
+
+def _to_run(folder: str, run_dir: str) -> None:
+    FLAGS.fdl_config = f"fdl_configs.hugging_face(folder={folder!r})"
+    config = commandline.config_from_flags()
+
+    from maxfdl import graph
+    from maxfdl.train.first_state import first_state
+    from maxfdl.train.program import Program
+    from maxfdl.train.run_directory import RunDirectory
+
+    if config.checkpoint is None:
+        raise UserError("a run without checkpoint cannot hold weights.")
+    directory = RunDirectory(run_dir)
+    directory.lock()
+    try:
+        if directory.has_results():
+            raise UserError(f"{directory.path} holds a run; give another --to.")
+        config.init_from = None  # its own step 0 has the weights
+        graph_json = graph.dump_json(config, trust=tuple(FLAGS.trust))
+        experiment = graph.build(config)
+        trainer = experiment.make_trainer(experiment.make_sharding())
+        program = Program(trainer, experiment.batch_size, experiment.sequence_length)
+        state = first_state(program, folder)
+        checkpointer = experiment.checkpoint(directory=directory.checkpoints)
+        batches = experiment.make_data(trainer.model).train()
+        checkpointer.save(0, state, batches, graph_json)
+        checkpointer.close()
+        directory.write(
+            config_json=graph_json,
+            config_text=graph.as_text(config),
+            command=shlex.join(["python", "-m", "maxfdl.convert", *sys.argv[1:]])
+            + "\n",
+        )
+    finally:
+        directory.unlock()
+    print(f"{directory.path} holds the weights of {folder} at step 0")
+
+
+def _to_hugging_face(run_dir: str, folder: str, source: str | None) -> None:
+    import jax
+
+    from maxfdl import graph, hf
+    from maxfdl.checkpoint.checkpointer import Checkpointer
+
+    run = pathlib.Path(run_dir)
+    path = run / "config.json"
+    if not path.is_file():
+        raise UserError(f"{run} must be the directory of a run, with a config.json.")
+    config: Any = graph.load_json(path.read_text(), trust=tuple(FLAGS.trust))
+    model = graph.build(config).make_model()
+    checkpointer = Checkpointer(directory=run / "checkpoints")
+    step = checkpointer.latest()
+    if step is None:
+        raise UserError(f"{run} has saved no checkpoint.")
+    abstract = jax.eval_shape(model.init, jax.random.key(0))
+    wanted = {name: part for name, part in abstract.items() if part}
+    variables = {**abstract, **checkpointer.read(step, wanted)}
+    hf.save(folder, config, variables, source=source)
+    print(f"{folder} holds the weights of {run} at step {step}")
+
+
+if __name__ == "__main__":
+    commandline.run(main)

@@ -1,0 +1,170 @@
+"""How the values of their tensors lie in ours.
+
+Ours is what a `Parameter` declares: kernels are [*batch, *inputs, *outputs]. Theirs,
+unless a layout says otherwise, follows from that: torch's Linear keeps [outputs,
+inputs], each flattened into one dim, and vectors are flat.
+
+A layout goes both ways: `to_ours(theirs, declared, config)` and `to_theirs(ours,
+declared, config)`, where `declared` has the Parameter of each of ours, and `config` is
+the normalised config.json. Only shapes are changed, never values, so both ways
+together are the identity. They work on NumPy arrays and on abstract JAX ones.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from maxfdl.layers.parameter import Parameter
+
+Arrays = list[Any]
+Declared = Sequence[Parameter]
+Config = Mapping[str, Any]
+
+
+class Layout:
+    """Base: one of theirs is one of ours, as its declaration says."""
+
+    def to_ours(self, theirs: Arrays, declared: Declared, config: Config) -> Arrays:
+        raise NotImplementedError
+
+    def to_theirs(self, ours: Arrays, declared: Declared, config: Config) -> Arrays:
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class AsDeclared(Layout):
+    """A kernel is [outputs, inputs] with them; what is no kernel is flat.
+
+    Args:
+      transposed: False where they keep [inputs, outputs] too.
+    """
+
+    transposed: bool = True
+
+    def to_ours(self, theirs, declared, config):
+        pairs = zip(theirs, declared, strict=True)
+        return [self._from_flat(x, parameter) for x, parameter in pairs]
+
+    def to_theirs(self, ours, declared, config):
+        pairs = zip(ours, declared, strict=True)
+        return [self._flat(x, parameter) for x, parameter in pairs]
+
+    def _from_flat(self, x, parameter):
+        if parameter.contracted and self.transposed:
+            x = x.swapaxes(-1, -2)
+        return x.reshape(parameter.shape)
+
+    def _flat(self, x, parameter):
+        x = x.reshape(flat_shape(parameter))
+        return x.swapaxes(-1, -2) if parameter.contracted and self.transposed else x
+
+
+def flat_shape(parameter: Parameter) -> tuple[int, ...]:
+    """Returns [*batch, inputs, outputs] of a kernel, [*batch, all] of a vector."""
+    if parameter.role == "embedding":
+        return parameter.shape
+    batch = parameter.shape[: parameter.batched]
+    rest = parameter.shape[parameter.batched :]
+    inputs, outputs = rest[: parameter.contracted], rest[parameter.contracted :]
+    if not parameter.contracted:
+        return (*batch, math.prod(rest))
+    return (*batch, math.prod(inputs), math.prod(outputs))
+
+
+@dataclasses.dataclass(frozen=True)
+class Fused(Layout):
+    """One of theirs is several of ours, one after the other along their outputs.
+
+    Args:
+      groups: Key of config.json that says in how many groups the outputs come, such
+        as heads: [group 0 of the first, group 0 of the second, ..., group 1 of the
+        first, ...]. None: one.
+      transposed: As `AsDeclared`.
+    """
+
+    groups: str | None = None
+    transposed: bool = True
+
+    def to_ours(self, theirs, declared, config):
+        (x,) = theirs
+        plain = AsDeclared(self.transposed)
+        axis = self._axis(declared[0])
+        groups = self._groups(config)
+        x = _moved(x, axis, 0)
+        x = x.reshape(groups, x.shape[0] // groups, *x.shape[1:])
+        widths = [self._outputs(each) // groups for each in declared]
+        parts, start = [], 0
+        for width in widths:
+            part = x[:, start : start + width]
+            parts.append(_moved(part.reshape(-1, *part.shape[2:]), 0, axis))
+            start += width
+        return plain.to_ours(parts, declared, config)
+
+    def to_theirs(self, ours, declared, config):
+        axis = self._axis(declared[0])
+        groups = self._groups(config)
+        parts = AsDeclared(self.transposed).to_theirs(ours, declared, config)
+        parts = [_moved(part, axis, 0) for part in parts]
+        parts = [
+            part.reshape(groups, part.shape[0] // groups, *part.shape[1:])
+            for part in parts
+        ]
+        x = _concatenate(parts, 1)
+        return [_moved(x.reshape(-1, *x.shape[2:]), 0, axis)]
+
+    def _axis(self, parameter: Parameter) -> int:
+        """Their dim of outputs, counted from the front."""
+        last = len(flat_shape(parameter)) - 1
+        return last - 1 if parameter.contracted and self.transposed else last
+
+    def _groups(self, config: Config) -> int:
+        return 1 if self.groups is None else config[self.groups]
+
+    def _outputs(self, parameter: Parameter) -> int:
+        return flat_shape(parameter)[-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Alternating(Layout):
+    """One of theirs is several of ours, whose outputs take turns: [a0, b0, a1, ...].
+
+    Args:
+      transposed: As `AsDeclared`.
+    """
+
+    transposed: bool = True
+
+    def to_ours(self, theirs, declared, config):
+        (x,) = theirs
+        x = _rows_last(x, declared[0], self.transposed)
+        parts = [x[..., i :: len(declared)] for i in range(len(declared))]
+        return AsDeclared(transposed=False).to_ours(parts, declared, config)
+
+    def to_theirs(self, ours, declared, config):
+        parts = AsDeclared(transposed=False).to_theirs(ours, declared, config)
+        x = _stack(parts, -1)
+        x = x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
+        return [_rows_last(x, declared[0], self.transposed)]
+
+
+def _rows_last(x, parameter: Parameter, transposed: bool):
+    return x.swapaxes(-1, -2) if parameter.contracted and transposed else x
+
+
+def _moved(x, source: int, target: int):
+    axes = [axis for axis in range(x.ndim) if axis != source]
+    return x.transpose([*axes[:target], source, *axes[target:]])
+
+
+def _concatenate(parts: Arrays, axis: int):
+    library = np if isinstance(parts[0], np.ndarray) else jnp
+    return library.concatenate(parts, axis)
+
+
+def _stack(parts: Arrays, axis: int):
+    library = np if isinstance(parts[0], np.ndarray) else jnp
+    return library.stack(parts, axis)

@@ -1,0 +1,74 @@
+"""A folder as a graph, a model and its variables."""
+
+import dataclasses
+import pathlib
+from typing import Any, Literal
+
+import fiddle as fdl
+
+from maxfdl import graph
+from maxfdl.experiment import Experiment
+from maxfdl.graph.names import find_config
+from maxfdl.hf.folder import Folder
+from maxfdl.hf.weights import Variables, read_weights
+from maxfdl.layers.parameter import DType
+from maxfdl.model import Model
+from maxfdl.mutations.dtypes import compute_dtype
+from maxfdl.mutations.dtypes import param_dtype as set_param_dtype
+from maxfdl.mutations.family import to_linen
+from maxfdl.sharding.sharding import Sharding
+
+Backend = Literal["nnx", "linen"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """What a folder holds.
+
+    Args:
+      config: An experiment that trains on from these weights; mutations change it, and
+        `graph.build` builds it.
+      model: Its model.
+      variables: The weights.
+    """
+
+    config: fdl.Config[Experiment]
+    model: Model
+    variables: Variables
+
+
+def load(
+    folder: str | pathlib.Path,
+    backend: Backend = "nnx",
+    *,
+    dtype: DType | None = None,
+    param_dtype: DType | None = None,
+    sharding: Sharding | None = None,
+) -> Loaded:
+    """Reads a model folder of Hugging Face: config.json and safetensors.
+
+    Host memory holds one tensor at a time. Nothing is fetched, and no code of the
+    folder is run, nor pickles read.
+
+    Args:
+      folder: The folder.
+      backend: Family of layers.
+      dtype: Type of activations and products; None is that of config.json.
+      param_dtype: Type of the weights in memory; None is that of config.json.
+      sharding: Mesh and rules; None puts all on one device.
+
+    Raises:
+      UserError: If there is no such family here, or if tensors are missing, too many
+        or of other shapes, with all that are.
+    """
+    config: Any = find_config("fdl_configs.hugging_face")(str(folder))
+    if dtype is not None:
+        config = compute_dtype(config, dtype=dtype)
+    if param_dtype is not None:
+        config = set_param_dtype(config, dtype=param_dtype)
+    if backend == "linen":
+        config = to_linen(config)
+    elif backend != "nnx":
+        raise ValueError(f"backend ({backend}) must be 'nnx' or 'linen'.")
+    model = graph.build(config).make_model(sharding)
+    return Loaded(config, model, read_weights(Folder(folder), model, sharding))

@@ -1,0 +1,101 @@
+"""A graph and its variables as a folder that `transformers` loads."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import fiddle as fdl
+import jax
+
+from maxfdl import graph
+from maxfdl.experiment import Experiment
+from maxfdl.hf.config import Config
+from maxfdl.hf.families import describe, same_network
+from maxfdl.hf.folder import CONFIG, Folder
+from maxfdl.hf.tensors import SHARD_BYTES
+from maxfdl.hf.weights import write_weights
+from maxfdl.layers.linen.module import Module as LinenModule
+from maxfdl.model import LinenModel, Model, NnxModel
+
+
+def save(
+    folder: str | pathlib.Path,
+    config: fdl.Buildable,
+    variables: Mapping[str, Any],
+    *,
+    source: str | pathlib.Path | None = None,
+    family: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes config.json and safetensors files, in the types that the arrays have.
+
+    Args:
+      folder: Where to; made if it is missing.
+      config: Graph of the experiment or of its model.
+      variables: The weights, as `Model.init` gives them.
+      source: A model folder whose tokenizer and generation files are copied. Its
+        config.json is kept too where it describes the same network.
+      family: Family whose names to use; None finds the one that has such a graph.
+      shard_bytes: What one file may hold.
+
+    Raises:
+      UserError: If no family describes the graph.
+    """
+    network: Any = config
+    if issubclass(_made(config), Experiment):
+        network = graph.validate(config).model
+    target = pathlib.Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    origin = None if source is None else Folder(source)
+    described, written = _config(network, origin, family)
+    if jax.process_index() == 0:
+        written["dtype"] = _dtype(variables)
+        written.pop("torch_dtype", None)
+        (target / CONFIG).write_text(json.dumps(written, indent=2) + "\n")
+        if origin is not None:
+            origin.copy_tokenizer_to(target)
+    write_weights(target, _model(network), variables, described, shard_bytes)
+
+
+def _config(
+    network: Any, origin: Folder | None, family: str | None
+) -> tuple[Config, dict[str, Any]]:
+    """Returns the normalised config.json of a network, and the one to write."""
+    if origin is not None and family is None and same_network(network, origin.config):
+        return origin.config, _text_part(origin)
+    described = describe(network, family)
+    known = {} if origin is None else _text_part(origin)
+    # What the graph does not say, such as the ids of special tokens, may be kept.
+    kept = {key: known[key] for key in _BESIDES if key in known}
+    return described, {**described, **kept}
+
+
+_BESIDES = (
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "max_position_embeddings",
+    "initializer_range",
+    "use_cache",
+)
+
+
+def _text_part(origin: Folder) -> dict[str, Any]:
+    """config.json as it is; of a multimodal model, the normalised one of its text."""
+    raw = origin.raw_config
+    return dict(origin.config if "text_config" in raw else raw)
+
+
+def _made(node: fdl.Buildable) -> type:
+    made = fdl.get_callable(node)
+    return made if isinstance(made, type) else object
+
+
+def _model(network: Any) -> Model:
+    is_linen = issubclass(_made(network), LinenModule)
+    return (LinenModel if is_linen else NnxModel)(module=graph.build(network))
+
+
+def _dtype(variables: Mapping[str, Any]) -> str:
+    return str(jax.tree.leaves(variables["params"])[0].dtype)

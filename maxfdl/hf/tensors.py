@@ -1,0 +1,184 @@
+"""Tensors in safetensors files: read and written one at a time.
+
+A tensor is read by `pread`, not mapped, so that what was read does not stay in memory.
+Types of 16 bits come and go as they are.
+"""
+
+import json
+import math
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import IO, Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from maxfdl.errors import UserError
+
+SHARD_BYTES = 5_000_000_000
+INDEX = "model.safetensors.index.json"
+
+_CODES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+_CODE_OF = {dtype: code for code, dtype in _CODES.items()}
+
+Spec = tuple[tuple[int, ...], np.dtype]
+"""Shape and type of a tensor."""
+
+
+class TensorReader:
+    """The tensors of several files, by name.
+
+    Raises:
+      UserError: If a file is not whole.
+    """
+
+    def __init__(self, files: Iterable[pathlib.Path]):
+        self._file_of: dict[str, Any] = {}
+        for path in files:
+            try:
+                file = safe_open(path, "np", backend="pread")
+            except (SafetensorError, OSError) as error:
+                raise UserError(
+                    f"{path} cannot be read as safetensors ({error}); fetch it again."
+                ) from error
+            self._file_of.update(dict.fromkeys(file.keys(), file))
+
+    def names(self) -> list[str]:
+        return list(self._file_of)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._file_of[name].get_slice(name).get_shape())
+
+    def code(self, name: str) -> str:
+        """Returns the type as the format writes it, such as `BF16`."""
+        return self._file_of[name].get_slice(name).get_dtype()
+
+    def read(self, name: str) -> np.ndarray:
+        return self._file_of[name].get_tensor(name)
+
+
+def is_supported(code: str) -> bool:
+    """Says whether weights may be of this type; 8 bits and fewer need scales."""
+    return code in _CODES
+
+
+class TensorWriter:
+    """Writes tensors into as many files as it takes, under Hugging Face's names.
+
+    All is laid out beforehand, so tensors may come in any order, and none is kept. The
+    files have their names when the `with` block ends well, and none if it does not.
+
+    Args:
+      folder: Where the files go.
+      specs: Every tensor, in the order in which they fill the files.
+      shard_bytes: What a file may hold, unless one tensor alone is more.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        specs: Mapping[str, Spec],
+        shard_bytes: int = SHARD_BYTES,
+    ):
+        self._folder = folder
+        self._specs = specs
+        self._shards = _shards(specs, shard_bytes)
+        self._place: dict[str, tuple[IO[bytes], int]] = {}
+        self._open: list[IO[bytes]] = []
+
+    def __enter__(self) -> "TensorWriter":
+        for number, shard in enumerate(self._shards):
+            file = open(self._temporary(number), "wb")
+            self._open.append(file)
+            for name, offset in self._write_header(file, shard).items():
+                self._place[name] = file, offset
+        return self
+
+    def write(self, name: str, values: np.ndarray) -> None:
+        shape, dtype = self._specs[name]
+        assert (values.shape, values.dtype) == (shape, dtype), name
+        file, offset = self._place.pop(name)
+        file.seek(offset)
+        file.write(np.ascontiguousarray(values).view(np.uint8).data)
+
+    def __exit__(self, kind: type | None, error: Any, _: Any) -> None:
+        for file in self._open:
+            file.close()
+        temporary = [self._temporary(number) for number in range(len(self._shards))]
+        if kind is not None:
+            for path in temporary:
+                path.unlink(missing_ok=True)
+            return
+        assert not self._place, f"not written: {list(self._place)}"
+        for path, name in zip(temporary, self._names(), strict=True):
+            path.replace(self._folder / name)
+        self._write_index()
+
+    def _temporary(self, number: int) -> pathlib.Path:
+        return self._folder / f".shard-{number:05}.tmp"
+
+    def _names(self) -> list[str]:
+        count = len(self._shards)
+        if count == 1:
+            return ["model.safetensors"]
+        return [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
+
+    def _write_header(self, file: IO[bytes], shard: list[str]) -> dict[str, int]:
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        start = 0
+        for name in shard:
+            shape, dtype = self._specs[name]
+            end = start + _num_bytes(self._specs[name])
+            header[name] = {
+                "dtype": _CODE_OF[dtype],
+                "shape": list(shape),
+                "data_offsets": [start, end],
+            }
+            start = end
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        data = 8 + len(text)
+        file.truncate(data + start)
+        return {name: data + header[name]["data_offsets"][0] for name in shard}
+
+    def _write_index(self) -> None:
+        index = self._folder / INDEX
+        if len(self._shards) == 1:
+            index.unlink(missing_ok=True)
+            return
+        content = {
+            "metadata": {"total_size": sum(map(_num_bytes, self._specs.values()))},
+            "weight_map": {
+                name: file
+                for file, shard in zip(self._names(), self._shards, strict=True)
+                for name in shard
+            },
+        }
+        index.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _num_bytes(spec: Spec) -> int:
+    shape, dtype = spec
+    return math.prod(shape) * dtype.itemsize
+
+
+def _shards(specs: Mapping[str, Spec], shard_bytes: int) -> list[list[str]]:
+    """Returns the names in each file: in order, each filled as far as it may be."""
+    shards: list[list[str]] = [[]]
+    room = shard_bytes
+    for name, spec in specs.items():
+        size = _num_bytes(spec)
+        if size > room and shards[-1]:
+            shards.append([])
+            room = shard_bytes
+        shards[-1].append(name)
+        room -= size
+    return shards

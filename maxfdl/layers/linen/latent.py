@@ -1,0 +1,103 @@
+"""Attention over a latent vector per token.
+
+Letters: B rows, T tokens, S tokens that can be seen, D residual width, H heads, L
+latent width, N width of a head that knows no position, R width that turns, V width of a
+value.
+"""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
+
+from maxfdl.layers.cache import with_past
+from maxfdl.layers.checks import check_latent_attention
+from maxfdl.layers.context import Context
+from maxfdl.layers.linen.linear import Linear, LowRankLinear
+from maxfdl.layers.linen.module import Module
+from maxfdl.markers import FromParent
+from maxfdl.ops.attention import DotProductAttention
+from maxfdl.ops.mask import Causal
+from maxfdl.ops.rope import Rope
+
+
+class LatentAttention(Module, kw_only=True):
+    """Multi-head latent attention: keys and values are projections of one vector.
+
+    `c = norm(latent(x))`; head h has the key `[key(c)_h, rope(rope_key(x))]`, whose
+    second part all heads share, and the value `value(c)_h`. A cache holds `L + R`
+    numbers per token. DeepSeek-V2, https://arxiv.org/abs/2405.04434, section 2.1.
+
+    Args:
+      query: Projection to H heads of width N + R, direct or through a low rank.
+      latent, latent_norm: Projection to c, and its norm.
+      rope_key: Projection to the part of the key that turns.
+      key, value: Projections of c to H heads of width N, and V.
+      out: Projection from H heads of width V.
+      num_heads: H.
+      latent_dim: L.
+      nope_dim: N.
+      rope_dim: R, even.
+      value_dim: V.
+      rope: Rotation of the last R features of queries, and of `rope_key`.
+      mask: Which tokens of its document a token sees.
+      attention: How scores are formed and values mixed.
+    """
+
+    check_config = staticmethod(check_latent_attention)
+
+    query: Callable[..., Linear | LowRankLinear]
+    latent: Callable[..., Linear]
+    latent_norm: Callable[..., Module]
+    rope_key: Callable[..., Linear]
+    key: Callable[..., Linear]
+    value: Callable[..., Linear]
+    out: Callable[..., Linear]
+    num_heads: int
+    latent_dim: int
+    nope_dim: int
+    rope_dim: int
+    value_dim: int
+    rope: Rope
+    mask: Causal
+    attention: DotProductAttention
+    features: Annotated[int, FromParent]
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
+        embed, middle = {"embed": self.features}, {"latent": self.latent_dim}
+        heads = {"heads": self.num_heads}
+        query_heads = heads | {"head_dim": self.nope_dim + self.rope_dim}
+        key_heads = heads | {"head_dim": self.nope_dim}
+        value_heads = heads | {"head_dim": self.value_dim}
+        turning = {"head_dim": self.rope_dim}
+        query = self.query(inputs=embed, outputs=query_heads, name="query")
+        latent = self.latent(inputs=embed, outputs=middle, name="latent")
+        latent_norm = self.latent_norm(features=self.latent_dim, name="latent_norm")
+        rope_key = self.rope_key(inputs=embed, outputs=turning, name="rope_key")
+        key = self.key(inputs=middle, outputs=key_heads, name="key")
+        value = self.value(inputs=middle, outputs=value_heads, name="value")
+        out = self.out(inputs=value_heads, outputs=embed, name="out")
+
+        at = context.at
+        q_BTHQ = query(x_BTD, at("query"))
+        q_BTHN, q_BTHR = jnp.split(q_BTHQ, [self.nope_dim], axis=-1)
+        q_BTHR = self.rope(q_BTHR, context.places)
+        k_BT1R = rope_key(x_BTD, at("rope_key"))[:, :, None]
+        k_BT1R = self.rope(k_BT1R, context.places)
+        c_BTL = latent_norm(latent(x_BTD, at("latent")), at("latent_norm"))
+        (c_BSL, k_BS1R), mask = with_past(context, self.mask, (c_BTL, k_BT1R))
+        k_BSHN = key(c_BSL, at("key"))
+        v_BSHV = value(c_BSL, at("value"))
+        k_BSHR = jnp.broadcast_to(k_BS1R, (*k_BSHN.shape[:3], k_BS1R.shape[-1]))
+        mixed_BTHV = self.attention(
+            jnp.concatenate([q_BTHN, q_BTHR], axis=-1),
+            jnp.concatenate([k_BSHN, k_BSHR], axis=-1),
+            v_BSHV,
+            mask,
+        )
+        mixed_BTHV = checkpoint_name(mixed_BTHV, "attention_out")
+        return out(mixed_BTHV, at("out"))

@@ -1,0 +1,220 @@
+"""Mixture of experts: a router, experts, and a layer of both.
+
+Letters: B rows, T tokens, D residual width, E experts, k of them chosen per token, F
+hidden width of an expert, N tokens of all rows, M rows that experts see.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from maxfdl.layers.checks import check_moe
+from maxfdl.layers.context import Context
+from maxfdl.layers.linen.linear import Linear
+from maxfdl.layers.linen.mlp import GatedMlp
+from maxfdl.layers.linen.module import Module, param
+from maxfdl.layers.parameter import Parameter
+from maxfdl.layers.sinks import Counts, Mean
+from maxfdl.markers import FromParent
+from maxfdl.ops import balance
+from maxfdl.ops.experts import Dispatch, Groups
+from maxfdl.ops.glu import ClampedSwiGlu, Glu
+from maxfdl.ops.grouped_dot import GroupedDot
+from maxfdl.ops.initializers import Constant, Initializer
+from maxfdl.ops.routing import Choice, TopK, router_logits
+
+
+class Router(Module, kw_only=True):
+    """Chooses experts for each token by a linear map of it, in float32.
+
+    Holds `D E` weights. Leaves these sinks, of tokens that are no padding: `counts`,
+    how often each expert was chosen; `probability`, the mean of each expert's share;
+    `z`, the mean squared logsumexp of the logits; `sequence_balance`, the mean over
+    rows of the term of that name. `ops.balance` has the formulas.
+
+    Args:
+      routing: From logits to experts and weights.
+      initializer: How the kernel is drawn.
+      use_bias: Whether logits have a bias, a parameter that starts at 0.
+      use_selection_bias: Whether scores have one that decides the choice alone. It is
+        state, `selection_bias`, and starts at 0.
+      num_experts: E.
+    """
+
+    routing: TopK
+    initializer: Initializer
+    use_bias: bool = False
+    use_selection_bias: bool = False
+    num_experts: Annotated[int, FromParent]
+    features: Annotated[int, FromParent]
+
+    def setup(self):
+        shape, axes = (self.features, self.num_experts), ("embed", "experts")
+        kernel = Parameter(shape, axes, self.initializer, "kernel", 1)
+        self.kernel = param(self, "kernel", kernel)
+        bias = Parameter((self.num_experts,), ("experts",), Constant(), "bias")
+        self.bias = param(self, "bias", bias) if self.use_bias else None
+        self.selection_bias = None
+        if self.use_selection_bias:
+            self.selection_bias = self.variable(
+                "state", "selection_bias", jnp.zeros, self.num_experts, jnp.float32
+            )
+
+    def __call__(self, x_BTD: jax.Array, context: Context) -> Choice:
+        kernel = context.weight(self.kernel, ("embed", "experts"), jnp.float32)
+        bias = selection_bias = None
+        if self.bias is not None:
+            bias = context.weight(self.bias, ("experts",), jnp.float32)
+        if self.selection_bias is not None:
+            selection_bias = self.selection_bias.value
+        logits_BTE = router_logits(x_BTD, kernel, bias)
+        choice = self.routing(logits_BTE, selection_bias)
+        mask_BT = balance.counted(context.places)
+        tokens = jnp.sum(mask_BT, dtype=jnp.float32)
+        counts = balance.expert_counts(choice.experts, mask_BT, self.num_experts)
+        context.emit("counts", Counts(counts))
+        shares = balance.probability_sums(choice.scores, mask_BT)
+        context.emit("probability", Mean(shares, tokens))
+        context.emit("z", Mean(balance.router_z(logits_BTE, mask_BT), tokens))
+        uneven_B = balance.sequence_balance(choice.scores, self.routing.k, mask_BT)
+        rows = jnp.sum(jnp.any(mask_BT, axis=1), dtype=jnp.float32)
+        context.emit("sequence_balance", Mean(jnp.sum(uneven_B), rows))
+        return choice
+
+
+class GroupedLinear(Module, kw_only=True):
+    """A linear map of its own for each expert: `y = x kernel[e] + bias[e]`.
+
+    Holds `E prod(I O)` weights, for I inputs and O outputs.
+
+    Args:
+      dot: The product of groups of rows with their kernels.
+      initializer: How the kernels are drawn.
+      use_bias: Whether to add biases, which start at 0.
+      num_experts: E.
+      inputs: Name and size of the contracted dim.
+      outputs: Name and size of the dim of the result.
+    """
+
+    dot: GroupedDot
+    initializer: Initializer
+    use_bias: bool = False
+    num_experts: Annotated[int, FromParent]
+    inputs: Annotated[dict[str, int], FromParent]
+    outputs: Annotated[dict[str, int], FromParent]
+
+    def setup(self):
+        dims = {"experts": self.num_experts, **self.inputs, **self.outputs}
+        shape, axes = tuple(dims.values()), tuple(dims)
+        kernel = Parameter(
+            shape, axes, self.initializer, "kernel", contracted=1, batched=1
+        )
+        self.kernel_axes = axes
+        self.kernel = param(self, "kernel", kernel)
+        dims = {"experts": self.num_experts, **self.outputs}
+        shape, self.bias_axes = tuple(dims.values()), tuple(dims)
+        bias = Parameter(shape, self.bias_axes, Constant(), "bias")
+        self.bias = param(self, "bias", bias) if self.use_bias else None
+
+    def __call__(self, x: jax.Array, groups: Groups, context: Context) -> jax.Array:
+        kernel = context.weight(self.kernel, self.kernel_axes, dtype=x.dtype)
+        y = self.dot(x, kernel, groups.sizes)
+        if self.bias is not None:
+            bias = context.weight(self.bias, self.bias_axes, dtype=x.dtype)
+            y = y + bias[groups.experts]
+        return y
+
+
+class Experts(Module, kw_only=True):
+    """A gated feed-forward layer per expert: `down(glu(gate(x), up(x)))`.
+
+    Holds `3 E D F` weights, without biases, and spends `6 k D F` FLOPs per token.
+    Leaves the sink `dropped`, how many copies of tokens no expert saw.
+
+    Args:
+      gate, up, down: The projections of all experts.
+      hidden: F.
+      glu: How gate and up make a hidden feature.
+      dispatch: How tokens get to experts.
+      weighted: Whether a token's weight scales what the expert gives or what it gets.
+      num_experts: E.
+    """
+
+    gate: Callable[..., GroupedLinear]
+    up: Callable[..., GroupedLinear]
+    down: Callable[..., GroupedLinear]
+    hidden: int
+    glu: Glu | ClampedSwiGlu
+    dispatch: Dispatch
+    weighted: Literal["output", "input"] = "output"
+    num_experts: Annotated[int, FromParent]
+    features: Annotated[int, FromParent]
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, choice: Choice, context: Context) -> jax.Array:
+        outer, inner = {"embed": self.features}, {"expert_mlp": self.hidden}
+        sizes = dict(num_experts=self.num_experts)
+        gate = self.gate(inputs=outer, outputs=inner, name="gate", **sizes)
+        up = self.up(inputs=outer, outputs=inner, name="up", **sizes)
+        down = self.down(inputs=inner, outputs=outer, name="down", **sizes)
+
+        width, k = x_BTD.shape[-1], choice.experts.shape[-1]
+        groups = self.dispatch(choice.experts.reshape(-1, k), self.num_experts)
+        weights_Nk = choice.weights.reshape(-1, k)
+        x_MD = groups.gather(x_BTD.reshape(-1, width))
+        if self.weighted == "input":
+            x_MD = x_MD * groups.gather_weights(weights_Nk).astype(x_MD.dtype)[:, None]
+            weights_Nk = None
+        gate_MF = gate(x_MD, groups, context.at("gate"))
+        hidden_MF = self.glu(gate_MF, up(x_MD, groups, context.at("up")))
+        y_MD = down(hidden_MF, groups, context.at("down"))
+        mask_N = balance.counted(context.places).reshape(-1)
+        context.emit("dropped", Counts(groups.dropped(mask_N)))
+        y_BTD = groups.combine(y_MD, weights_Nk).reshape(x_BTD.shape)
+        return context.constrain(y_BTD, "batch", "sequence", "embed")
+
+
+class MoE(Module, kw_only=True):
+    """`sum_j w_j expert_j(x) + shared(x)` over the k experts chosen for each token.
+
+    Shazeer et al. 2017, https://arxiv.org/abs/1701.06538; with shared experts
+    DeepSeekMoE, https://arxiv.org/abs/2401.06066.
+
+    Args:
+      router, experts: The two parts.
+      shared: A layer for all tokens beside the experts; None: there is none.
+      shared_gate: Map to one number per token, whose sigmoid scales what `shared`
+        gives; None: it counts in full.
+      num_experts: E, handed down to router and experts.
+    """
+
+    check_config = staticmethod(check_moe)
+
+    router: Callable[..., Router]
+    experts: Callable[..., Experts]
+    shared: Callable[..., GatedMlp] | None = None
+    shared_gate: Callable[..., Linear] | None = None
+    num_experts: int
+    features: Annotated[int, FromParent]
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
+        sizes = dict(num_experts=self.num_experts, features=self.features)
+        router = self.router(name="router", **sizes)
+        experts = self.experts(name="experts", **sizes)
+
+        choice = router(x_BTD, context.at("router"))
+        y_BTD = experts(x_BTD, choice, context.at("experts"))
+        if self.shared is None:
+            return y_BTD
+        shared = self.shared(features=self.features, name="shared")
+        shared_BTD = shared(x_BTD, context.at("shared"))
+        if self.shared_gate is not None:
+            width = {"embed": self.features}
+            gate = self.shared_gate(inputs=width, outputs={}, name="shared_gate")
+            gate_BT = gate(x_BTD, context.at("shared_gate"))
+            shared_BTD = jax.nn.sigmoid(gate_BT)[..., None] * shared_BTD
+        return y_BTD + shared_BTD

@@ -1,0 +1,142 @@
+"""Products of groups of rows with a kernel each, as a leaf op.
+
+A quantised product is another class in the same field. Letters: M rows, D contracted, F
+outputs, E groups.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from maxfdl.ops.cost import declare_flops
+
+Implementation = Literal["auto", "ragged", "blocks"]
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupedDot:
+    """Each row times the kernel of its group, in the type of `x`.
+
+    Cost: `2 M D F` FLOPs forward, three times that with gradients.
+
+    Args:
+      implementation: For groups of unequal size. `ragged` is `jax.lax.ragged_dot`,
+        `blocks` a loop over 64 rows at a time. XLA:CPU computes the first as E whole
+        products, see `resolve`.
+    """
+
+    implementation: Implementation = "auto"
+
+    def resolve(self, platform: str | None = None) -> str:
+        """Returns what `auto` means on `platform` (default: where JAX runs now)."""
+        if self.implementation != "auto":
+            return self.implementation
+        platform = platform or jax.default_backend()
+        return "blocks" if platform == "cpu" else "ragged"
+
+    def __call__(
+        self,
+        x_MD: Float[Array, "M D"],
+        kernel_EDF: Float[Array, "E D F"],
+        sizes_E: Int[Array, " E"] | None,
+    ) -> Float[Array, "M F"]:
+        """Multiplies rows that lie in the order of their groups.
+
+        Args:
+          x_MD: The rows.
+          kernel_EDF: A kernel for each group.
+          sizes_E: How many rows each group has, M in all. None: equally many.
+        """
+        kernel_EDF = kernel_EDF.astype(x_MD.dtype)
+        rows, width = x_MD.shape
+        groups, _, outputs = kernel_EDF.shape
+        if sizes_E is None:
+            x_EMD = x_MD.reshape(groups, rows // groups, width)
+            y_EMF = jnp.einsum("emd,edf->emf", x_EMD, kernel_EDF)
+            return y_EMF.reshape(rows, outputs)
+        product = {"ragged": lax.ragged_dot, "blocks": _blocks}[self.resolve()]
+        flops = 2 * rows * width * outputs
+        return declare_flops(product, flops)(x_MD, kernel_EDF, sizes_E)
+
+
+_ROWS = 64  # of one block; 32 to 128 are within a fifth of each other
+
+
+@jax.custom_vjp
+def _blocks(x_MD, kernel_EDF, sizes_E):
+    """Blocks of rows, each times the kernel of the group that it begins in.
+
+    The last block of a group reaches into the next, which overwrites what is too much.
+    """
+    blocks = _Blocks(sizes_E, x_MD.shape[0])
+    x_MD = blocks.padded(x_MD)
+
+    def body(i, y_MF):
+        group, start = blocks.at(i)
+        y = blocks.cut(x_MD, start) @ kernel_EDF[group]
+        return lax.dynamic_update_slice(y_MF, y, (start, 0))
+
+    y_MF = jnp.zeros((x_MD.shape[0], kernel_EDF.shape[-1]), x_MD.dtype)
+    return blocks.unpadded(lax.fori_loop(0, blocks.number, body, y_MF))
+
+
+def _blocks_forward(x_MD, kernel_EDF, sizes_E):
+    return _blocks(x_MD, kernel_EDF, sizes_E), (x_MD, kernel_EDF, sizes_E)
+
+
+def _blocks_backward(saved, dy_MF):
+    x_MD, kernel_EDF, sizes_E = saved
+    dx_MD = _blocks(dy_MF, kernel_EDF.swapaxes(1, 2), sizes_E)
+    blocks = _Blocks(sizes_E, x_MD.shape[0])
+    x_MD, dy_MF = blocks.padded(x_MD), blocks.padded(dy_MF)
+
+    def body(i, dkernel_EDF):
+        group, start = blocks.at(i)
+        x = jnp.where(blocks.own(group, start), blocks.cut(x_MD, start), 0)
+        dkernel = jnp.matmul(
+            x.T, blocks.cut(dy_MF, start), preferred_element_type=jnp.float32
+        )
+        return dkernel_EDF.at[group].add(dkernel)
+
+    dkernel_EDF = jnp.zeros(kernel_EDF.shape, jnp.float32)
+    dkernel_EDF = lax.fori_loop(0, blocks.number, body, dkernel_EDF)
+    return dx_MD, dkernel_EDF.astype(kernel_EDF.dtype), None
+
+
+_blocks.defvjp(_blocks_forward, _blocks_backward)
+
+
+class _Blocks:
+    """Where the blocks of each group of rows begin."""
+
+    def __init__(self, sizes_E: jax.Array, rows: int):
+        self._rows = rows
+        self.size = min(_ROWS, rows)
+        self._per_group = (sizes_E + self.size - 1) // self.size
+        self._ends = jnp.cumsum(self._per_group)
+        self._last_row = jnp.cumsum(sizes_E)
+        self._first_row = self._last_row - sizes_E
+        self.number = self._ends[-1]
+
+    def at(self, i):
+        """Returns the group of block `i` and its first row."""
+        group = jnp.searchsorted(self._ends, i, side="right")
+        of_group = i - (self._ends[group] - self._per_group[group])
+        return group, self._first_row[group] + of_group * self.size
+
+    def own(self, group, start):
+        """Returns which rows of a block are of its group, [rows, 1]."""
+        return (start + jnp.arange(self.size) < self._last_row[group])[:, None]
+
+    def cut(self, x, start):
+        return lax.dynamic_slice(x, (start, 0), (self.size, x.shape[1]))
+
+    def padded(self, x):
+        return jnp.pad(x, ((0, self.size), (0, 0)))
+
+    def unpadded(self, x):
+        return x[: self._rows]

@@ -1,0 +1,54 @@
+"""The state that a run begins with."""
+
+import pathlib
+from typing import Any
+
+from maxfdl.checkpoint.checkpointer import Checkpointer
+from maxfdl.errors import UserError
+from maxfdl.train.program import Program
+from maxfdl.train.trainer import State
+
+_CHECKPOINTS = "checkpoints"
+
+
+def first_state(program: Program, init_from: str | None) -> State:
+    """Returns the state before the first step, laid out as the program wants it.
+
+    Args:
+      program: What is trained.
+      init_from: Whose weights to start with: a model folder of Hugging Face, or the
+        directory of a run; of that, the newest checkpoint. None draws them.
+
+    Raises:
+      UserError: If there are no such weights, or if they are of another network.
+    """
+    if init_from is None:
+        return program.init()
+    folder = pathlib.Path(init_from).expanduser()
+    if not folder.is_dir():
+        raise UserError(
+            f"init_from ({init_from}) must be a model folder of Hugging Face or the"
+            " directory of a run, but there is no such folder."
+        )
+    is_run = (folder / _CHECKPOINTS).is_dir()
+    read = _of_run if is_run else _of_hugging_face
+    return program.start_from(read(program, folder))
+
+
+def _of_run(program: Program, folder: pathlib.Path) -> dict[str, Any]:
+    state = program.abstract_state()
+    abstract = {name: state[name] for name in ("params", "state")}
+    checkpointer = Checkpointer(directory=folder / _CHECKPOINTS)
+    newest = checkpointer.latest()
+    if newest is None:
+        raise UserError(f"init_from ({folder}) is a run that has saved no checkpoint.")
+    # An empty part holds no leaves, and so is no part of what was saved.
+    wanted = {name: part for name, part in abstract.items() if part}
+    return {**abstract, **checkpointer.read(newest, wanted)}
+
+
+def _of_hugging_face(program: Program, folder: pathlib.Path) -> dict[str, Any]:
+    from maxfdl.hf.folder import Folder  # reads safetensors, which few runs need
+    from maxfdl.hf.weights import read_weights
+
+    return read_weights(Folder(folder), program.trainer.model, program.sharding)

@@ -1,0 +1,160 @@
+"""Generation with caches, against the forward pass without."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maxfdl import graph
+from maxfdl.inference import NOTHING, Generator, Sampler, generate
+from maxfdl.inference.generator import _rounded
+from maxfdl.mutations.family import to_linen
+from maxfdl.mutations.mesh import mesh
+from tests import tiny
+
+PROMPTS = [[5, 9, 2], [7], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]]
+
+
+@functools.cache
+def made(*mutations):
+    model = graph.build(tiny.experiment(*mutations)).make_model()
+    return model, model.init(jax.random.key(0))
+
+
+def uncached(model, variables, prompt, count):
+    """The likeliest continuation, by a forward pass of the whole text per token."""
+    logits_of = jax.jit(model.logits)
+    row = list(prompt)
+    for _ in range(count):
+        padded = jnp.asarray([row + [0] * (48 - len(row))])
+        row.append(int(jnp.argmax(logits_of(variables, padded)[0, len(row) - 1])))
+    return row[len(prompt) :]
+
+
+@pytest.mark.parametrize("mutations", [(), (to_linen,)], ids=["nnx", "linen"])
+def test_greedy_tokens_are_those_of_the_uncached_model(mutations):
+    model, variables = made(*mutations)
+    out = generate(model, variables, PROMPTS, max_new_tokens=21)
+    assert out == [uncached(model, variables, prompt, 21) for prompt in PROMPTS]
+    assert [row.reason for row in out] == ["length"] * 3
+
+
+def test_an_array_of_prompts_will_do():
+    model, variables = made()
+    prompts = np.asarray([[3, 1, 4], [1, 5, 9]])
+    assert generate(model, variables, prompts, max_new_tokens=5) == generate(
+        model, variables, prompts.tolist(), max_new_tokens=5
+    )
+
+
+def test_a_row_ends_after_a_stop_token():
+    model, variables = made()
+    whole = generate(model, variables, PROMPTS, max_new_tokens=12)
+    stop = whole[0][4]
+    out = generate(model, variables, PROMPTS, max_new_tokens=12, stop_tokens=[stop])
+    for full, row in zip(whole, out, strict=True):
+        stops = stop in full
+        assert row == (full[: full.index(stop) + 1] if stops else full)
+        assert row.reason == ("stop" if stops else "length")
+    assert out[0].reason == "stop"
+
+
+def test_a_single_new_token_comes_from_the_prompt_alone():
+    model, variables = made()
+    out = generate(model, variables, PROMPTS, max_new_tokens=1)
+    assert out == [uncached(model, variables, prompt, 1) for prompt in PROMPTS]
+
+
+def test_a_drawn_row_depends_on_its_seed_and_on_nothing_beside_it():
+    model, variables = made()
+    settings = dict(max_new_tokens=14, temperature=1.0, top_k=40, top_p=0.95)
+    together = generate(model, variables, PROMPTS, seed=[1, 2, 3], **settings)
+    for prompt, seed, row in zip(PROMPTS, [1, 2, 3], together, strict=True):
+        assert generate(model, variables, [prompt], seed=seed, **settings) == [row]
+    same = [PROMPTS[0]] * 3
+    drawn = generate(model, variables, same, seed=[1, 2, 1], **settings)
+    assert drawn[0] == drawn[2] == together[0] != drawn[1]
+
+
+def test_a_drawn_row_does_not_depend_on_how_many_tokens_are_wanted():
+    model, variables = made()
+    settings = dict(temperature=1.0, seed=4)
+    short = generate(model, variables, PROMPTS[:1], max_new_tokens=5, **settings)
+    long = generate(model, variables, PROMPTS[:1], max_new_tokens=40, **settings)
+    assert long[0][:5] == short[0]
+
+
+def test_a_high_repetition_penalty_makes_all_tokens_new():
+    model, variables = made()
+    (row,) = generate(
+        model, variables, PROMPTS[2:], max_new_tokens=30, repetition_penalty=1e6
+    )
+    text = PROMPTS[2] + row
+    assert len(set(text)) == len(text)
+
+
+def test_a_stream_gives_a_token_a_row_until_the_last_ends():
+    model, variables = made()
+    whole = generate(model, variables, PROMPTS, max_new_tokens=12)
+    stop = whole[0][4]
+    generator = Generator(model, stop_tokens=[stop], run_length=3)
+    steps = [*generator.stream(variables, PROMPTS, max_new_tokens=12)]
+    expected = generate(
+        model, variables, PROMPTS, max_new_tokens=12, stop_tokens=[stop]
+    )
+    assert len(steps) == max(map(len, expected))
+    for i, row in enumerate(expected):
+        column = [int(step[i]) for step in steps]
+        assert column == row + [NOTHING] * (len(steps) - len(row))
+
+
+def test_texts_of_other_lengths_share_the_compiled_programs():
+    model, variables = made()
+    generator = Generator(model)
+    for length, new in ((3, 5), (9, 7), (11, 2)):
+        generator.generate(variables, [[1] * length], max_new_tokens=new)
+    assert generator._prefill._cache_size() == 2  # caches for 16 and for 24
+    assert generator._decode._cache_size() == 2
+
+
+def test_lengths_are_rounded_up_to_a_few_sizes():
+    sizes = {_rounded(n): n for n in range(1, 100)}
+    assert list(sizes) == [16, 24, 32, 48, 64, 96, 128]
+    assert all(size >= n for size, n in sizes.items())
+
+
+@pytest.mark.parametrize("shape", [dict(fsdp=8), dict(fsdp=4, tensor=2)], ids=str)
+def test_a_mesh_gives_the_tokens_of_one_device(shape):
+    model, variables = made()
+    expected = generate(model, variables, PROMPTS, max_new_tokens=10)
+    experiment = graph.build(tiny.experiment(functools.partial(mesh, **shape)))
+    trainer = experiment.make_trainer(experiment.make_sharding())
+    places = {k: trainer.state_shardings()[k] for k in ("params", "state")}
+    placed = jax.device_put(variables, places)
+    assert generate(trainer.model, placed, PROMPTS, max_new_tokens=10) == expected
+
+
+@pytest.mark.parametrize(
+    "prompts, settings, message",
+    [
+        ([[1], []], {}, r"rows of \[1, 0\]"),
+        ([], {}, "at least one row"),
+        ([[1]], {"max_new_tokens": 0}, "max_new_tokens .0. must be at least 1"),
+        ([[1]], {"temperature": -0.5}, "temperature .-0.5. must not be negative"),
+    ],
+)
+def test_what_cannot_be_is_refused(prompts, settings, message):
+    model, variables = made()
+    with pytest.raises(ValueError, match=message):
+        generate(model, variables, prompts, **{"max_new_tokens": 4} | settings)
+
+
+def test_a_sampler_may_be_given_to_a_generator():
+    model, variables = made()
+    generator = Generator(model, Sampler(temperature=1.0, min_p=0.01))
+    rows = generator.generate(variables, PROMPTS, max_new_tokens=6, seed=1)
+    assert rows == generate(
+        model, variables, PROMPTS, max_new_tokens=6, seed=1, temperature=1.0, min_p=0.01
+    )
