@@ -1,11 +1,11 @@
 """What `from_hf` and `to_hf` of the families share."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import fiddle as fdl
 
+from fdl_configs import rope
 from maxfdl.errors import UserError
 from maxfdl.layers import nnx
 from maxfdl.ops.activation import Activation
@@ -51,6 +51,12 @@ def widths_from_hf(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def widths_to_hf(model: fdl.Partial) -> dict[str, Any]:
     """Returns what `widths_from_hf` reads, and the number of layers."""
+    hidden = layers_of(model)[0].mlp.hidden
+    return {**shape_to_hf(model), "intermediate_size": hidden}
+
+
+def shape_to_hf(model: fdl.Partial) -> dict[str, Any]:
+    """Returns the widths of a model of any feed-forward layers, and how many layers."""
     layers = layers_of(model)
     attention = layers[0].attention
     return {
@@ -59,7 +65,6 @@ def widths_to_hf(model: fdl.Partial) -> dict[str, Any]:
         "num_attention_heads": attention.num_heads,
         "num_key_value_heads": attention.num_kv_heads,
         "head_dim": attention.head_dim,
-        "intermediate_size": layers[0].mlp.hidden,
         "vocab_size": model.vocab_size,
         "tie_word_embeddings": is_tied(model),
     }
@@ -105,16 +110,20 @@ def window_of(layer: fdl.Partial) -> int | None:
     return mask.window if fdl.get_callable(mask) is SlidingWindow else None
 
 
-def scale_to_hf(scale: float) -> float:
-    """Returns the number whose power -0.5 is exactly `scale`, whole if there is one."""
-    near = scale**-2
-    around = [near]
-    for end in (0.0, math.inf):
-        beside = near
-        for _ in range(4):
-            beside = math.nextafter(beside, end)
-            around.append(beside)
-    return next((x for x in (round(near), *around) if x**-0.5 == scale), near)
+def ropes_to_hf(model: fdl.Partial) -> dict[str, Any]:
+    """Returns `rope_parameters` by type of layer; a type without layers has any."""
+    layers = layers_of(model)
+    ropes = {window_of(layer) is None: layer.attention.rope for layer in layers}
+    either = next(iter(ropes.values()))
+    return {
+        "full_attention": rope.to_hf(ropes.get(True, either)),
+        "sliding_attention": rope.to_hf(ropes.get(False, either)),
+    }
+
+
+def scale_to_hf(scale: float) -> int:
+    """Returns the whole number whose power -0.5 is `scale`, if there is one."""
+    return round(scale**-2)
 
 
 def only_causal(config: Mapping[str, Any]) -> None:

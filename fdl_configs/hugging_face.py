@@ -30,7 +30,7 @@ def experiment(folder: str) -> fdl.Config[Experiment]:
     config = found.config
     model = family_of(config["model_type"]).from_hf(config)
     model.dtype = model.param_dtype = _dtype(config)
-    longest = config.get("max_position_embeddings", config.get("n_positions"))
+    longest = config.get("max_position_embeddings") or config["n_positions"]
     run = pretrain(
         name=_name(found.path),
         model=model,

@@ -1,4 +1,4 @@
-"""Rotary embeddings as the `rope_parameters` of a Hugging Face config.json names them."""
+"""Rotary embeddings as `rope_parameters` of a Hugging Face config.json names them."""
 
 import math
 from collections.abc import Mapping
@@ -105,11 +105,9 @@ _READ = {
 
 def to_hf(rope: fdl.Config[Rope]) -> dict[str, Any]:
     """Returns the `rope_parameters` that `from_hf` reads as `rope`."""
+    kind = _KIND[fdl.get_callable(rope)]
     built = fdl.build(rope)
-    written: dict[str, Any] = {
-        "rope_type": _KIND[type(built)],
-        "rope_theta": built.theta,
-    }
+    written: dict[str, Any] = {"rope_type": kind, "rope_theta": built.theta}
     if built.fraction != 1.0:
         written["partial_rotary_factor"] = built.fraction
     for field, name in _NAMES.items():

@@ -9,6 +9,7 @@ from maxfdl.model import NnxModel
 from maxfdl.ops.cross_entropy import CrossEntropy
 from maxfdl.sharding.mesh import MeshShape
 from maxfdl.sharding.rules import AxisRules
+from maxfdl.train.gradients import WholeBatch
 from maxfdl.train.loss import NextTokenLoss
 from maxfdl.train.metrics import MetricWriter
 from maxfdl.train.trainer import Trainer
@@ -35,7 +36,7 @@ def pretrain(
         optimizer=optimizer,
         mesh=fdl.Config(MeshShape, data=1, fsdp=-1, tensor=1),
         sharding=fdl.Config(AxisRules),
-        trainer=fdl.Partial(Trainer),
+        trainer=fdl.Partial(Trainer, gradients=fdl.Config(WholeBatch)),
         checkpoint=fdl.Partial(Checkpointer),
         metrics=fdl.Partial(MetricWriter),
         seed=0,

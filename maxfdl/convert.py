@@ -6,7 +6,7 @@
 The first makes a run whose step 0 has the weights; `--fiddler` and `--fdl_set` change
 its graph, and `maxfdl.launch --fdl_config_file=RUN_DIR/config.json --run_dir=RUN_DIR`
 trains on. The second writes the newest checkpoint of a run; tokenizer and generation
-files come from `--source`.
+files come from `--source`, or from the folder that the run started from.
 """
 
 import pathlib
@@ -27,17 +27,20 @@ if "from_hf" not in FLAGS:
     flags.DEFINE_string("from_run", None, "Run directory to read.")
     flags.DEFINE_string("to_hf", None, "Model folder to make of it.")
     flags.DEFINE_string(
-        "source", None, "Model folder to copy tokenizer and generation files from."
+        "source",
+        None,
+        "Model folder to copy tokenizer and generation files from; default: the one"
+        " that the run started from.",
     )
 
 
 def main(argv: list[str]) -> None:
-    given = {name: FLAGS[name].value for name in ("from_hf", "to", "from_run", "to_hf")}
-    named = {name for name, value in given.items() if value is not None}
-    if named == {"from_hf", "to"}:
-        _to_run(given["from_hf"], given["to"])
-    elif named == {"from_run", "to_hf"}:
-        _to_hugging_face(given["from_run"], given["to_hf"], FLAGS.source)
+    ways = ("from_hf", "to", "from_run", "to_hf")
+    given = {name for name in ways if getattr(FLAGS, name) is not None}
+    if given == {"from_hf", "to"}:
+        _to_run(FLAGS.from_hf, FLAGS.to)
+    elif given == {"from_run", "to_hf"}:
+        _to_hugging_face(FLAGS.from_run, FLAGS.to_hf, FLAGS.source)
     else:
         raise UserError(
             "give --from_hf=FOLDER and --to=RUN_DIR, or --from_run=RUN_DIR and"
@@ -61,7 +64,6 @@ def _to_run(folder: str, run_dir: str) -> None:
     try:
         if directory.has_results():
             raise UserError(f"{directory.path} holds a run; give another --to.")
-        config.init_from = None  # its own step 0 has the weights
         graph_json = graph.dump_json(config, trust=tuple(FLAGS.trust))
         experiment = graph.build(config)
         trainer = experiment.make_trainer(experiment.make_sharding())

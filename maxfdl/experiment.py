@@ -69,6 +69,12 @@ class Experiment:
         for field in ("steps", "batch_size", "sequence_length"):
             if getattr(node, field) < 1:
                 yield f"Experiment {field} ({getattr(node, field)}) must be positive."
+        microbatches = getattr(node.trainer.gradients, "steps", 1)
+        if microbatches > 0 and node.batch_size % microbatches:
+            yield (
+                f"Experiment batch_size ({node.batch_size}) must be a multiple of"
+                f" trainer.gradients.steps ({microbatches})."
+            )
 
     def make_sharding(self, devices: Sequence[jax.Device] | None = None) -> Sharding:
         """Returns the rules on the mesh over `devices` (default: all).

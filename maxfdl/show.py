@@ -4,6 +4,8 @@ Prints the model with every parameter's shape, sharding and bytes, and the total
 parameters, FLOPs and state. Allocates nothing. The mesh is the experiment's, on the
 devices that are here or, if it names more, on as many as it names. Mutations and
 values may follow, as for `maxfdl.launch`.
+
+`python -m maxfdl.show --models` prints the published models instead.
 """
 
 import dataclasses
@@ -13,10 +15,18 @@ from absl import flags
 from maxfdl import commandline
 from maxfdl.report import json_file
 
+FLAGS = flags.FLAGS
+
 flags.adopt_module_key_flags(json_file)
+
+# This module may be imported under two names (`python -m` makes one `__main__`).
+if "models" not in FLAGS:
+    flags.DEFINE_bool("models", False, "Print a table of the published models.")
 
 
 def main(argv: list[str]) -> None:
+    if FLAGS.models:
+        return _show_models()
     config = commandline.config_from_flags()
 
     import jax
@@ -44,6 +54,21 @@ def main(argv: list[str]) -> None:
             "modules": [dataclasses.asdict(module) for module in modules],
         }
     )
+
+
+def _show_models() -> None:
+    from maxfdl.report import zoo
+
+    rows = []
+
+    def each_row():
+        for name in zoo.models():
+            rows.append(zoo.row_of(name))
+            yield rows[-1]
+
+    for line in zoo.lines(each_row()):
+        print(line, flush=True)
+    json_file.write_if_asked({"models": [dataclasses.asdict(row) for row in rows]})
 
 
 if __name__ == "__main__":

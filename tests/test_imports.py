@@ -14,7 +14,9 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 NOTHING = frozenset()
 WORDS = frozenset({"errors", "markers"})
-ENTRY_POINTS = frozenset({"bench", "diff", "launch", "show"})
+ENTRY_POINTS = frozenset(
+    {"bench", "convert", "diff", "generate", "launch", "show"}
+)
 
 LIBRARY = {
     "errors": NOTHING,
@@ -24,20 +26,23 @@ LIBRARY = {
     "layers": WORDS | {"ops", "sharding"},
     "model": WORDS | {"ops", "sharding", "layers"},
     "optim": WORDS | {"layers.parameter"},
+    "inference": WORDS | {"ops", "layers.cache", "model"},
     "data": WORDS,
     "checkpoint": WORDS,
     "train": WORDS
     | {"ops", "sharding", "layers.parameter", "model", "optim", "data", "checkpoint"}
-    | {"experiment"},
+    | {"experiment", "hf.folder", "hf.weights", "inference"},
     "experiment": WORDS | {"sharding", "model", "data", "checkpoint", "train"},
 }
 KNOW_FIDDLE = {
     "graph": WORDS,
     "mutations": WORDS | LIBRARY.keys() | {"graph"},
+    "hf": WORDS | LIBRARY.keys() | {"graph", "mutations"},
+    "gguf": WORDS | {"hf", "train.runtime"},
     "commandline": WORDS | {"graph"},
     "report": WORDS | LIBRARY.keys() | {"graph"},
 } | dict.fromkeys(
-    ENTRY_POINTS, WORDS | LIBRARY.keys() | {"graph", "commandline", "report"}
+    ENTRY_POINTS, WORDS | LIBRARY.keys() | {"graph", "hf", "gguf", "commandline", "report"}
 )
 ALLOWED = LIBRARY | KNOW_FIDDLE
 
@@ -101,6 +106,16 @@ def test_the_library_never_imports_fiddle():
     for module, path in MODULES.items():
         if module != "maxfdl" and part(module) in LIBRARY:
             assert not ours(path, "fiddle"), module
+
+
+def test_what_training_needs_of_hugging_face_never_imports_fiddle():
+    pending, seen = {"maxfdl.hf.folder", "maxfdl.hf.weights"}, set()
+    while pending:
+        module = pending.pop()
+        seen.add(module)
+        assert not ours(MODULES[module], "fiddle"), module
+        assert not ours(MODULES[module], "maxfdl.graph"), module
+        pending |= {m for m in ours(MODULES[module]) if inside(m, "maxfdl.hf")} - seen
 
 
 def test_the_library_knows_no_graphs_and_no_experiments():

@@ -106,6 +106,19 @@ def test_mistakes_are_one_line_and_code_2(args, message):
     assert (done.returncode, done.stderr) == (2, f"error: {message}\n")
 
 
+@pytest.mark.slow
+def test_the_published_models_take_less_than_a_minute(tmp_path):
+    file = tmp_path / "models.json"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = show("--models", f"--json={file}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert after.ru_utime - before.ru_utime < 60
+    rows = json.loads(file.read_text())["models"]
+    assert len(rows) == len(done.stdout.splitlines()) - 2 > 50
+    assert "llama2_7b" in done.stdout and "6,738,415,616" in done.stdout
+
+
 def test_show_and_bench_share_their_flags_in_one_process():
     import maxfdl.bench
     import maxfdl.show

@@ -17,10 +17,10 @@ from fdl_configs.hf_parts import (
     activation_to_hf,
     layers_of,
     only_causal,
+    ropes_to_hf,
     scale_to_hf,
     widths_from_hf,
     widths_to_hf,
-    window_of,
     windows_from_hf,
     windows_to_hf,
 )
@@ -190,21 +190,15 @@ def from_hf(config: Mapping[str, Any]) -> fdl.Partial:
 
 def to_hf(model: fdl.Partial) -> dict[str, Any]:
     """Returns the config.json that `from_hf` reads as `model`, if it is a Gemma 3."""
-    all_layers = layers_of(model)
-    layer = all_layers[0]
+    layer = layers_of(model)[0]
     attention = layer.attention
-    by_type = {window_of(each) is None: each.attention.rope for each in all_layers}
-    kinds = {"full_attention": True, "sliding_attention": False}
     return {
         "architectures": ["Gemma3ForCausalLM"],
         "model_type": "gemma3_text",
         **widths_to_hf(model),
         **windows_to_hf(model),
         "query_pre_attn_scalar": scale_to_hf(attention.attention.scale),
-        "rope_parameters": {
-            kind: ropes.to_hf(by_type.get(is_full, attention.rope))
-            for kind, is_full in kinds.items()
-        },
+        "rope_parameters": ropes_to_hf(model),
         "final_logit_softcapping": model.head.soft_cap,
         "rms_norm_eps": model.final_norm.epsilon,
         "hidden_activation": activation_to_hf(layer.mlp.glu.activation),

@@ -29,6 +29,7 @@ _STOCK = (
 _NO_NODES = (
     "maxfdl.graph",
     "maxfdl.mutations",
+    "maxfdl.hf",
     "maxfdl.commandline",
     "maxfdl.launch",
     "maxfdl.show",

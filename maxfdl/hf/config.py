@@ -182,6 +182,11 @@ def _one_rope(config: Config, given: Mapping[str, Any]) -> Config:
     fraction = config.get("partial_rotary_factor", ROTARY_FRACTION.get(kind))
     if fraction is not None:
         rope.setdefault("partial_rotary_factor", fraction)
+    if rope.get("partial_rotary_factor", 1.0) != 1.0 and kind not in ROTARY_FRACTION:
+        raise UserError(
+            f"partial_rotary_factor ({rope['partial_rotary_factor']}) must be 1: in"
+            f" Hugging Face's {kind}, the whole of a head turns."
+        )
     if rope["rope_type"] in _KNOW_ORIGINAL_LENGTH:
         key = "original_max_position_embeddings"
         if key in config:

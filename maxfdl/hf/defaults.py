@@ -132,6 +132,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "deepseek_v2": _LLAMA
     | {
         "vocab_size": 102400,
+        "mlp_bias": False,
         "first_k_dense_replace": 0,
         "kv_lora_rank": 512,
         "q_lora_rank": 1536,

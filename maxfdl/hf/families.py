@@ -42,7 +42,9 @@ def family_of(model_type: str) -> Family:
     return Family(names.family_of(model_type))
 
 
-def describe(model: fdl.Partial, family: str | None = None) -> Config:
+def describe(
+    model: fdl.Partial, family: str | None = None, first: str | None = None
+) -> Config:
     """Returns the normalised config.json of which `model` is the graph.
 
     It is that of the first family, in alphabetical order, that makes the same graph of
@@ -51,6 +53,7 @@ def describe(model: fdl.Partial, family: str | None = None) -> Config:
     Args:
       model: The graph of a network.
       family: The family to take; None looks for it.
+      first: Model type of the family to try before others.
 
     Raises:
       UserError: If no family has such a graph.
@@ -62,13 +65,15 @@ def describe(model: fdl.Partial, family: str | None = None) -> Config:
             f"{did_you_mean(family, known)}"
         )
     plain = _plain(model)
+    if first is not None:
+        known.sort(key=lambda name: name != names.family_of(first))
     for name in known if family is None else [family]:
         config = _config_of(Family(name), plain)
         if config is not None:
             return config
     raise UserError(
-        f"no config.json describes this graph: {family or 'no family'} makes an equal"
-        " one; undo what changes the network, or give the family and its fields."
+        "no config.json describes this graph: it is none that"
+        f" {family or ', '.join(known)} makes; undo what changed the network."
     )
 
 

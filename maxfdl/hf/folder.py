@@ -80,8 +80,9 @@ class Folder:
         """Copies what is neither weights nor config.json: tokenizer and generation."""
         for pattern in _PASSED_THROUGH:
             for path in sorted(self.path.glob(pattern)):
-                if path.is_file():
-                    shutil.copyfile(path, other / path.name)
+                target = other / path.name
+                if path.is_file() and target.absolute() != path.absolute():
+                    shutil.copyfile(path, target)
 
     def _weight_files(self) -> list[pathlib.Path]:
         whole = self.path / "model.safetensors"

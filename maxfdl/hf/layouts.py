@@ -129,6 +129,23 @@ class Fused(Layout):
 
 
 @dataclasses.dataclass(frozen=True)
+class Depthwise(Layout):
+    """The kernel of a torch Conv1d with a channel per group, [channels, 1, taps].
+
+    The channels of several of ours come one after the other.
+    """
+
+    def to_ours(self, theirs, declared, config):
+        (x,) = theirs
+        x = x.reshape(x.shape[0], x.shape[2])
+        return Fused().to_ours([x], declared, config)
+
+    def to_theirs(self, ours, declared, config):
+        (x,) = Fused().to_theirs(ours, declared, config)
+        return [x.reshape(x.shape[0], 1, x.shape[1])]
+
+
+@dataclasses.dataclass(frozen=True)
 class Alternating(Layout):
     """One of theirs is several of ours, whose outputs take turns: [a0, b0, a1, ...].
 

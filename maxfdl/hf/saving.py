@@ -35,8 +35,10 @@ def save(
       config: Graph of the experiment or of its model.
       variables: The weights, as `Model.init` gives them.
       source: A model folder whose tokenizer and generation files are copied. Its
-        config.json is kept too where it describes the same network.
-      family: Family whose names to use; None finds the one that has such a graph.
+        config.json is kept too where it describes the same network. None is the folder
+        that the experiment starts from, if it is still there.
+      family: Family whose names to use; None finds the one that has such a graph, that
+        of `source` before others.
       shard_bytes: What one file may hold.
 
     Raises:
@@ -45,6 +47,7 @@ def save(
     network: Any = config
     if issubclass(_made(config), Experiment):
         network = graph.validate(config).model
+        source = source or _start(config)
     target = pathlib.Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     origin = None if source is None else Folder(source)
@@ -58,14 +61,25 @@ def save(
     write_weights(target, _model(network), variables, described, shard_bytes)
 
 
+def _start(experiment: Any) -> pathlib.Path | None:
+    """Returns the model folder that an experiment starts from, if there is one."""
+    path = experiment.init_from and pathlib.Path(experiment.init_from)
+    # A run directory has a config.json too, and keeps its weights elsewhere.
+    is_model = path and (path / CONFIG).is_file() and any(path.glob("*.safetensors"))
+    return path if is_model else None
+
+
 def _config(
     network: Any, origin: Folder | None, family: str | None
 ) -> tuple[Config, dict[str, Any]]:
     """Returns the normalised config.json of a network, and the one to write."""
-    if origin is not None and family is None and same_network(network, origin.config):
+    if origin is None:
+        described = describe(network, family)
+        return described, dict(described)
+    if family is None and same_network(network, origin.config):
         return origin.config, _text_part(origin)
-    described = describe(network, family)
-    known = {} if origin is None else _text_part(origin)
+    described = describe(network, family, first=origin.config["model_type"])
+    known = _text_part(origin)
     # What the graph does not say, such as the ids of special tokens, may be kept.
     kept = {key: known[key] for key in _BESIDES if key in known}
     return described, {**described, **kept}

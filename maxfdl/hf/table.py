@@ -35,12 +35,15 @@ class Row:
       ours: Path of the parameter; several where one of theirs holds several of ours.
       layout: Between the two.
       state: Whether ours are in the layers' state, not among the parameters.
+      beside: A path of ours that a layer must have, too, for the row to apply; where
+        layers of several kinds have parts of the same name.
     """
 
     theirs: Names
     ours: Names
     layout: Layout = AsDeclared()
     state: bool = False
+    beside: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +161,10 @@ def bind(table: NameTable, leaves: Leaves) -> list[Binding]:
 def _bindings(row, leaves, stack, repeat, number) -> Iterator[Binding]:
     collection = "state" if row.state else "params"
     paths = [(*stack, *each.split("/")) for each in _tuple(row.ours)]
-    if not all((collection, path) in leaves for path in paths):
+    needed = [(collection, path) for path in paths]
+    if row.beside is not None:
+        needed.append(("params", (*stack, *row.beside.split("/"))))
+    if not all(each in leaves for each in needed):
         return
     declared = [leaves[collection, path] for path in paths]
     by_expert = "{expert}" in _tuple(row.theirs)[0]

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from maxfdl.errors import UserError
 from maxfdl.hf.folder import Folder
-from maxfdl.hf.layouts import Config
+from maxfdl.hf.layouts import Config, Layout
 from maxfdl.hf.names import table_of
 from maxfdl.hf.table import (
     Binding,
@@ -72,11 +72,16 @@ def write_weights(
 
     Of several processes the first writes, and all must call.
     """
-    specs = {}
-    for binding in bind(table_of(config["model_type"]), leaves_of(model)):
-        dtype = np.dtype(_leaf(variables, binding.slots[0]).dtype)
-        for name, shape in _their_shapes(binding, config).items():
-            specs[name] = (shape, dtype)
+    bindings = bind(table_of(config["model_type"]), leaves_of(model))
+    dtypes = {
+        name: np.dtype(_leaf(variables, binding.slots[0]).dtype)
+        for binding in bindings
+        for name in binding.theirs
+    }
+    specs = {
+        name: (shape, dtypes[name])
+        for name, shape in _their_shapes(bindings, config).items()
+    }
     writes = jax.process_index() == 0
     writer = TensorWriter(folder, specs, shard_bytes)
     with writer if writes else contextlib.nullcontext():
@@ -102,7 +107,7 @@ class _Arrays:
         self._sharding = sharding
         self._dtypes = {
             "params": jnp.dtype(model.network.param_dtype),
-            "state": jnp.dtype(jnp.float32),
+            "state": jnp.dtype(jnp.float32),  # what routers and the like are kept in
         }
         self._arrays: dict[tuple[str, tuple[str, ...]], jax.Array] = {}
 
@@ -191,12 +196,24 @@ def _leaf(variables: Mapping[str, Any], slot: Slot) -> jax.Array:
     return node
 
 
-def _their_shapes(binding: Binding, config: Config) -> dict[str, tuple[int, ...]]:
-    """Returns the shape that each of their tensors must have, by running the layout."""
-    ours = [jax.ShapeDtypeStruct(p.shape, jnp.float32) for p in binding.declared]
-    theirs = jax.eval_shape(lambda xs: binding.to_theirs(xs, config), ours)
+def _their_shapes(
+    bindings: list[Binding], config: Config
+) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each of their tensors, by running the layouts abstractly."""
+
+    # Once for all layers and experts that are alike.
+    @functools.cache
+    def shapes(layout: Layout, declared: tuple[Parameter, ...]):
+        ours = [jax.ShapeDtypeStruct(p.shape, jnp.float32) for p in declared]
+        theirs = jax.eval_shape(lambda xs: layout.to_theirs(xs, declared, config), ours)
+        return [tuple(x.shape) for x in theirs]
+
     return {
-        name: tuple(x.shape) for name, x in zip(binding.theirs, theirs, strict=True)
+        name: shape
+        for binding in bindings
+        for name, shape in zip(
+            binding.theirs, shapes(binding.layout, binding.declared), strict=True
+        )
     }
 
 
@@ -212,9 +229,7 @@ def _checked(
     Raises:
       UserError: If any is missing, too many, or of another shape or type: all at once.
     """
-    wanted: dict[str, tuple[int, ...]] = {}
-    for binding in bindings:
-        wanted |= _their_shapes(binding, config)
+    wanted = _their_shapes(bindings, config)
     spelled = canonical_names(tensors.names(), table, set(wanted))
     missing = [name for name in wanted if name not in spelled]
     extra = [

@@ -54,6 +54,7 @@ class Generator:
         self.model = model
         self.sampler = sampler or Sampler()
         self.stop_tokens = tuple(stop_tokens)
+        self.run_length = run_length
         for problem in self.sampler.check_config(self.sampler):
             raise ValueError(problem)
         prefill_here = functools.partial(prefill, model, self.sampler)

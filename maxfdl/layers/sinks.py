@@ -4,8 +4,11 @@ Microbatches, devices and logged steps are put together by this, never by a name
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 @jax.tree_util.register_dataclass
@@ -49,4 +52,39 @@ class Last:
     value: jax.Array
 
 
-Sink = Sum | Mean | Max | Counts | Last
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RouterLoad:
+    """What a router of experts did, for losses, biases and metrics to read.
+
+    Args:
+      counts: [E] how often each expert was chosen.
+      probability: [E] each expert's share of the scores, over tokens.
+      z: Squared logsumexp of the logits, over tokens.
+      sequence_balance: `ops.balance.sequence_balance`, over rows.
+    """
+
+    counts: Counts
+    probability: Mean
+    z: Mean
+    sequence_balance: Mean
+
+
+Sink = Sum | Mean | Max | Counts | Last | RouterLoad
+
+
+def merged(sinks: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the sinks of a whole whose parts lie along a leading dim."""
+    return {path: _merged(sink) for path, sink in sinks.items()}
+
+
+def _merged(sink: Any) -> Any:
+    match sink:
+        case RouterLoad():
+            fields = dataclasses.fields(sink)
+            return RouterLoad(*(_merged(getattr(sink, f.name)) for f in fields))
+        case Max():
+            return Max(jnp.max(sink.value, axis=0))
+        case Last():
+            return Last(sink.value[-1])
+    return jax.tree.map(lambda x: jnp.sum(x, axis=0), sink)

@@ -3,6 +3,10 @@
 import fiddle as fdl
 
 from maxfdl.layers import linen, nnx
+from maxfdl.ops.cross_entropy import CrossEntropy
+from maxfdl.optim.optimizer import Optimizer
+from maxfdl.train.loss import NextTokenLoss
+from maxfdl.train.trainer import Trainer
 
 
 def is_transformer(node: fdl.Buildable) -> bool:
@@ -11,6 +15,22 @@ def is_transformer(node: fdl.Buildable) -> bool:
 
 def is_stack(node: fdl.Buildable) -> bool:
     return _is_one_of(node, nnx.Stack, linen.Stack)
+
+
+def is_trainer(node: fdl.Buildable) -> bool:
+    return _is_one_of(node, Trainer)
+
+
+def is_optimizer(node: fdl.Buildable) -> bool:
+    return _is_one_of(node, Optimizer)
+
+
+def is_loss(node: fdl.Buildable) -> bool:
+    return _is_one_of(node, NextTokenLoss)
+
+
+def is_cross_entropy(node: fdl.Buildable) -> bool:
+    return _is_one_of(node, CrossEntropy)
 
 
 def _is_one_of(node: fdl.Buildable, *classes: type) -> bool:

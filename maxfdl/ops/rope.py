@@ -115,7 +115,8 @@ class Llama3Rope(Rope):
     def frequencies(self, turning: int) -> np.ndarray:
         plain = super().frequencies(turning)
         turns = self.original_length / (2 * math.pi / plain)
-        blend = np.clip((turns - self.low) / (self.high - self.low), 0.0, 1.0)
+        span = max(self.high - self.low, 1e-9)  # the blend may be a step
+        blend = np.clip((turns - self.low) / span, 0.0, 1.0)
         return ((1 - blend) * plain / self.factor + blend * plain).astype(np.float32)
 
 

@@ -36,7 +36,7 @@ class Optimizer:
         self._steps = steps
         self._transform = optax.chain(
             optax.identity() if clip is None else clip.transform(),
-            rule.transform(),
+            rule.transform(parameters),
             optax.identity()
             if weight_decay is None
             else weight_decay.transform(parameters),

@@ -2,47 +2,145 @@
 
 import dataclasses
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Gives the learning rate of update `step` (from 0) of a run of `steps`."""
+    """Linear warm-up from 0 to `peak`, then what a subclass says.
 
-    def __call__(self, step: jax.Array, steps: int) -> jax.Array:
-        raise NotImplementedError
+    With `w = warmup_steps` the rate of update `step` (from 0) is `peak * step / w`
+    before step w, and `peak * part(step - w, steps - w)` from there on.
 
-
-@dataclasses.dataclass(frozen=True)
-class WarmupCosine(Schedule):
-    """Linear warm-up from 0 to `peak`, then half a cosine down to a fraction of it.
-
-    For `w = warmup_steps` and `p = (step - w) / (steps - w)`:
-    `peak * step / w` before step w, then
-    `peak * (f + (1 - f) (1 + cos(pi p)) / 2)` with `f = final_fraction`
-    (Loshchilov & Hutter 2017, https://arxiv.org/abs/1608.03983).
+    Args:
+      peak: The highest learning rate.
+      warmup_steps: w.
     """
 
     peak: float
     warmup_steps: int = 0
-    final_fraction: float = 0.1
 
     @staticmethod
     def check_config(node):
         if node.warmup_steps < 0:
-            yield f"WarmupCosine warmup_steps ({node.warmup_steps}) must be at least 0."
-        if not 0.0 <= node.final_fraction <= 1.0:
-            yield (
-                f"WarmupCosine final_fraction ({node.final_fraction}) must lie between"
-                " 0 and 1."
-            )
+            yield f"Schedule warmup_steps ({node.warmup_steps}) must be at least 0."
 
     def __call__(self, step: jax.Array, steps: int) -> jax.Array:
+        """Returns the learning rate of `step` in a run of `steps`."""
         step = step.astype(jnp.float32)
         warmup = step / max(self.warmup_steps, 1)
-        decay_steps = max(steps - self.warmup_steps, 1)
-        progress = jnp.clip((step - self.warmup_steps) / decay_steps, 0.0, 1.0)
-        cosine = 0.5 * (1.0 + jnp.cos(math.pi * progress))
-        decayed = self.final_fraction + (1.0 - self.final_fraction) * cosine
-        return self.peak * jnp.where(step < self.warmup_steps, warmup, decayed)
+        after = step - self.warmup_steps
+        part = self.part(jnp.maximum(after, 0.0), max(steps - self.warmup_steps, 1))
+        return self.peak * jnp.where(after < 0, warmup, part)
+
+    def part(self, after: jax.Array, left: int) -> jax.Array:
+        """Returns the part of the peak, `after` of `left` steps after the warm-up."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WarmupConstant(Schedule):
+    """Stays at the peak."""
+
+    def part(self, after: jax.Array, left: int) -> jax.Array:
+        return jnp.ones_like(after)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InverseSquareRoot(Schedule):
+    """`sqrt(w / step)` with `w = warmup_steps`, which must be at least 1.
+
+    Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, section 5.3.
+    """
+
+    @staticmethod
+    def check_config(node):
+        if node.warmup_steps < 1:
+            yield (
+                f"InverseSquareRoot warmup_steps ({node.warmup_steps}) must be at least"
+                " 1, for the rate falls in proportion to it."
+            )
+
+    def part(self, after: jax.Array, left: int) -> jax.Array:
+        return jax.lax.rsqrt(1.0 + after / self.warmup_steps)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decaying(Schedule):
+    """Falls to a part of the peak at the end of the run, and stays there.
+
+    Args:
+      final_fraction: f, that part.
+    """
+
+    final_fraction: float = 0.1
+
+    @staticmethod
+    def check_config(node):
+        yield from Schedule.check_config(node)
+        if not 0.0 <= node.final_fraction <= 1.0:
+            yield (
+                f"Schedule final_fraction ({node.final_fraction}) must lie between 0"
+                " and 1."
+            )
+
+    def fallen(self, shape: jax.Array) -> jax.Array:
+        """Returns the part of the peak for a shape that falls from 1 to 0."""
+        return self.final_fraction + (1.0 - self.final_fraction) * shape
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WarmupCosine(Decaying):
+    """Half a cosine: `f + (1 - f) (1 + cos(pi p)) / 2` for p from 0 to 1.
+
+    Loshchilov & Hutter 2017, https://arxiv.org/abs/1608.03983.
+    """
+
+    def part(self, after: jax.Array, left: int) -> jax.Array:
+        progress = jnp.clip(after / left, 0.0, 1.0)
+        return self.fallen(0.5 * (1.0 + jnp.cos(math.pi * progress)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WarmupLinear(Decaying):
+    """A line: `f + (1 - f) (1 - p)` for p from 0 to 1."""
+
+    def part(self, after: jax.Array, left: int) -> jax.Array:
+        return self.fallen(1.0 - jnp.clip(after / left, 0.0, 1.0))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WarmupStableDecay(Decaying):
+    """At the peak until `decay_steps` before the end, then down by `shape`.
+
+    WSD of Hu et al. 2024, https://arxiv.org/abs/2404.06395. For p from 0 to 1 over the
+    decay the shapes are `1 - p`, `(1 + cos(pi p)) / 2` and `1 - sqrt(p)` (Haegele et
+    al. 2024, https://arxiv.org/abs/2405.18392).
+
+    Args:
+      decay_steps: Steps that the decay takes, of those after the warm-up.
+    """
+
+    decay_steps: int
+    shape: Literal["linear", "cosine", "one_minus_sqrt"] = "linear"
+
+    @staticmethod
+    def check_config(node):
+        yield from Decaying.check_config(node)
+        if node.decay_steps < 1:
+            yield f"Schedule decay_steps ({node.decay_steps}) must be at least 1."
+
+    def part(self, after: jax.Array, left: int) -> jax.Array:
+        decay = min(self.decay_steps, left)
+        progress = jnp.clip((after - (left - decay)) / decay, 0.0, 1.0)
+        return self.fallen(_SHAPES[self.shape](progress))
+
+
+_SHAPES = {
+    "linear": lambda p: 1.0 - p,
+    "cosine": lambda p: 0.5 * (1.0 + jnp.cos(math.pi * p)),
+    "one_minus_sqrt": lambda p: 1.0 - jnp.sqrt(p),
+}

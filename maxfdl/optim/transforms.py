@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from maxfdl.layers.parameter import DType, Role, map_parameters
@@ -10,7 +12,8 @@ from maxfdl.layers.parameter import DType, Role, map_parameters
 class UpdateRule:
     """Turns gradients into directions, to be scaled by minus the learning rate."""
 
-    def transform(self) -> optax.GradientTransformation:
+    def transform(self, parameters: dict) -> optax.GradientTransformation:
+        """Returns the rule for parameters with these declarations, a tree like them."""
         raise NotImplementedError
 
 
@@ -29,10 +32,84 @@ class Adam(UpdateRule):
     epsilon: float = 1e-8
     moment_dtype: DType | None = None
 
-    def transform(self) -> optax.GradientTransformation:
+    def transform(self, parameters: dict) -> optax.GradientTransformation:
         return optax.scale_by_adam(
             b1=self.b1, b2=self.b2, eps=self.epsilon, mu_dtype=self.moment_dtype
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamPax(UpdateRule):
+    """Adam as Paxml has it: averages that need no correction.
+
+    The decay of step t is `b (1 - b^(t-1)) / (1 - b^t)`, so that each average has
+    weights that add up to 1. The direction is Adam's up to rounding, the stored moments
+    are those of Paxml's checkpoints.
+    """
+
+    b1: float = 0.9
+    b2: float = 0.95
+    epsilon: float = 1e-8
+
+    def transform(self, parameters: dict) -> optax.GradientTransformation:
+        def init(params):
+            zeros = jax.tree.map(jnp.zeros_like, params)
+            return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, zeros)
+
+        def update(grads, state, params=None):
+            count = state.count + 1
+            mu = self._averaged(self.b1, count, state.mu, grads)
+            squares = jax.tree.map(jnp.square, grads)
+            nu = self._averaged(self.b2, count, state.nu, squares)
+            directions = jax.tree.map(
+                lambda m, v: m / (jnp.sqrt(v) + self.epsilon), mu, nu
+            )
+            return directions, optax.ScaleByAdamState(count, mu, nu)
+
+        return optax.GradientTransformation(init, update)
+
+    def _averaged(self, b, count, averages, values):
+        t = count.astype(jnp.float32)
+        decay = b * (1.0 - b ** (t - 1.0)) / (1.0 - b**t)
+        return jax.tree.map(
+            lambda a, x: (decay * a + (1.0 - decay) * x).astype(a.dtype),
+            averages,
+            values,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sgd(UpdateRule):
+    """The gradient, or its running sum `m = momentum m + g` (Polyak 1964).
+
+    Args:
+      momentum: Share of the past; 0 keeps no state.
+      nesterov: Whether the direction is `g + momentum m` (Nesterov 1983).
+    """
+
+    momentum: float = 0.0
+    nesterov: bool = False
+
+    def transform(self, parameters: dict) -> optax.GradientTransformation:
+        if self.momentum == 0.0:
+            return optax.identity()
+        return optax.trace(decay=self.momentum, nesterov=self.nesterov)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lion(UpdateRule):
+    """The sign of a blend of momentum and gradient.
+
+    `sign(b1 m + (1 - b1) g)`, then `m = b2 m + (1 - b2) g`: Chen et al. 2023,
+    https://arxiv.org/abs/2302.06675. State: one array per parameter. Learning rates are
+    3 to 10 times smaller than Adam's, and decays larger.
+    """
+
+    b1: float = 0.9
+    b2: float = 0.99
+
+    def transform(self, parameters: dict) -> optax.GradientTransformation:
+        return optax.scale_by_lion(b1=self.b1, b2=self.b2)
 
 
 @dataclasses.dataclass(frozen=True)

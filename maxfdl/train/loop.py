@@ -14,13 +14,13 @@ from maxfdl.checkpoint.checkpointer import Checkpointer
 from maxfdl.checkpoint.load import import_orbax
 from maxfdl.data import Synthetic, TextData
 from maxfdl.experiment import Experiment
+from maxfdl.inference import generate
 from maxfdl.train.evaluation import Evaluation
 from maxfdl.train.first_state import first_state
 from maxfdl.train.profile import Profile
 from maxfdl.train.program import Program
 from maxfdl.train.progress import say
 from maxfdl.train.run_directory import RunDirectory
-from maxfdl.train.sample import continue_tokens
 from maxfdl.train.signals import StopRequest
 from maxfdl.train.step_log import StepLog
 from maxfdl.train.trainer import State
@@ -196,8 +196,13 @@ def _show_sample(
     row: Any = data.evaluation(1)[0]["tokens"][0]
     prompt = row[: program.sequence_length - num_tokens]
     variables = {name: state[name] for name in ("params", "state")}
-    drawn = continue_tokens(
-        program.trainer.model, variables, prompt, num_tokens, experiment.seed
+    (drawn,) = generate(
+        program.trainer.model,
+        variables,
+        [prompt],
+        max_new_tokens=num_tokens,
+        temperature=0.8,
+        seed=experiment.seed,
     )
     decode = data.tokenizer.decode
     shown = decode(np.asarray(prompt)[-num_tokens:])

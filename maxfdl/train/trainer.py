@@ -4,7 +4,7 @@ State is a plain nested dict: `step` and `skipped` (int32), `params`, `state` (o
 layers) and `optimizer`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import jax
@@ -13,10 +13,12 @@ import optax
 
 from maxfdl.layers.parameter import map_parameters, path_hash
 from maxfdl.markers import FromParent
-from maxfdl.model import Model
+from maxfdl.model import Model, Output
 from maxfdl.optim.optimizer import Optimizer
 from maxfdl.sharding.sharding import Sharding
-from maxfdl.train.loss import Batch, NextTokenLoss, Term
+from maxfdl.train.gradients import Accumulate, Parts, WholeBatch
+from maxfdl.train.loss import Batch, NextTokenLoss, Term, total
+from maxfdl.train.router import StateUpdate, sink_metrics
 
 State = dict[str, Any]
 Metrics = dict[str, jax.Array]
@@ -30,6 +32,8 @@ class Trainer:
       eval_every: Steps between evaluations; 0 evaluates at the end only.
       eval_batches: Held-out batches of one evaluation; 0 never evaluates.
       sample_tokens: Length of the continuation that is shown at the end; 0 for none.
+      gradients: How those of a batch come about.
+      state_updates: What a step does to the state of layers, besides what they do.
       model, loss, optimizer, sharding, seed: The parts, from the experiment.
     """
 
@@ -40,6 +44,8 @@ class Trainer:
         eval_every: int = 0,
         eval_batches: int = 8,
         sample_tokens: int = 0,
+        gradients: WholeBatch | Accumulate,
+        state_updates: Sequence[StateUpdate] = (),
         model: Annotated[Model, FromParent],
         loss: Annotated[NextTokenLoss, FromParent],
         optimizer: Annotated[Optimizer, FromParent],
@@ -52,6 +58,8 @@ class Trainer:
         self.sample_tokens = sample_tokens
         self.model = model
         self.sharding = sharding
+        self._gradients = gradients
+        self._state_updates = state_updates
         self._loss = loss
         self._optimizer = optimizer
         self._seed = seed
@@ -81,22 +89,14 @@ class Trainer:
 
         A step whose loss or gradients are not finite changes nothing but the counts.
         """
-        step = state["step"]
-        seed_key = jax.random.fold_in(jax.random.key(self._seed), path_hash("steps"))
-        key = jax.random.fold_in(seed_key, step)
-
-        def objective(params):
-            variables = {"params": params, "state": state["state"]}
-            terms, layer_state = self._forward(variables, batch, key)
-            loss = sum(term.mean for term in terms.values())
-            return loss, (terms, layer_state)
-
-        value_and_grad = jax.value_and_grad(objective, has_aux=True)
-        (loss, (terms, layer_state)), grads = value_and_grad(state["params"])
-        grad_norm = optax.tree.norm(grads)
+        step, weights = state["step"], self._loss.weights(batch)
+        grads, (sums, layer_state, sinks) = self.gradients(state, batch)
+        loss, grad_norm = total(sums, weights), optax.tree.norm(grads)
         params, optimizer = self._optimizer.update(
             grads, state["optimizer"], state["params"], step
         )
+        for update in self._state_updates:
+            layer_state = update(layer_state, sinks)
 
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         new = {"params": params, "state": layer_state, "optimizer": optimizer}
@@ -105,26 +105,46 @@ class Trainer:
         skipped = state["skipped"] + jnp.where(finite, 0, 1)
         metrics = {
             "loss": loss,
-            **{name: term.mean for name, term in terms.items()},
+            **{name: Term(sums[name], weights[name]).mean for name in sums},
             "grad_norm": grad_norm,
             "learning_rate": self._optimizer.learning_rate(step),
             "skipped": skipped,
+            **sink_metrics(sinks),
         }
         return {"step": step + 1, "skipped": skipped, **kept}, metrics
 
+    def gradients(self, state: State, batch: Batch) -> tuple[Any, Parts]:
+        """Returns the gradients of the objective, and what its forward pass gave.
+
+        What terms are divided by comes from the whole batch, so it does not matter in
+        how many parts the batch is taken.
+        """
+        weights = self._loss.weights(batch)
+        seed_key = jax.random.fold_in(jax.random.key(self._seed), path_hash("steps"))
+        key = jax.random.fold_in(seed_key, state["step"])
+
+        def objective(params, layer_state, rows, key):
+            variables = {"params": params, "state": layer_state}
+            output = self._forward(variables, rows, key)
+            sums = self._loss.sums(output, rows)
+            return total(sums, weights), Parts(sums, output.state, output.sinks)
+
+        return self._gradients(
+            objective, state["params"], state["state"], batch, key, self.sharding
+        )
+
     def evaluate(self, state: State, batch: Batch) -> dict[str, Term]:
         """Returns the loss terms of one batch, without dropout."""
-        return self._forward(state, batch, key=None)[0]
+        return self._loss(self._forward(state, batch, key=None), batch)
 
-    def _forward(self, variables: Mapping[str, Any], batch: Batch, key):
-        output = self.model.apply(
+    def _forward(self, variables: Mapping[str, Any], batch: Batch, key) -> Output:
+        return self.model.apply(
             variables,
             batch["tokens"],
             segment_ids=batch["segment_ids"],
             positions=batch["positions"],
             key=key,
         )
-        return self._loss(output, batch), output.state
 
     def state_shardings(self) -> State:
         """Returns where each leaf of the state lies on the mesh.

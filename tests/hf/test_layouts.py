@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from maxfdl.hf.layouts import Alternating, AsDeclared, Fused
+from maxfdl.hf.layouts import Alternating, AsDeclared, Depthwise, Fused
 from maxfdl.layers.parameter import Parameter
 from maxfdl.ops.initializers import Constant
 
@@ -55,6 +55,12 @@ CASES = {
         [declare((D, G, K), 1), declare((D, H, K), 1)],
         [((G + H) * K, D)],
     ),
+    "depthwise": (
+        Depthwise(),
+        [declare((D, G, K), 1), declare((D, H, K), 1)],
+        [((G + H) * K, 1, D)],
+    ),
+    "to a number": (AsDeclared(), [declare((D,), 1)], [(1, D)]),
     "alternating": (
         Alternating(transposed=False),
         [declare((E, D, F), 1, 1), declare((E, D, F), 1, 1)],
@@ -140,6 +146,12 @@ def test_parts_of_different_numbers_of_heads_take_turns_by_group():
     group = (1 + H // G) * K
     assert query[1, 1, 2] == weight[group + 2, 1]
     assert value[1, 3, 2] == weight[group + K + K + 2, 1]
+
+
+def test_channels_of_depthwise_kernels_come_one_after_the_other():
+    (query, value), weight = ours_of("depthwise")
+    assert query[3, 1, 2] == weight[K + 2, 0, 3]
+    assert value[3, 1, 2] == weight[G * K + K + 2, 0, 3]
 
 
 def test_alternating_outputs_are_even_and_odd():

@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import re
 import shutil
 import subprocess
 import sys
@@ -234,19 +233,6 @@ print(peak() - before)
 """
 
 
-@pytest.fixture(scope="module")
-def big(tmp_path_factory):
-    """A folder of 300 MB in bfloat16 or twice that in float32."""
-    folder = tmp_path_factory.mktemp("big")
-    (folder / "config.json").write_text(json.dumps(BIG))
-    config = hf.Folder(folder).config
-    from maxfdl.hf.families import family_of
-
-    model = graph.build(family_of("llama").from_hf(config))
-    del model
-    return folder
-
-
 def test_loading_needs_little_more_than_what_it_loads(tmp_path):
     layer = {
         "input_layernorm": (512,),
@@ -286,10 +272,3 @@ def test_loading_needs_little_more_than_what_it_loads(tmp_path):
         grown = int(done.stdout)
         # The part under way is there as it was read and as the device has it.
         assert grown < size * (total + largest) + largest + 40e6, (dtype, grown)
-
-
-def test_a_family_without_a_table_says_so(folder):
-    change_config(folder, model_type="gpt2")
-    message = re.escape("there is no name table")
-    with pytest.raises((UserError, NotImplementedError), match=message):
-        hf.load(folder)

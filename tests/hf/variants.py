@@ -15,7 +15,33 @@ from tests.goldens import FOLDER
 from tests.hf.toys.linen.norm import Through as LinenThrough
 from tests.hf.toys.nnx.norm import Through as NnxThrough
 
-FAMILIES = ("llama2", "llama3")
+FAMILIES = (
+    "llama2",
+    "llama3",
+    "mistral",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "qwen2",
+    "qwen3",
+    "olmo2",
+    "olmo3",
+    "phi3",
+    "phi4_mini",
+    "smollm3",
+    "gpt2",
+    "cohere2",
+    "mixtral",
+    "qwen3_moe",
+    "gpt_oss",
+    "glm4_moe",
+    "llama4",
+    "deepseek_v2",
+    "deepseek_v2_lite",
+    "deepseek_v3",
+    "kimi_k2",
+    "qwen3_next",
+)
 """Golden folders whose family has a graph and a name table."""
 
 VARIANTS = {

@@ -22,6 +22,9 @@ from maxfdl.ops.glu import ClampedSwiGlu, Glu
 from maxfdl.ops.grouped_dot import GroupedDot
 from maxfdl.ops.mask import Places
 from maxfdl.ops.routing import GroupLimit, TopK
+from maxfdl.sharding.mesh import MeshShape
+from maxfdl.sharding.rules import AxisRules
+from maxfdl.sharding.sharding import Sharding
 from tests.layers import families
 from tests.layers.families import (
     FEATURES,
@@ -223,14 +226,14 @@ def test_sinks_are_the_sums_of_what_the_router_did():
     assert 0 < mask.sum() < mask.size
 
     counts = np.bincount(np.asarray(choice.experts)[mask].ravel(), minlength=EXPERTS)
-    np.testing.assert_array_equal(sinks["layer/router/counts"].value, counts)
-    shares = sinks["layer/router/probability"]
+    np.testing.assert_array_equal(sinks["layer/router/load"].counts.value, counts)
+    shares = sinks["layer/router/load"].probability
     assert shares.weight == mask.sum()
     np.testing.assert_allclose(shares.sum.sum(), mask.sum(), rtol=1e-6)
-    z = sinks["layer/router/z"]
+    z = sinks["layer/router/load"].z
     assert z.weight == mask.sum()
     np.testing.assert_allclose(z.sum, balance.router_z(logits, mask), rtol=1e-5)
-    rows = sinks["layer/router/sequence_balance"]
+    rows = sinks["layer/router/load"].sequence_balance
     expected = balance.sequence_balance(choice.scores, 3, mask)
     assert rows.weight == 2
     np.testing.assert_allclose(rows.sum, expected.sum(), rtol=1e-5)
@@ -244,7 +247,8 @@ def test_nothing_is_dropped_without_a_capacity():
     sinks, _ = sinks_of(model, jax.jit(model.init)(KEY), **packed_tokens())
     assert sinks["layer/experts/dropped"].value == 0
     assert (
-        sinks["layer/router/counts"].value.sum() == 2 * packed_tokens()["tokens"].size
+        sinks["layer/router/load"].counts.value.sum()
+        == 2 * packed_tokens()["tokens"].size
     )
 
 
@@ -254,6 +258,31 @@ def test_other_tokens_of_a_dropless_batch_change_nothing():
     run = jax.jit(lambda inputs: model.apply(variables, **inputs).hidden)
     both, one = run(inputs), run(jax.tree.map(lambda x: x[2:3], inputs))
     np.testing.assert_allclose(both[2:3], one, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dispatch", [Dropless(), Capacity(0.7)], ids=str)
+def test_a_mesh_changes_nothing(dispatch):
+    model = model_of("nnx", **BLOCKS["deepseek_v3"], dispatch=dispatch)
+    variables, inputs = jax.jit(model.init)(KEY), packed_tokens(rows=4)
+    expected = value_and_gradients(model, variables, **inputs)
+
+    sharding = Sharding(MeshShape(data=2, fsdp=2, tensor=2).build(), AxisRules())
+    on_mesh = model_of("nnx", **BLOCKS["deepseek_v3"], dispatch=dispatch)
+    on_mesh.sharding = sharding
+    put = lambda value, p: jax.device_put(value, sharding.named(p.full_axes))  # noqa: E731
+    params = jax.tree.map(put, variables["params"], model.parameters())
+    whole = jax.device_put(variables["state"], sharding.named(()))
+    actual = value_and_gradients(on_mesh, {"params": params, "state": whole}, **inputs)
+    jax.tree.map(assert_close, actual, expected)
+
+
+def assert_close(actual, expected):
+    """Whole numbers are equal; sums may be taken in another order."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    if expected.dtype == np.int32:
+        np.testing.assert_array_equal(actual, expected)
+    size = max(1.0, np.max(np.abs(expected)))
+    np.testing.assert_allclose(actual / size, expected / size, rtol=0, atol=2e-6)
 
 
 def stacked(family, execution, remat):
@@ -299,7 +328,7 @@ def test_stacks_keep_state_and_count_once(
         (expected_sinks, expected_gradients),
     )
     assert_same_bits(state, stack_variables["state"])
-    counts = sinks["layer/layers_0/router/counts"].value
+    counts = sinks["layer/layers_0/router/load"].counts.value
     assert counts.shape == (3, EXPERTS)
     np.testing.assert_array_equal(
         counts.sum(1), [3 * packed_tokens()["tokens"].size] * 3

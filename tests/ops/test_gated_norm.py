@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maxfdl.ops.gated_norm import gated_rms_norm
+from maxfdl.ops.norm import rms_norm
 
 
 def test_norms_first_and_gates_then():
@@ -20,4 +21,10 @@ def test_the_gate_is_float32_and_the_result_in_the_type_of_x():
     x, gate, scale = jnp.bfloat16(x), jnp.float32(gate), jnp.ones(8)
     out = gated_rms_norm(x, gate, scale, 1e-6)
     assert out.dtype == jnp.bfloat16
-    assert np.any(out != gated_rms_norm(x, gate.astype(x.dtype) * 1.01, scale, 1e-6))
+    normed = np.float64(rms_norm(x, scale, 1e-6))
+    expected = normed * gate / (1 + np.exp(-np.float64(gate)))
+    # One rounding, at the end: bfloat16 has 8 binary digits. A gate that was rounded
+    # too is further off.
+    np.testing.assert_allclose(np.float64(out), expected, rtol=1.001 * 2**-8)
+    rounded = gated_rms_norm(x, gate.astype(x.dtype), scale, 1e-6)
+    assert np.max(np.abs(np.float64(rounded) / expected - 1)) > 1.001 * 2**-8

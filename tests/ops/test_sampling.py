@@ -39,7 +39,9 @@ def keys(rows, seed=0):
 def test_a_step_is_that_of_transformers(name, run):
     found = run(STEPS[name])(jnp.asarray(SCORES))
     expected = GOLDEN[f"out.{name}"]
-    np.testing.assert_array_equal(found, expected)
+    # XLA multiplies by the reciprocal where torch divides; what is kept is kept as is.
+    divides = name.startswith(("temperature", "repetition"))
+    np.testing.assert_allclose(found, expected, rtol=2e-7 if divides else 0, atol=0)
 
 
 def test_all_steps_come_in_the_order_of_transformers():

@@ -9,7 +9,14 @@ from maxfdl.layers.parameter import Parameter
 from maxfdl.ops.initializers import Constant
 from maxfdl.optim.optimizer import Optimizer
 from maxfdl.optim.schedules import WarmupCosine
-from maxfdl.optim.transforms import Adam, ClipByGlobalNorm, WeightDecay
+from maxfdl.optim.transforms import (
+    Adam,
+    AdamPax,
+    ClipByGlobalNorm,
+    Lion,
+    Sgd,
+    WeightDecay,
+)
 from tests import goldens
 
 GOLDEN = goldens.algorithm("optimizers")
@@ -41,23 +48,62 @@ def golden_tree(prefix, at=()):
     return {name: jnp.asarray(GOLDEN[f"{prefix}.{name}"][at]) for name in NAMES}
 
 
-def test_five_steps_of_adamw_agree_with_torch():
+ALL = declared(w0="kernel", w1="kernel", w2="kernel", b="bias")
+
+
+def trajectory(optimizer, names=NAMES):
+    """Returns the parameters after each of the golden's five steps."""
+    params = {name: x for name, x in golden_tree("in.init").items() if name in names}
+    state, after = optimizer.init(params), []
+    for step in range(5):
+        grads = golden_tree("in.grads", step)
+        grads = {name: grads[name] for name in names}
+        params, state = optimizer.update(grads, state, params, jnp.int32(step))
+        after.append(params)
+    return after
+
+
+def assert_agrees(after, run):
+    for step, params in enumerate(after):
+        for name, ours in params.items():
+            expected, atol = GOLDEN[f"out.{run}.{name}"][step], GOLDEN.tolerance(run)
+            np.testing.assert_allclose(ours, expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("kind", [Adam, AdamPax])
+def test_five_steps_of_adamw_agree_with_torch(kind):
     settings = GOLDEN.info["params"]["adamw"]["all_settings"]
     b1, b2 = settings["betas"]
     optimizer = make(
-        declared(w0="kernel", w1="kernel", w2="kernel", b="bias"),
-        rule=Adam(b1=b1, b2=b2, epsilon=settings["eps"]),
+        ALL,
+        rule=kind(b1=b1, b2=b2, epsilon=settings["eps"]),
         weight_decay=WeightDecay(settings["weight_decay"], roles=("kernel", "bias")),
         schedule=constant(settings["lr"]),
     )
-    params = golden_tree("in.init")
-    state = optimizer.init(params)
+    assert_agrees(trajectory(optimizer), "adamw")
+
+
+@pytest.mark.parametrize(
+    ("run", "rule"),
+    [
+        ("sgd", Sgd()),
+        ("sgd_nesterov", Sgd(momentum=0.9, nesterov=True)),
+    ],
+)
+def test_five_steps_of_sgd_agree_with_torch(run, rule):
+    rate = GOLDEN.info["params"][run]["all_settings"]["lr"]
+    optimizer = make(ALL, rule=rule, schedule=constant(rate))
+    assert_agrees(trajectory(optimizer), run)
+
+
+def test_lion_steps_by_the_sign_of_a_blend():
+    params, momentum = np.float64(GOLDEN["in.init.w0"]), 0.0
+    after = trajectory(make(ALL, rule=Lion(), schedule=constant(0.01)))
     for step in range(5):
-        grads = golden_tree("in.grads", step)
-        params, state = optimizer.update(grads, state, params, jnp.int32(step))
-        for name, expected in golden_tree("out.adamw", step).items():
-            atol = GOLDEN.tolerance("adamw")
-            np.testing.assert_allclose(params[name], expected, rtol=0, atol=atol)
+        grad = np.float64(GOLDEN["in.grads.w0"][step])
+        params = params - 0.01 * np.sign(0.9 * momentum + 0.1 * grad)
+        momentum = 0.99 * momentum + 0.01 * grad
+        np.testing.assert_allclose(after[step]["w0"], params, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("max_norm", ["1.0", "100.0"])

@@ -6,7 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maxfdl.optim.schedules import WarmupCosine
+from maxfdl.optim.schedules import (
+    InverseSquareRoot,
+    WarmupConstant,
+    WarmupCosine,
+    WarmupLinear,
+    WarmupStableDecay,
+)
 from tests import goldens
 
 
@@ -14,22 +20,31 @@ def values(schedule, steps, upto):
     return [float(schedule(jnp.int32(step), steps)) for step in range(upto)]
 
 
-@pytest.mark.parametrize(
-    ("name", "final_fraction"), [("cosine", 0.0), ("cosine_min_lr_0.1", 0.1)]
-)
-def test_agrees_with_transformers(name, final_fraction):
-    golden = goldens.topic("schedules")
-    settings = golden["params"]
-    schedule = WarmupCosine(
-        peak=settings["base_lr"],
-        warmup_steps=settings["warmup"],
-        final_fraction=final_fraction,
-    )
-    upto = settings["total"] + 1
-    ours = values(schedule, settings["total"], upto)
+SETTINGS = goldens.topic("schedules")["params"]
+PEAK = dict(peak=SETTINGS["base_lr"], warmup_steps=SETTINGS["warmup"])
+WSD = PEAK | dict(decay_steps=SETTINGS["wsd_decay"], final_fraction=0.1)
+THEIRS = {
+    "constant_with_warmup": WarmupConstant(**PEAK),
+    "linear": WarmupLinear(**PEAK, final_fraction=0.0),
+    "cosine": WarmupCosine(**PEAK, final_fraction=0.0),
+    "cosine_min_lr_0.1": WarmupCosine(**PEAK, final_fraction=0.1),
+    "inverse_sqrt": InverseSquareRoot(**PEAK),
+    "wsd_linear": WarmupStableDecay(**WSD),
+    "wsd_cosine": WarmupStableDecay(**WSD, shape="cosine"),
+    "wsd_1-sqrt": WarmupStableDecay(**WSD, shape="one_minus_sqrt"),
+}
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_agrees_with_transformers(name):
+    expected = goldens.topic("schedules")["scalars"][name]
+    upto = SETTINGS["total"] + 1
+    # Their WSD warms up from the lowest rate, ours from 0 as all others do.
+    start = SETTINGS["warmup"] if name.startswith("wsd") else 0
+    ours = values(THEIRS[name], SETTINGS["total"], upto)
     # Theirs is float64; ours is float32, and 1 + cos loses digits near the end.
-    atol = settings["base_lr"] * 2e-7
-    np.testing.assert_allclose(ours, golden["scalars"][name][:upto], rtol=0, atol=atol)
+    atol = SETTINGS["base_lr"] * 2e-7
+    np.testing.assert_allclose(ours[start:], expected[start:upto], rtol=0, atol=atol)
 
 
 def test_rises_in_a_line_to_the_peak_and_falls_to_its_fraction():
@@ -60,11 +75,11 @@ def test_a_run_shorter_than_its_warmup_is_finite():
     [
         (
             dict(warmup_steps=-1, final_fraction=0.1),
-            "WarmupCosine warmup_steps (-1) must be at least 0.",
+            "Schedule warmup_steps (-1) must be at least 0.",
         ),
         (
             dict(warmup_steps=0, final_fraction=1.5),
-            "WarmupCosine final_fraction (1.5) must lie between 0 and 1.",
+            "Schedule final_fraction (1.5) must lie between 0 and 1.",
         ),
     ],
 )

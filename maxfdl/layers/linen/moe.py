@@ -17,7 +17,7 @@ from maxfdl.layers.linen.linear import Linear
 from maxfdl.layers.linen.mlp import GatedMlp
 from maxfdl.layers.linen.module import Module, param
 from maxfdl.layers.parameter import Parameter
-from maxfdl.layers.sinks import Counts, Mean
+from maxfdl.layers.sinks import Counts, Mean, RouterLoad
 from maxfdl.markers import FromParent
 from maxfdl.ops import balance
 from maxfdl.ops.experts import Dispatch, Groups
@@ -30,10 +30,8 @@ from maxfdl.ops.routing import Choice, TopK, router_logits
 class Router(Module, kw_only=True):
     """Chooses experts for each token by a linear map of it, in float32.
 
-    Holds `D E` weights. Leaves these sinks, of tokens that are no padding: `counts`,
-    how often each expert was chosen; `probability`, the mean of each expert's share;
-    `z`, the mean squared logsumexp of the logits; `sequence_balance`, the mean over
-    rows of the term of that name. `ops.balance` has the formulas.
+    Holds `D E` weights. Leaves the sink `load`, a `RouterLoad` of the tokens that are
+    no padding; `ops.balance` has its formulas.
 
     Args:
       routing: From logits to experts and weights.
@@ -75,13 +73,17 @@ class Router(Module, kw_only=True):
         mask_BT = balance.counted(context.places)
         tokens = jnp.sum(mask_BT, dtype=jnp.float32)
         counts = balance.expert_counts(choice.experts, mask_BT, self.num_experts)
-        context.emit("counts", Counts(counts))
         shares = balance.probability_sums(choice.scores, mask_BT)
-        context.emit("probability", Mean(shares, tokens))
-        context.emit("z", Mean(balance.router_z(logits_BTE, mask_BT), tokens))
+        z = balance.router_z(logits_BTE, mask_BT)
         uneven_B = balance.sequence_balance(choice.scores, self.routing.k, mask_BT)
         rows = jnp.sum(jnp.any(mask_BT, axis=1), dtype=jnp.float32)
-        context.emit("sequence_balance", Mean(jnp.sum(uneven_B), rows))
+        load = RouterLoad(
+            counts=Counts(counts),
+            probability=Mean(shares, tokens),
+            z=Mean(z, tokens),
+            sequence_balance=Mean(jnp.sum(uneven_B), rows),
+        )
+        context.emit("load", load)
         return choice
 
 
@@ -116,7 +118,7 @@ class GroupedLinear(Module, kw_only=True):
         self.kernel = param(self, "kernel", kernel)
         dims = {"experts": self.num_experts, **self.outputs}
         shape, self.bias_axes = tuple(dims.values()), tuple(dims)
-        bias = Parameter(shape, self.bias_axes, Constant(), "bias")
+        bias = Parameter(shape, self.bias_axes, Constant(), "bias", batched=1)
         self.bias = param(self, "bias", bias) if self.use_bias else None
 
     def __call__(self, x: jax.Array, groups: Groups, context: Context) -> jax.Array:

@@ -1,0 +1,197 @@
+"""Writes text: `python -m maxfdl.generate --hf=FOLDER --prompt="..."`.
+
+Weights and tokenizer come from a model folder of Hugging Face (`--hf`), from a file of
+llama.cpp (`--gguf`) or from a run (`--run_dir`, its newest checkpoint). The text comes
+as it is made. A model that brings a chat template gets the prompt as a question,
+unless `--nochat`.
+"""
+
+import pathlib
+import sys
+import time
+from typing import Any
+
+from absl import flags
+
+from maxfdl import commandline
+from maxfdl.errors import UserError
+
+FLAGS = flags.FLAGS
+
+if "run_dir" not in FLAGS:
+    flags.DEFINE_string("run_dir", None, "Directory of a run.")
+if "prompt" not in FLAGS:
+    flags.DEFINE_string("hf", None, "Model folder of Hugging Face.")
+    flags.DEFINE_string("gguf", None, "Llama in a file of llama.cpp.")
+    flags.DEFINE_string("prompt", None, "Text to go on with, or a question.")
+    flags.DEFINE_integer("max_new_tokens", 256, "Most to write.", lower_bound=1)
+    flags.DEFINE_float("temperature", 0.0, "0 takes the likeliest token each time.")
+    flags.DEFINE_integer("top_k", None, "Draw from this many of the likeliest.")
+    flags.DEFINE_float("top_p", None, "Draw from the likeliest of this sum.")
+    flags.DEFINE_float("min_p", None, "Draw what is this likely beside the likeliest.")
+    flags.DEFINE_integer("seed", 0, "Of what is drawn.")
+    flags.DEFINE_bool("chat", None, "Whether to use the model's chat template.")
+    flags.DEFINE_string("system", None, "What a chat is told before the question.")
+
+_SOURCES = ("hf", "gguf", "run_dir")
+
+
+def main(argv: list[str]) -> None:
+    from maxfdl.train.runtime import start
+
+    given = [name for name in _SOURCES if FLAGS[name].value is not None]
+    if len(given) != 1 or FLAGS.prompt is None or FLAGS.fdl_config is not None:
+        raise UserError(
+            "give --prompt=TEXT and one of --hf=FOLDER, --gguf=FILE and --run_dir=DIR,"
+            " and no other config."
+        )
+    start(compilation_cache=True)
+    sampler = _sampler()
+    read = dict(zip(_SOURCES, (_from_hugging_face, _from_gguf, _from_run), strict=True))
+    writer = read[given[0]](pathlib.Path(FLAGS[given[0]].value).expanduser())
+    _write(writer, sampler, _prompt(writer))
+
+
+def _sampler() -> Any:
+    from maxfdl.ops.sampling import Sampler
+
+    names = ("temperature", "top_k", "top_p", "min_p")
+    sampler = Sampler(**{name: FLAGS[name].value for name in names})
+    for problem in sampler.check_config(sampler):
+        raise UserError(problem)
+    return sampler
+
+
+def _prompt(writer: Any) -> list[int]:
+    """Returns the ids of the prompt, as a question if the model takes questions."""
+    use_template = FLAGS.chat
+    if use_template is None:
+        use_template = writer.template is not None
+    if not use_template:
+        if FLAGS.system is not None:
+            raise UserError("--system is for a chat; put it into --prompt instead.")
+        tokens = writer.encode(FLAGS.prompt)
+        if not tokens:
+            raise UserError("--prompt is empty, and no token begins a text here.")
+        return tokens
+    if writer.template is None:
+        raise UserError("--chat needs a chat template, and this model brings none.")
+    messages = [{"role": "user", "content": FLAGS.prompt}]
+    if FLAGS.system is not None:
+        messages.insert(0, {"role": "system", "content": FLAGS.system})
+    return writer.encode_chat(writer.template.render(messages))
+
+
+def _write(writer: Any, sampler: Any, tokens: list[int]) -> None:
+    """Prints the continuation as it comes, and then how fast it came."""
+    from maxfdl.inference import Generator
+    from maxfdl.inference.text import TextStream
+
+    generator = Generator(writer.model, sampler, writer.stop_tokens)
+    text = TextStream(writer.decode)
+    began, times = time.perf_counter(), []
+    try:
+        for (token,) in generator.stream(
+            writer.variables,
+            [tokens],
+            max_new_tokens=FLAGS.max_new_tokens,
+            seed=FLAGS.seed,
+        ):
+            times.append(time.perf_counter())
+            if token not in writer.stop_tokens:
+                print(text.push(int(token)), end="", flush=True)
+    finally:
+        print(text.rest(), flush=True)
+        if times:
+            print(
+                f"prompt of {len(tokens)} tokens, first token after"
+                f" {times[0] - began:.2f} s, then"
+                f" {_rate(times, generator.run_length):.1f} tokens/s",
+                file=sys.stderr,
+            )
+
+
+def _rate(times: list[float], run_length: int) -> float:
+    """Returns tokens per second, without the first run where there are others.
+
+    Decoding is compiled during that one.
+    """
+    first = run_length if len(times) > 2 * run_length else 0
+    seconds = times[-1] - times[first]
+    return (len(times) - 1 - first) / seconds if seconds else float("nan")
+
+
+def _from_hugging_face(folder: pathlib.Path) -> Any:
+    import jax
+    import tokenizers
+
+    from maxfdl import hf
+    from maxfdl.inference.chat import ChatTemplate, read_json
+    from maxfdl.inference.text import Writer
+
+    # A CPU widens 16 bits in every product, which takes longer than reading 32.
+    dtype = "float32" if jax.default_backend() == "cpu" else None
+    loaded = hf.load(folder, dtype=dtype, param_dtype=dtype)
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise UserError(f"{folder} holds no tokenizer.json; fetch it from the hub.")
+    tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    stop = read_json(folder / "generation_config.json").get("eos_token_id")
+    if stop is None:
+        stop = read_json(folder / "config.json").get("eos_token_id")
+    return Writer(
+        model=loaded.model,
+        variables=loaded.variables,
+        encode=lambda text: tokenizer.encode(text).ids,
+        encode_chat=lambda text: tokenizer.encode(text, add_special_tokens=False).ids,
+        decode=lambda ids: tokenizer.decode(list(ids)),
+        stop_tokens=tuple(stop if isinstance(stop, list) else [stop])
+        if stop is not None
+        else (),
+        template=ChatTemplate.of_folder(folder),
+    )
+
+
+def _from_gguf(file: pathlib.Path) -> Any:
+    from maxfdl import gguf
+
+    return _from_hugging_face(gguf.unpack(file))
+
+
+def _from_run(folder: pathlib.Path) -> Any:
+    import jax
+
+    from maxfdl import graph
+    from maxfdl.checkpoint.checkpointer import Checkpointer
+    from maxfdl.inference.text import Writer
+
+    file = folder / "config.json"
+    if not file.is_file():
+        raise UserError(
+            f"{folder} must be the directory of a run, with its config.json."
+        )
+    config = graph.load_json(file.read_text(), trust=tuple(FLAGS.trust))
+    experiment: Any = graph.build(config)
+    model = experiment.make_model()
+    checkpointer = Checkpointer(directory=folder / "checkpoints")
+    newest = checkpointer.latest()
+    if newest is None:
+        raise UserError(f"{folder} has saved no checkpoint; train for longer.")
+    abstract = jax.eval_shape(model.init, jax.random.key(0))
+    # An empty part holds no leaves, and so is no part of what was saved.
+    wanted = {name: part for name, part in abstract.items() if part}
+    variables = {**abstract, **checkpointer.read(newest, wanted)}
+    tokenizer = experiment.make_data(model).tokenizer
+    begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    return Writer(
+        model=model,
+        variables=variables,
+        encode=lambda text: begin + tokenizer.encode(text),
+        encode_chat=tokenizer.encode,
+        decode=tokenizer.decode,
+        stop_tokens=() if tokenizer.eos_id is None else (tokenizer.eos_id,),
+    )
+
+
+if __name__ == "__main__":
+    commandline.run(main)

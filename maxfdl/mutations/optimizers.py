@@ -1,0 +1,94 @@
+"""Which rule turns gradients into updates.
+
+Of these and each other the later wins; `use_adamw` is the inverse of all. Learning
+rates are the schedule's, and may have to change with the rule.
+"""
+
+from typing import Literal, TypeVar
+
+import fiddle as fdl
+
+from maxfdl.graph import copy, nodes_of
+from maxfdl.mutations.roles import is_optimizer
+from maxfdl.optim.muon import DEEPSEEK_V4, DION, STANDARD, Muon
+from maxfdl.optim.transforms import Adam, AdamPax, Lion, Sgd
+
+C = TypeVar("C", bound=fdl.Buildable)
+
+_COEFFICIENTS = {"standard": STANDARD, "dion": DION, "deepseek_v4": DEEPSEEK_V4}
+
+
+def use_adamw(cfg: C, *, b1: float = 0.9, b2: float = 0.95, epsilon: float = 1e-8) -> C:
+    """Returns a copy of `cfg` that steps by Adam, see `maxfdl.optim.transforms.Adam`.
+
+    Raises:
+      MutationError: If there is no optimizer.
+    """
+    return _with_rule(cfg, fdl.Config(Adam, b1=b1, b2=b2, epsilon=epsilon))
+
+
+def use_adam_pax(
+    cfg: C, *, b1: float = 0.9, b2: float = 0.95, epsilon: float = 1e-8
+) -> C:
+    """Returns a copy of `cfg` that steps by Adam with Paxml's moments.
+
+    Same updates as Adam's up to rounding. `use_adamw` is the inverse.
+
+    Raises:
+      MutationError: If there is no optimizer.
+    """
+    return _with_rule(cfg, fdl.Config(AdamPax, b1=b1, b2=b2, epsilon=epsilon))
+
+
+def use_sgd(cfg: C, *, momentum: float = 0.0, nesterov: bool = False) -> C:
+    """Returns a copy of `cfg` that steps along the gradient, or its running sum.
+
+    `use_adamw` is the inverse.
+
+    Raises:
+      MutationError: If there is no optimizer.
+    """
+    return _with_rule(cfg, fdl.Config(Sgd, momentum=momentum, nesterov=nesterov))
+
+
+def use_lion(cfg: C, *, b1: float = 0.9, b2: float = 0.99) -> C:
+    """Returns a copy of `cfg` that steps by signs, see `maxfdl.optim.transforms.Lion`.
+
+    `use_adamw` is the inverse.
+
+    Raises:
+      MutationError: If there is no optimizer.
+    """
+    return _with_rule(cfg, fdl.Config(Lion, b1=b1, b2=b2))
+
+
+def use_muon(
+    cfg: C,
+    *,
+    momentum: float = 0.95,
+    coefficients: Literal["standard", "dion", "deepseek_v4"] = "standard",
+    scale: Literal["spectral", "rms"] = "rms",
+) -> C:
+    """Returns a copy of `cfg` that steps matrices by Muon and the rest by Adam.
+
+    With the scale `rms` a learning rate that suits AdamW suits it, too. See
+    `maxfdl.optim.muon.Muon`. `use_adamw` is the inverse.
+
+    Raises:
+      MutationError: If there is no optimizer.
+    """
+    rule = fdl.Config(
+        Muon,
+        rest=fdl.Config(Adam, b1=0.9, b2=0.95, epsilon=1e-8),
+        momentum=momentum,
+        scale=scale,
+        coefficients=_COEFFICIENTS[coefficients],
+    )
+    return _with_rule(cfg, rule)
+
+
+def _with_rule(cfg: C, rule: fdl.Config) -> C:
+    out = copy(cfg)
+    for optimizer in nodes_of(out, is_optimizer):
+        optimizer.rule = copy(rule)
+    return out

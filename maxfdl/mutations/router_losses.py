@@ -1,0 +1,58 @@
+"""What keeps routers of experts even."""
+
+from typing import TypeVar
+
+import fiddle as fdl
+
+from maxfdl.graph import copy, nodes_of
+from maxfdl.mutations.roles import is_loss, is_trainer
+from maxfdl.train.auxiliary import BatchBalance, RouterZ, SequenceBalance
+from maxfdl.train.router import SelectionBias
+
+C = TypeVar("C", bound=fdl.Buildable)
+
+
+def router_losses(
+    cfg: C, *, sequence_balance: float = 0.0, batch_balance: float = 0.0, z: float = 0.0
+) -> C:
+    """Returns a copy of `cfg` with these terms of its objective, by coefficient.
+
+    They replace those that it has; 0 leaves a term out, so `router_losses()` is the
+    inverse. See `maxfdl.train.auxiliary`. A model without routers has terms of 0.
+
+    Raises:
+      MutationError: If there is no loss.
+    """
+    wanted = {
+        SequenceBalance: sequence_balance,
+        BatchBalance: batch_balance,
+        RouterZ: z,
+    }
+    out = copy(cfg)
+    for loss in nodes_of(out, is_loss):
+        loss.auxiliary = [
+            fdl.Config(term, coefficient=coefficient)
+            for term, coefficient in wanted.items()
+            if coefficient
+        ]
+        if not loss.auxiliary:
+            del loss.auxiliary
+    return out
+
+
+def selection_bias(cfg: C, *, rate: float) -> C:
+    """Returns a copy of `cfg` that evens out experts by their selection biases.
+
+    Each step moves every bias by `rate`, see `maxfdl.train.router.SelectionBias`; for
+    models whose routers have such biases. `selection_bias(rate=0.0)` is the inverse.
+
+    Raises:
+      MutationError: If there is no trainer.
+    """
+    out = copy(cfg)
+    for trainer in nodes_of(out, is_trainer):
+        if rate:
+            trainer.state_updates = [fdl.Config(SelectionBias, rate=rate)]
+        elif "state_updates" in trainer.__arguments__:
+            del trainer.state_updates
+    return out

@@ -1,0 +1,107 @@
+"""Terms of the objective that layers, and not tokens, give rise to."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from maxfdl.layers.sinks import RouterLoad
+from maxfdl.ops import balance
+from maxfdl.ops.mask import Places
+
+
+@dataclasses.dataclass(frozen=True)
+class AuxiliaryLoss:
+    """A term `coefficient * sum(sinks) / weight(batch)`.
+
+    Args:
+      coefficient: Its share of the objective.
+    """
+
+    name: ClassVar[str]
+    coefficient: float
+
+    @staticmethod
+    def check_config(node):
+        if node.coefficient <= 0:
+            yield (
+                f"AuxiliaryLoss coefficient ({node.coefficient}) must be positive; drop"
+                " the term instead."
+            )
+
+    def weight(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+        """Returns what the sum is divided by, from the data alone."""
+        raise NotImplementedError
+
+    def sum(self, sinks: Mapping[str, Any]) -> jax.Array:
+        """Returns the term's sum over the tokens or rows of these sinks, and layers."""
+        raise NotImplementedError
+
+
+def router_loads(sinks: Mapping[str, Any]) -> dict[str, RouterLoad]:
+    """Returns what routers left; a path may stand for all layers of a stack."""
+    return {path: x for path, x in sinks.items() if isinstance(x, RouterLoad)}
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceBalance(AuxiliaryLoss):
+    """Evenness of experts within each row, added up over layers: DeepSeek-V3's.
+
+    It is a mean over rows, so it is the same however a batch is cut.
+    """
+
+    name = "sequence_balance"
+
+    def weight(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+        rows = jnp.any(_counted(batch), axis=1)
+        return jnp.sum(rows, dtype=jnp.float32)
+
+    def sum(self, sinks: Mapping[str, Any]) -> jax.Array:
+        loads = router_loads(sinks).values()
+        sums = [jnp.sum(load.sequence_balance.sum) for load in loads]
+        return self.coefficient * sum(sums, jnp.zeros(()))
+
+
+@dataclasses.dataclass(frozen=True)
+class RouterZ(AuxiliaryLoss):
+    """Squared logsumexp of router logits, added up over layers: ST-MoE's."""
+
+    name = "router_z"
+
+    def weight(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+        return jnp.sum(_counted(batch), dtype=jnp.float32)
+
+    def sum(self, sinks: Mapping[str, Any]) -> jax.Array:
+        sums = [jnp.sum(load.z.sum) for load in router_loads(sinks).values()]
+        return self.coefficient * sum(sums, jnp.zeros(()))
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchBalance(AuxiliaryLoss):
+    """Evenness of experts over all tokens and layers together: Switch's and Mixtral's.
+
+    It is a product of two means over a batch, so that of a microbatch is another loss:
+    with gradient accumulation it is their mean, weighted by tokens. `SequenceBalance`
+    does not change.
+    """
+
+    name = "batch_balance"
+
+    def weight(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+        return jnp.sum(_counted(batch), dtype=jnp.float32)
+
+    def sum(self, sinks: Mapping[str, Any]) -> jax.Array:
+        loads = router_loads(sinks).values()
+        counts = [jnp.atleast_2d(load.counts.value) for load in loads]
+        shares = [jnp.atleast_2d(load.probability.sum) for load in loads]
+        tokens = [jnp.atleast_1d(load.probability.weight) for load in loads]
+        if not counts:
+            return jnp.zeros(())
+        of_layers = [jnp.concatenate(parts) for parts in (counts, shares, tokens)]
+        return self.coefficient * tokens[0][0] * balance.load_balance(*of_layers)
+
+
+def _counted(batch: Mapping[str, jax.Array]) -> jax.Array:
+    return balance.counted(Places(batch["positions"], batch["segment_ids"]))

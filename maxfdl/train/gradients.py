@@ -1,0 +1,102 @@
+"""How the gradients of a batch come about: at once, or microbatch by microbatch.
+
+An objective is `objective(params, layer_state, batch, key) -> loss, parts`, with parts
+the sums of its terms, the new state of the layers, and their sinks. Its terms are
+divided by weights of the whole batch, so that gradients of parts add up and are never
+divided afterwards.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from maxfdl.layers.sinks import merged
+from maxfdl.sharding.sharding import Sharding
+
+
+class Parts(NamedTuple):
+    """What a forward pass gives besides the loss."""
+
+    sums: dict[str, jax.Array]
+    layer_state: Any
+    sinks: dict[str, Any]
+
+
+Objective = Callable[..., tuple[jax.Array, Parts]]
+
+
+@dataclasses.dataclass(frozen=True)
+class WholeBatch:
+    """The gradients of all rows at once."""
+
+    def __call__(
+        self,
+        objective: Objective,
+        params: Any,
+        layer_state: Any,
+        batch: Any,
+        key: jax.Array,
+        sharding: Sharding,
+    ) -> tuple[Any, Parts]:
+        """Returns the gradients, and the parts of the objective."""
+        gradient = jax.grad(objective, has_aux=True)
+        return gradient(params, layer_state, batch, key)
+
+
+@dataclasses.dataclass(frozen=True)
+class Accumulate:
+    """The gradients of `steps` microbatches, one after the other, added in float32.
+
+    Memory of activations is that of one microbatch. Row i of microbatch j is row
+    `i * steps + j` of the batch, so that no row changes its device. State of layers
+    goes from one microbatch to the next; each has randomness of its own; sinks become
+    one by their kind.
+    """
+
+    steps: int
+
+    @staticmethod
+    def check_config(node):
+        if node.steps < 2:
+            yield (
+                f"Accumulate steps ({node.steps}) must be at least 2; WholeBatch takes"
+                " all rows at once."
+            )
+
+    def __call__(
+        self,
+        objective: Objective,
+        params: Any,
+        layer_state: Any,
+        batch: Any,
+        key: jax.Array,
+        sharding: Sharding,
+    ) -> tuple[Any, Parts]:
+        """Returns the gradients, and the parts of the objective."""
+        gradient = jax.grad(objective, has_aux=True)
+
+        def microbatches(x: jax.Array) -> jax.Array:
+            x = x.reshape(x.shape[0] // self.steps, self.steps, *x.shape[1:])
+            return sharding.constrain(x.swapaxes(0, 1), (None, "batch", "sequence"))
+
+        def body(carry, per_step):
+            total, layer_state = carry
+            index, rows = per_step
+            of_step = jax.random.fold_in(key, index)
+            grads, parts = gradient(params, layer_state, rows, of_step)
+            total = jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, grads)
+            return (total, parts.layer_state), (parts.sums, parts.sinks)
+
+        zeros = jax.tree.map(
+            lambda p: jnp.zeros_like(p, jnp.promote_types(p.dtype, jnp.float32)), params
+        )
+        (total, layer_state), (sums, sinks) = jax.lax.scan(
+            body,
+            (zeros, layer_state),
+            (jnp.arange(self.steps), jax.tree.map(microbatches, dict(batch))),
+        )
+        sums = {name: jnp.sum(values) for name, values in sums.items()}
+        return total, Parts(sums, layer_state, merged(sinks))

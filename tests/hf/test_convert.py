@@ -1,0 +1,149 @@
+"""`python -m maxfdl.convert` and `init_from`: weights into runs and back."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from maxfdl import graph
+from maxfdl.checkpoint.checkpointer import Checkpointer
+from maxfdl.errors import UserError
+from maxfdl.train.first_state import first_state
+from tests import goldens, tiny
+from tests.hf.variants import loaded
+
+ROOT = pathlib.Path(__file__).parents[2]
+FOLDER = goldens.FOLDER / "llama3"
+EXPERIMENT = f'--fdl_config=fdl_configs.hugging_face(folder="{FOLDER}")'
+
+
+def run(*args: str, code: int = 0) -> str:
+    """Runs `python -m maxfdl.<args>` on one CPU device."""
+    done = subprocess.run(
+        [sys.executable, "-m", *args],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == code, done.stderr
+    assert code or not done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+def losses(directory: pathlib.Path) -> list[float]:
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    return [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory) -> pathlib.Path:
+    """A run directory made of the golden folder, before any step."""
+    directory = tmp_path_factory.mktemp("converted")
+    out = run("maxfdl.convert", f"--from_hf={FOLDER}", f"--to={directory}",
+              "--fdl_set=steps=3", "--fdl_set=trainer.log_every=1")  # fmt: skip
+    assert out == f"{directory} holds the weights of {FOLDER} at step 0\n"
+    return directory
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> pathlib.Path:
+    """A run that started from the golden folder by itself."""
+    directory = tmp_path_factory.mktemp("trained")
+    run("maxfdl.launch", EXPERIMENT, f"--run_dir={directory}", "steps=3",
+        "trainer.log_every=1")  # fmt: skip
+    return directory
+
+
+def test_a_converted_run_has_the_weights_at_step_0(converted):
+    config = graph.load_json((converted / "config.json").read_text())
+    assert config.init_from == str(FOLDER) and config.steps == 3
+    model = graph.build(config).make_model()
+    abstract = jax.eval_shape(model.init, jax.random.key(0))["params"]
+    checkpointer = Checkpointer(directory=converted / "checkpoints")
+    assert checkpointer.latest() == 0
+    params = checkpointer.read(0, {"params": abstract})["params"]
+    expected = loaded("llama3").variables["params"]
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+
+def test_back_again_the_files_are_equal_to_the_bit(converted, tmp_path):
+    run("maxfdl.convert", f"--from_run={converted}", f"--to_hf={tmp_path}")
+    saved, source = load_file(tmp_path / "model.safetensors"), goldens.weights("llama3")
+    assert saved.keys() == source.keys()
+    assert all(saved[name].tobytes() == x.tobytes() for name, x in source.items())
+    assert all(saved[name].shape == x.shape for name, x in source.items())
+    written, expected = (
+        json.loads((folder / "config.json").read_text())
+        for folder in (tmp_path, FOLDER)
+    )
+    assert written == expected
+
+
+def test_the_launcher_goes_on_from_there_as_from_the_folder(converted, trained):
+    run("maxfdl.launch", f"--fdl_config_file={converted / 'config.json'}",
+        f"--run_dir={converted}")  # fmt: skip
+    assert len(losses(converted)) == 3
+    assert losses(converted) == losses(trained)
+
+
+def test_a_directory_that_holds_a_run_is_refused(trained):
+    errors = run("maxfdl.convert", f"--from_hf={FOLDER}", f"--to={trained}", code=2)
+    assert errors == f"error: {trained} holds a run; give another --to.\n"
+
+
+def test_half_a_command_says_what_it_takes():
+    errors = run("maxfdl.convert", f"--from_hf={FOLDER}", code=2)
+    assert errors.startswith("error: give --from_hf=FOLDER and --to=RUN_DIR, or ")
+
+
+def test_a_folder_that_does_not_fit_is_one_error(tmp_path):
+    (tmp_path / "config.json").write_text((FOLDER / "config.json").read_text())
+    errors = run("maxfdl.convert", f"--from_hf={tmp_path}", f"--to={tmp_path}/run",
+                 code=2)  # fmt: skip
+    assert errors == f"error: {tmp_path} holds no *.safetensors file; fetch it again.\n"
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_a_run_begins_with_the_weights_of_a_folder(devices):
+    program = tiny.program(loaded("llama3").config, devices)
+    state = first_state(program, str(FOLDER))
+    expected = loaded("llama3").variables["params"]
+    jax.tree.map(np.testing.assert_array_equal, state["params"], expected)
+    wanted = program.abstract_state()
+    jax.tree.map(lambda x, a: (x.shape, x.dtype) == (a.shape, a.dtype) or 1 / 0, state,
+                 wanted)  # fmt: skip
+    jax.tree.map(lambda x, a: x.sharding.is_equivalent_to(a.sharding, x.ndim) or 1 / 0,
+                 state, wanted)  # fmt: skip
+    assert int(state["step"]) == 0
+
+
+def test_a_run_begins_with_the_weights_of_a_run(trained):
+    program = tiny.program(loaded("llama3").config)
+    state = first_state(program, str(trained))
+    checkpointer = Checkpointer(directory=trained / "checkpoints")
+    abstract = {"params": program.abstract_state()["params"]}
+    newest = checkpointer.read(3, abstract)
+    jax.tree.map(np.testing.assert_array_equal, state["params"], newest["params"])
+    fresh = program.start_from({"params": newest["params"], "state": {}})
+    jax.tree.map(np.testing.assert_array_equal, state["optimizer"], fresh["optimizer"])
+    assert int(state["step"]) == 0
+
+
+def test_weights_of_another_network_are_refused():
+    other = goldens.FOLDER / "llama2"
+    with pytest.raises(UserError, match="does not hold the tensors of its config"):
+        first_state(tiny.program(loaded("llama3").config), str(other))
+
+
+def test_a_missing_folder_is_refused():
+    program = tiny.program(loaded("llama3").config)
+    with pytest.raises(UserError, match="init_from .nowhere. must be a model folder"):
+        first_state(program, "nowhere")

@@ -1,0 +1,158 @@
+"""Saving is loading backwards: names, shapes, bits, and the rest of the folder."""
+
+import json
+import shutil
+
+import fiddle as fdl
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from maxfdl import graph, hf
+from maxfdl.errors import UserError
+from maxfdl.hf.config import normalised
+from maxfdl.hf.families import describe, family_of
+from maxfdl.mutations import compute_dtype, remat, to_linen, unroll_layers
+from maxfdl.ops.mask import Causal
+from maxfdl.sharding.mesh import MeshShape
+from maxfdl.sharding.rules import AxisRules
+from maxfdl.sharding.sharding import Sharding
+from tests import goldens
+from tests.hf.variants import FAMILIES, loaded
+
+
+def config_of(folder) -> dict:
+    return json.loads((folder / "config.json").read_text())
+
+
+def assert_same_tensors(folder, name, file="model.safetensors"):
+    saved, source = load_file(folder / file), goldens.weights(name)
+    assert saved.keys() == source.keys()
+    for key, x in source.items():
+        assert (saved[key].shape, saved[key].dtype) == (x.shape, x.dtype), key
+        assert saved[key].tobytes() == x.tobytes(), key
+
+
+def assert_same(actual, expected):
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_load_save_load_is_equal_to_the_bit(name, tmp_path):
+    hf.save(tmp_path, loaded(name).config, loaded(name).variables)
+    assert_same_tensors(tmp_path, name)
+    assert config_of(tmp_path) == config_of(goldens.FOLDER / name)
+    again = hf.load(tmp_path)
+    assert_same(again.variables, loaded(name).variables)
+    assert again.config.model == loaded(name).config.model
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_graph_alone_is_enough_to_write_its_config(name, tmp_path):
+    # Some graphs are those of two families, so that theirs has to be named.
+    family = family_of(config_of(goldens.FOLDER / name)["model_type"]).name
+    network = loaded(name).config.model
+    hf.save(tmp_path, network, loaded(name).variables, family=family)
+    assert_same_tensors(tmp_path, name)
+    written, source = config_of(tmp_path), config_of(goldens.FOLDER / name)
+    for key in ("architectures", "model_type", "dtype"):
+        assert written[key] == source[key]
+    assert hf.load(tmp_path).config.model == loaded(name).config.model
+    assert normalised(written) == written | {"dtype": "float32"}
+
+
+@pytest.mark.parametrize(
+    "mutation",
+    [to_linen, unroll_layers, remat, compute_dtype],
+    ids=lambda mutation: mutation.__name__,
+)
+def test_how_a_network_runs_does_not_matter(mutation, tmp_path):
+    config = mutation(loaded("llama3").config)
+    hf.save(tmp_path, config, loaded("llama3").variables)
+    assert_same_tensors(tmp_path, "llama3")
+    assert hf.load(tmp_path).config.model == loaded("llama3").config.model
+
+
+def test_a_changed_network_keeps_the_family_that_it_came_from(tmp_path):
+    # Without a window, this is a Llama by its graph, whose names are others.
+    config = graph.copy(loaded("phi3").config)
+    for layer in config.model.decoder.stacks[0].layers:
+        layer.attention.mask = fdl.Config(Causal)
+    assert describe(config.model)["model_type"] == "llama"
+    hf.save(tmp_path, config, loaded("phi3").variables)
+    assert_same_tensors(tmp_path, "phi3")
+    assert config_of(tmp_path)["sliding_window"] is None
+
+
+def test_a_network_that_was_changed_has_the_config_of_the_change(tmp_path):
+    config = graph.copy(loaded("llama3").config)
+    config.model.final_norm.epsilon = 1e-6
+    for layer in config.model.decoder.stacks[0].layers:
+        layer.attention_norm.epsilon = 1e-6
+    source = goldens.FOLDER / "llama3"
+    hf.save(tmp_path, config, loaded("llama3").variables, source=source)
+    written = config_of(tmp_path)
+    assert written["rms_norm_eps"] == 1e-6
+    # What a graph does not say comes from the source.
+    kept = config_of(source)["max_position_embeddings"]
+    assert written["max_position_embeddings"] == kept
+
+
+def test_a_network_that_no_config_describes_is_refused(tmp_path):
+    config = graph.copy(loaded("llama3").config)
+    config.model.final_norm.epsilon = 0.5  # unlike those inside the layers
+    with pytest.raises(UserError, match="no config.json describes this graph: it is"):
+        hf.save(tmp_path, config, loaded("llama3").variables)
+    with pytest.raises(UserError, match="family .lama. must be one of .*llama"):
+        describe(config.model, family="lama")
+
+
+def test_arrays_are_written_in_their_type(tmp_path):
+    narrow = hf.load(goldens.FOLDER / "llama2", param_dtype="bfloat16")
+    hf.save(tmp_path, narrow.config, narrow.variables)
+    assert config_of(tmp_path)["dtype"] == "bfloat16"
+    again = hf.load(tmp_path)
+    assert again.config.model.param_dtype == "bfloat16"
+    assert_same(again.variables, narrow.variables)
+
+
+def test_large_models_are_cut_into_files(tmp_path):
+    variables = loaded("llama2").variables
+    hf.save(tmp_path, loaded("llama2").config, variables, shard_bytes=50_000)
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 3
+    assert_same(hf.load(tmp_path).variables, variables)
+
+
+def test_sharded_arrays_are_written_whole(tmp_path):
+    mesh = MeshShape(data=1, fsdp=4, tensor=2).build(jax.devices())
+    folder = goldens.FOLDER / "llama3"
+    sharded = hf.load(folder, sharding=Sharding(mesh, AxisRules()))
+    hf.save(tmp_path, sharded.config, sharded.variables)
+    assert_same_tensors(tmp_path, "llama3")
+
+
+def test_a_folder_may_be_saved_onto_itself(tmp_path):
+    folder = tmp_path / "llama2"
+    shutil.copytree(goldens.FOLDER / "llama2", folder)
+    (folder / "tokenizer.json").write_text("{}")
+    found = hf.load(folder)
+    hf.save(folder, found.config, found.variables, source=folder)
+    assert_same_tensors(folder, "llama2")
+    assert (folder / "tokenizer.json").read_text() == "{}"
+
+
+def test_tokenizer_and_generation_files_are_passed_through(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    shutil.copytree(goldens.FOLDER / "llama2", source)
+    passed = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
+    for name in (*passed, "modeling_mine.py", "README.md"):
+        (source / name).write_text(name)
+    hf.save(target, loaded("llama2").config, loaded("llama2").variables, source=source)
+    assert {path.name for path in target.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        *passed,
+    }
+    assert all((target / name).read_text() == name for name in passed)

@@ -1,0 +1,114 @@
+"""Muon against torch, and what it takes for a matrix."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maxfdl.layers.parameter import Parameter
+from maxfdl.ops.initializers import Constant
+from maxfdl.optim.muon import (
+    DEEPSEEK_V4,
+    DION,
+    STANDARD,
+    Muon,
+    is_matrix,
+    matrix_shape,
+    orthogonalised,
+)
+from maxfdl.optim.optimizer import Optimizer
+from maxfdl.optim.schedules import WarmupConstant
+from maxfdl.optim.transforms import Adam, WeightDecay
+from tests import goldens
+
+GOLDEN = goldens.algorithm("optimizers")
+MATRICES = ("w0", "w1", "w2")
+
+
+def kernel(*shape, contracted=1, **fields):
+    axes = fields.pop("axes", ("embed",) * len(shape))
+    return Parameter(shape, axes, Constant(), "kernel", contracted, **fields)
+
+
+@pytest.mark.parametrize(
+    ("run", "fields"),
+    [
+        ("muon_f32", {}),
+        ("muon_f32_plain", {"momentum": 0.9, "nesterov": False}),
+        ("muon_f32_match_rms", {"scale": "rms"}),
+    ],
+)
+def test_five_steps_agree_with_torch(run, fields):
+    settings = GOLDEN.info["params"][run]["all_settings"]
+    assert fields.get("momentum", 0.95) == settings["momentum"]
+    # torch keeps [out, in].
+    params = {name: jnp.asarray(GOLDEN[f"in.init.{name}"].T) for name in MATRICES}
+    optimizer = Optimizer(
+        clip=None,
+        rule=Muon(rest=Adam(), **fields),
+        weight_decay=WeightDecay(settings["weight_decay"]),
+        schedule=WarmupConstant(peak=settings["lr"]),
+        parameters={name: kernel(*x.shape) for name, x in params.items()},
+        steps=5,
+    )
+    state = optimizer.init(params)
+    for step in range(5):
+        grads = {n: jnp.asarray(GOLDEN[f"in.grads.{n}"][step].T) for n in MATRICES}
+        params, state = optimizer.update(grads, state, params, jnp.int32(step))
+        for name in MATRICES:
+            expected = GOLDEN[f"out.{run}.{name}"][step].T
+            atol = GOLDEN.tolerance(run)
+            np.testing.assert_allclose(params[name], expected, rtol=0, atol=atol)
+
+
+# The ranges that shared/facts/methods.md, section 3, measured.
+@pytest.mark.parametrize(
+    ("coefficients", "low", "high"),
+    [(STANDARD, 0.67, 1.15), (DION, 0.97, 1.04), (DEEPSEEK_V4, 0.9999, 1.001)],
+)
+@pytest.mark.parametrize("shape", [(24, 24), (16, 40), (40, 16)])
+def test_singular_values_end_near_one(coefficients, low, high, shape):
+    # Singular values of the start from 0.1 to 1 of the largest.
+    rng = np.random.default_rng(0)
+    u, _ = np.linalg.qr(rng.normal(size=(shape[0], min(shape))))
+    v, _ = np.linalg.qr(rng.normal(size=(shape[1], min(shape))))
+    x = (u * np.linspace(0.1, 1.0, min(shape))) @ v.T
+    out = orthogonalised(jnp.float32(x)[None], coefficients)[0]
+    values = np.linalg.svd(np.float64(out), compute_uv=False)
+    assert low < values.min() and values.max() < high
+
+
+def test_stacked_layers_and_experts_are_taken_one_by_one():
+    rng = np.random.default_rng(0)
+    grads = jnp.float32(rng.normal(size=(3, 4, 6, 2, 5)))  # layers, experts, D, H, K
+    declared = kernel(4, 6, 2, 5, batched=1, repeats=3)
+    muon = Muon(rest=Adam())
+
+    def direction(parameter, grads):
+        transform = muon.transform({"w": parameter})
+        state = transform.init({"w": jnp.zeros_like(grads)})
+        return jax.jit(transform.update)({"w": grads}, state)[0]["w"]
+
+    whole = direction(declared, grads)
+    alone = [
+        [direction(kernel(6, 2, 5), grads[layer, expert]) for expert in range(4)]
+        for layer in range(3)
+    ]
+    # The same sums in the same order: XLA:CPU may still block a batch otherwise.
+    np.testing.assert_allclose(whole, np.array(alone), rtol=0, atol=1e-6)
+
+
+def test_a_kernel_is_a_matrix_from_its_inputs_to_its_outputs():
+    assert matrix_shape(kernel(6, 2, 5)) == (6, 10)
+    assert matrix_shape(kernel(2, 5, 6, contracted=2)) == (10, 6)
+    assert matrix_shape(kernel(4, 6, 8, batched=1)) == (6, 8)
+
+
+def test_embeddings_heads_vectors_and_convolutions_are_not():
+    table = Parameter((8, 4), ("vocab", "embed"), Constant(), "embedding")
+    scale = Parameter((4,), ("norm",), Constant(), "scale")
+    head = kernel(4, 8, axes=("embed", "vocab"))
+    taps = kernel(4, 2, 8, axes=("taps", "heads", "head_dim"))
+    to_one = kernel(4)
+    assert not any(map(is_matrix, (table, scale, head, taps, to_one)))
+    assert is_matrix(kernel(4, 8))

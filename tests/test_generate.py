@@ -1,0 +1,135 @@
+"""`python -m maxfdl.generate`."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+GOLDEN = ROOT / "tests/goldens/llama2"
+SPEED = r"prompt of (\d+) tokens, first token after \d+\.\d\d s, then \d+\.\d tokens/s\n"
+
+
+def run(module: str, *args: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", f"maxfdl.{module}", *args],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+    )
+
+
+def generate(*args: str) -> subprocess.CompletedProcess:
+    return run("generate", *args)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> pathlib.Path:
+    """The golden Llama 2, with a tokenizer whose words are `t0`, `t1`, ..."""
+    import tokenizers
+    from tokenizers import models, pre_tokenizers
+
+    path = tmp_path_factory.mktemp("model")
+    for name in ("config.json", "model.safetensors"):
+        shutil.copyfile(GOLDEN / name, path / name)
+    size = json.loads((path / "config.json").read_text())["vocab_size"]
+    words = {f"t{i}": i for i in range(size)}
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(words, unk_token="t0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(path / "tokenizer.json"))
+    return path
+
+
+def words(ids) -> str:
+    return " ".join(f"t{i}" for i in ids)
+
+
+def expected():
+    from safetensors.numpy import load_file
+
+    golden = load_file(GOLDEN / "golden.safetensors")
+    return golden["input_ids"][0, :12], golden["greedy_ids"][0]
+
+
+def test_a_folder_goes_on_as_transformers_does(folder):
+    prompt, ids = expected()
+    done = generate(
+        f"--hf={folder}", f"--prompt={words(prompt)}", f"--max_new_tokens={len(ids)}"
+    )
+    assert (done.returncode, done.stdout) == (0, words(ids) + "\n"), done.stderr
+    (count,) = re.fullmatch(SPEED, done.stderr).groups()
+    assert int(count) == 12
+
+
+def test_a_chat_template_asks_and_stop_tokens_end(folder, tmp_path):
+    prompt, ids = expected()
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    template = "{{ messages[0]['content'] }} {{ messages[1]['content'] }}"
+    (tmp_path / "chat_template.jinja").write_text(template)
+    stop = {"eos_token_id": [int(ids[3])]}
+    (tmp_path / "generation_config.json").write_text(json.dumps(stop))
+    done = generate(
+        f"--hf={tmp_path}",
+        f"--system={words(prompt[:5])}",
+        f"--prompt={words(prompt[5:])}",
+    )
+    end = list(ids).index(ids[3])
+    assert (done.returncode, done.stdout) == (0, words(ids[:end]) + "\n"), done.stderr
+
+
+def test_a_run_goes_on_from_its_newest_checkpoint(tmp_path):
+    smoke = "--fdl_config=experiments.llama2_smoke"
+    trained = run("launch", smoke, "steps=2", f"--run_dir={tmp_path}")
+    assert trained.returncode == 0, trained.stderr
+    args = (f"--run_dir={tmp_path}", "--prompt=abc", "--max_new_tokens=9")
+    drawn = ("--temperature=1", "--top_k=50", "--top_p=0.9", "--min_p=0.01")
+    first, other = (generate(*args, *drawn, f"--seed={seed}") for seed in (1, 2))
+    assert first.returncode == 0, first.stderr
+    assert re.fullmatch(SPEED, first.stderr)
+    assert first.stdout != other.stdout
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (
+            ["--hf=x"],
+            "give --prompt=TEXT and one of --hf=FOLDER, --gguf=FILE and --run_dir=DIR,"
+            " and no other config.",
+        ),
+        (
+            ["--run_dir=no/such", "--prompt=a"],
+            "no/such must be the directory of a run, with its config.json.",
+        ),
+        (
+            ["--hf=no/such", "--prompt=a"],
+            "no/such must be a folder with a config.json and *.safetensors files, as"
+            " Hugging Face writes them; download the model first.",
+        ),
+        (
+            ["--gguf=no/such", "--prompt=a"],
+            "no/such must be a GGUF file, but there is no such file.",
+        ),
+        (
+            ["--hf=no/such", "--prompt=a", "--top_p=2"],
+            "Sampler top_p (2.0) must be above 0 and at most 1.",
+        ),
+    ],
+)
+def test_mistakes_are_one_line_and_code_2(args, message):
+    done = generate(*args)
+    assert (done.returncode, done.stderr) == (2, f"error: {message}\n")
+
+
+def test_a_chat_needs_a_template(folder):
+    done = generate(f"--hf={folder}", "--prompt=t1", "--chat")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: --chat needs a chat template, and this model brings none.\n"
+    )
