@@ -33,30 +33,28 @@ if "prompt" not in FLAGS:
     flags.DEFINE_bool("chat", None, "Whether to use the model's chat template.")
     flags.DEFINE_string("system", None, "What a chat is told before the question.")
 
-_SOURCES = ("hf", "gguf", "run_dir")
-
 
 def main(argv: list[str]) -> None:
     from maxfdl.train.runtime import start
 
-    given = [name for name in _SOURCES if FLAGS[name].value is not None]
-    if len(given) != 1 or FLAGS.prompt is None or FLAGS.fdl_config is not None:
+    read = {"hf": _from_hugging_face, "gguf": _from_gguf, "run_dir": _from_run}
+    paths = {name: str(FLAGS[name].value) for name in read if FLAGS[name].value}
+    if len(paths) != 1 or FLAGS.prompt is None or FLAGS.fdl_config is not None:
         raise UserError(
             "give --prompt=TEXT and one of --hf=FOLDER, --gguf=FILE and --run_dir=DIR,"
             " and no other config."
         )
     start(compilation_cache=True)
     sampler = _sampler()
-    read = dict(zip(_SOURCES, (_from_hugging_face, _from_gguf, _from_run), strict=True))
-    writer = read[given[0]](pathlib.Path(FLAGS[given[0]].value).expanduser())
+    ((source, path),) = paths.items()
+    writer = read[source](pathlib.Path(path).expanduser())
     _write(writer, sampler, _prompt(writer))
 
 
 def _sampler() -> Any:
     from maxfdl.ops.sampling import Sampler
 
-    names = ("temperature", "top_k", "top_p", "min_p")
-    sampler = Sampler(**{name: FLAGS[name].value for name in names})
+    sampler = Sampler(FLAGS.temperature, FLAGS.top_k, FLAGS.top_p, FLAGS.min_p)
     for problem in sampler.check_config(sampler):
         raise UserError(problem)
     return sampler

@@ -12,7 +12,9 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 GOLDEN = ROOT / "tests/goldens/llama2"
-SPEED = r"prompt of (\d+) tokens, first token after \d+\.\d\d s, then \d+\.\d tokens/s\n"
+SPEED = (
+    r"prompt of (\d+) tokens, first token after \d+\.\d\d s, then \d+\.\d tokens/s\n"
+)
 
 
 def run(module: str, *args: str) -> subprocess.CompletedProcess:

@@ -30,7 +30,8 @@ LIBRARY = {
     "data": WORDS,
     "checkpoint": WORDS,
     "train": WORDS
-    | {"ops", "sharding", "layers.parameter", "model", "optim", "data", "checkpoint"}
+    | {"ops", "sharding", "layers.parameter", "layers.sinks", "model", "optim"}
+    | {"data", "checkpoint"}
     | {"experiment", "hf.folder", "hf.weights", "inference"},
     "experiment": WORDS | {"sharding", "model", "data", "checkpoint", "train"},
 }
@@ -42,7 +43,8 @@ KNOW_FIDDLE = {
     "commandline": WORDS | {"graph"},
     "report": WORDS | LIBRARY.keys() | {"graph"},
 } | dict.fromkeys(
-    ENTRY_POINTS, WORDS | LIBRARY.keys() | {"graph", "hf", "gguf", "commandline", "report"}
+    ENTRY_POINTS,
+    WORDS | LIBRARY.keys() | {"graph", "hf", "gguf", "commandline", "report"},
 )
 ALLOWED = LIBRARY | KNOW_FIDDLE
 

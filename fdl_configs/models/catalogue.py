@@ -12,16 +12,21 @@ from fdl_configs.models import (
     gemma,
     gemma2,
     gemma3,
+    glm4_moe,
     gpt2,
     gpt3,
+    gpt_oss,
     kimi_k2,
     llama,
+    llama4,
     mistral,
+    mixtral,
     olmo2,
     olmo3,
     phi3,
     qwen2,
     qwen3,
+    qwen3_moe,
     qwen3_next,
     smollm3,
 )
@@ -117,6 +122,36 @@ _SIZES = (
     Size(kimi_k2.kimi_k2_0905_1t, "1T", "moonshotai/Kimi-K2-Instruct-0905"),
     Size(kimi_k2.moonlight_16b_a3b, "16B", "moonshotai/Moonlight-16B-A3B"),
     Size(qwen3_next.qwen3_next_80b_a3b, "80B", "Qwen/Qwen3-Next-80B-A3B-Instruct"),
+    Size(mixtral.mixtral_8x7b, 46_702_792_704, "mistralai/Mixtral-8x7B-v0.1"),
+    Size(mixtral.mixtral_8x22b, 140_620_634_112, "mistralai/Mixtral-8x22B-v0.1"),
+    Size(qwen3_moe.qwen3_30b_a3b, 30_532_122_624, "Qwen/Qwen3-30B-A3B"),
+    Size(
+        qwen3_moe.qwen3_30b_a3b_2507, 30_532_122_624, "Qwen/Qwen3-30B-A3B-Instruct-2507"
+    ),
+    Size(
+        qwen3_moe.qwen3_coder_30b_a3b,
+        30_532_122_624,
+        "Qwen/Qwen3-Coder-30B-A3B-Instruct",
+    ),
+    Size(qwen3_moe.qwen3_235b_a22b, 235_093_634_560, "Qwen/Qwen3-235B-A22B"),
+    Size(
+        qwen3_moe.qwen3_235b_a22b_2507,
+        235_093_634_560,
+        "Qwen/Qwen3-235B-A22B-Instruct-2507",
+    ),
+    Size(
+        qwen3_moe.qwen3_coder_480b_a35b,
+        480_154_875_392,
+        "Qwen/Qwen3-Coder-480B-A35B-Instruct",
+    ),
+    Size(gpt_oss.gpt_oss_20b, 20_914_757_184, "openai/gpt-oss-20b"),
+    Size(gpt_oss.gpt_oss_120b, 116_829_156_672, "openai/gpt-oss-120b"),
+    Size(glm4_moe.glm4_5, 352_797_814_784, "zai-org/GLM-4.5"),
+    Size(glm4_moe.glm4_5_air, 106_852_245_504, "zai-org/GLM-4.5-Air"),
+    Size(llama4.llama4_17b_16e, 107_769_861_120, "meta-llama/Llama-4-Scout-17B-16E"),
+    Size(
+        llama4.llama4_17b_128e, 400_711_848_960, "meta-llama/Llama-4-Maverick-17B-128E"
+    ),
 )
 
 MODELS: dict[str, Size] = {size.make.__name__: size for size in _SIZES}

@@ -20,6 +20,7 @@ from fdl_configs.hf_parts import (
     shape_to_hf,
     widths_from_hf,
 )
+from maxfdl.errors import UserError
 from maxfdl.ops.activation import Activation
 from maxfdl.ops.glu import Glu
 from maxfdl.ops.rope import Rope
@@ -70,7 +71,7 @@ def glm4_moe(
             )
         else:
             feed_forward = layers.gated_mlp(mlp, activation)
-        norms = {}
+        norms: dict[str, Any] = {}
         if head_norms:
             head_norm = layers.per_head(layers.rms_norm(norm_epsilon))
             norms = {"query_norm": head_norm, "key_norm": head_norm}
@@ -193,6 +194,9 @@ def to_hf(model: fdl.Partial) -> dict[str, Any]:
     layer = layers_of(model)[0]
     rope = layer.attention.rope
     dense, sparse = moe.kinds_of(model)
+    if sparse is None:
+        # Llama and Qwen 3 have the same graphs, and are what is meant.
+        raise UserError("a GLM-4.5 must have experts in some layer.")
     written = {
         "architectures": ["Glm4MoeForCausalLM"],
         "model_type": "glm4_moe",
@@ -208,11 +212,10 @@ def to_hf(model: fdl.Partial) -> dict[str, Any]:
         "hidden_act": activation_to_hf(moe.glu_of(layer).activation),
         "attention_bias": layer.attention.query.use_bias,
         "use_qk_norm": layer.attention.query_norm is not None,
+        **_experts_to_hf(sparse.mlp),
     }
     if dense is not None:
         written["intermediate_size"] = dense.mlp.hidden
-    if sparse is not None:
-        written |= _experts_to_hf(sparse.mlp)
     return written
 
 

@@ -221,7 +221,7 @@ def _kinds_from_hf(config: Mapping[str, Any]) -> list[Kind]:
             f"layer_types ({', '.join(sorted(set(types)))}) must be"
             f" {' or '.join(chunks)}."
         )
-    for name, given in {"layer_types": types, "no_rope_layers": turns}.items():
+    for name, given in {"no_rope_layers": turns, "layer_types": types}.items():
         if len(given) != count:
             raise UserError(
                 f"{name} has {len(given)} entries and num_hidden_layers is {count};"

@@ -32,7 +32,9 @@ def write_tokenizer(file: GgufFile, folder: pathlib.Path) -> None:
         for role, name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
     }
     config: dict[str, Any] = {
-        f"{role}_token": texts[index] for role, index in ids.items() if index is not None
+        f"{role}_token": texts[index]
+        for role, index in ids.items()
+        if index is not None
     }
     if template := file.setting("tokenizer.chat_template"):
         config["chat_template"] = template

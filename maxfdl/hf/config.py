@@ -115,6 +115,8 @@ def _fill_patterns(config: Config) -> None:
         step = config["interleave_moe_layer_step"]
         config["moe_layers"] = list(layers[step - 1 :: step])
     if config.get("layer_types", ()) is None:
+        # Not more than there are: the family says what is missing.
+        layers = range(len(config.get("no_rope_layers", layers)))
         config["layer_types"] = [_layer_type(config, i) for i in layers]
 
 

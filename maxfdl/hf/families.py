@@ -47,8 +47,9 @@ def describe(
 ) -> Config:
     """Returns the normalised config.json of which `model` is the graph.
 
-    It is that of the first family, in alphabetical order, that makes the same graph of
-    it; how a stack runs and what types numbers have does not count.
+    It is that of the first family that makes the same graph of it, in alphabetical
+    order, those with experts last: a mixture of which every layer is dense is the
+    dense family's. How a stack runs and what types numbers have does not count.
 
     Args:
       model: The graph of a network.
@@ -65,6 +66,7 @@ def describe(
             f"{did_you_mean(family, known)}"
         )
     plain = _plain(model)
+    known.sort(key=_has_experts)
     if first is not None:
         known.sort(key=lambda name: name != names.family_of(first))
     for name in known if family is None else [family]:
@@ -89,6 +91,10 @@ def _config_of(family: Family, plain: fdl.Partial) -> Config | None:
     # A graph of another family may lack anything that `to_hf` looks for.
     except Exception:
         return None
+
+
+def _has_experts(family: str) -> bool:
+    return any("{expert}" in str(row.theirs) for row in names.tables()[family].rows)
 
 
 def _plain(model: fdl.Partial) -> fdl.Partial:

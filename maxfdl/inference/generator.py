@@ -71,9 +71,7 @@ class Generator:
         seed: int | Sequence[int] = 0,
     ) -> list[Completion]:
         """Returns the continuation of each row; arguments as `stream`."""
-        steps = self.stream(
-            variables, tokens, max_new_tokens=max_new_tokens, seed=seed
-        )
+        steps = self.stream(variables, tokens, max_new_tokens=max_new_tokens, seed=seed)
         drawn = np.stack(list(steps), axis=1)
         return [self._completion(row[row != NOTHING].tolist()) for row in drawn]
 
@@ -116,24 +114,26 @@ class Generator:
     def _prompts(self, tokens: Tokens, max_new_tokens: int, seed) -> Prompts:
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens ({max_new_tokens}) must be at least 1.")
-        lengths = [len(row) for row in tokens]
-        if not lengths or not min(lengths):
+        given = [len(row) for row in tokens]
+        if not given or not min(given):
             raise ValueError(
-                f"generate tokens (rows of {lengths}) must hold at least one row, and"
+                f"generate tokens (rows of {given}) must hold at least one row, and"
                 " each at least one token, such as the one that begins a document."
             )
         # Rows are added so that the mesh cuts the batch evenly; they stay empty.
-        rows = math.ceil(len(lengths) / (parts := _row_parts(self.model))) * parts
-        padded = np.zeros((rows, _rounded(max(lengths))), np.int32)
+        parts = _row_parts(self.model)
+        rows = math.ceil(len(given) / parts) * parts
+        padded = np.zeros((rows, _rounded(max(given))), np.int32)
         for row, ids in zip(padded, tokens, strict=False):
             row[: len(ids)] = ids
-        lengths = np.pad(np.int32(lengths), (0, rows - len(lengths)))
+        lengths = np.zeros(rows, np.int32)
+        lengths[: len(given)] = given
         seeds = np.zeros(rows, np.uint32)
-        seeds[: len(tokens)] = np.asarray(seed) % 2**32
+        seeds[: len(given)] = np.asarray(seed) % 2**32
         return Prompts(
             tokens=padded,
             lengths=lengths,
-            ends=np.where(lengths > 0, lengths + np.int32(max_new_tokens), 0),
+            ends=np.where(lengths > 0, lengths + np.int32(max_new_tokens), lengths),
             seeds=seeds,
             stop=np.asarray(self.stop_tokens, np.int32),
         )

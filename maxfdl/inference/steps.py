@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from maxfdl.layers.cache import EmptyCache
 from maxfdl.model import Model
@@ -34,11 +35,11 @@ class Prompts:
       stop: [N] tokens after which a row ends.
     """
 
-    tokens: jax.Array
-    lengths: jax.Array
-    ends: jax.Array
-    seeds: jax.Array
-    stop: jax.Array
+    tokens: jax.Array | np.ndarray
+    lengths: jax.Array | np.ndarray
+    ends: jax.Array | np.ndarray
+    seeds: jax.Array | np.ndarray
+    stop: jax.Array | np.ndarray
 
 
 @jax.tree_util.register_dataclass
@@ -81,28 +82,29 @@ def prefill(
       variables: Of the model.
       prompts: What to go on with.
     """
-    places = jnp.arange(prompts.tokens.shape[1])
-    real_BT = places < prompts.lengths[:, None]
+    tokens, lengths = jnp.asarray(prompts.tokens), jnp.asarray(prompts.lengths)
+    places = jnp.arange(tokens.shape[1])
+    real_BT = places < lengths[:, None]
     positions_BT = jnp.where(real_BT, places, NOWHERE)
     out = model.apply(
-        variables, prompts.tokens, positions=positions_BT, cache=EmptyCache(slots)
+        variables, tokens, positions=positions_BT, cache=EmptyCache(slots)
     )
-    last = jnp.maximum(prompts.lengths - 1, 0)[:, None, None]
+    last = jnp.maximum(lengths - 1, 0)[:, None, None]
     hidden_BD = jnp.take_along_axis(out.hidden, last, axis=1)[:, 0]
     logits_BV = out.unembedding(hidden_BD)
     seen_BV = None
     if sampler.repetition_penalty is not None:
-        row = jnp.arange(len(prompts.lengths))[:, None]
-        token = jnp.where(real_BT, prompts.tokens, logits_BV.shape[-1])
+        row = jnp.arange(len(lengths))[:, None]
+        token = jnp.where(real_BT, tokens, logits_BV.shape[-1])
         seen_BV = jnp.zeros(logits_BV.shape, bool).at[row, token].set(True, mode="drop")
     rows = Rows(
         cache=out.cache,
-        tokens=jnp.zeros_like(prompts.lengths),
-        positions=prompts.lengths - 1,
-        ends=prompts.ends,
-        seeds=prompts.seeds,
-        stop=prompts.stop,
-        done=prompts.lengths == 0,
+        tokens=jnp.zeros_like(lengths),
+        positions=lengths - 1,
+        ends=jnp.asarray(prompts.ends),
+        seeds=jnp.asarray(prompts.seeds),
+        stop=jnp.asarray(prompts.stop),
+        done=lengths == 0,
         seen=seen_BV,
     )
     return _with_next(sampler, rows, logits_BV)

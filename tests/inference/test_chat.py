@@ -12,7 +12,8 @@ CHATML = """\
     {%- if loop.first and message['role'] != 'system' %}
         {{- '<|im_start|>system\\nBe brief.<|im_end|>\\n' }}
     {%- endif %}
-    {{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}
+    {{- '<|im_start|>' + message['role'] + '\\n' }}
+    {{- message['content'] + '<|im_end|>\\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}
     {{- '<|im_start|>assistant\\n' }}

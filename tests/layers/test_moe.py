@@ -343,6 +343,7 @@ def test_declares_experts_as_batched_kernels():
     assert (kernel.batched, kernel.contracted, kernel.fan_in) == (1, 1, HIDDEN)
     bias = layer["experts"]["gate"]["bias"]
     assert (bias.axes, bias.role) == (("experts", "expert_mlp"), "bias")
+    assert (bias.batched, bias.contracted) == (1, 0)
 
 
 def node(**changes):

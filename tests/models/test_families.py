@@ -74,11 +74,28 @@ def test_a_change_changes_the_graph(folder, changes):
     assert graph_of(changed(folder, **changes)) != graph_of(changed(folder))
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if "gpt3" not in name])
-def test_every_published_size_has_a_config_json(name):
+@pytest.mark.parametrize("name", MODELS)
+def test_every_size_has_a_config_json(name):
     model = MODELS[name].make()
     config = describe(model)
     assert graph_of(config) == model
+
+
+@pytest.mark.parametrize(
+    ("name", "model_type"),
+    [
+        ("llama3_1_8b", "llama"),
+        ("smollm2_135m", "llama"),
+        ("qwen2_7b", "qwen2"),
+        ("qwen3_8b", "qwen3"),
+        ("mistral_7b", "mistral"),
+        ("gemma3_4b", "gemma3_text"),
+        # A part of a head that turns is no Llama, whose tensors it could have.
+        ("phi4_mini", "phi3"),
+    ],
+)
+def test_a_graph_is_described_as_its_own_family(name, model_type):
+    assert describe(MODELS[name].make())["model_type"] == model_type
 
 
 @pytest.mark.parametrize(

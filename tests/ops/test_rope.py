@@ -7,7 +7,7 @@ import pytest
 
 from fdl_configs import rope
 from maxfdl.ops.mask import NOWHERE, Places
-from maxfdl.ops.rope import LongRope, Rope
+from maxfdl.ops.rope import Llama3Rope, LongRope, Rope
 from tests import goldens
 
 
@@ -143,3 +143,13 @@ def test_long_factors_are_for_documents_past_the_original_length():
     np.testing.assert_allclose(
         padded[:5], expected(positions, (1.0, 2.0))[:5], atol=1e-5
     )
+
+
+def test_wavelengths_may_be_slowed_without_a_blend():
+    # As in Llama 4 Scout: what turns less than once in 64 tokens is slow.
+    step = Llama3Rope(factor=16.0, low=1.0, high=1.0, original_length=64)
+    plain = Rope().frequencies(16)
+    slow = 2 * np.pi / plain > 64
+    assert slow.any() and not slow.all()
+    expected = np.where(slow, plain / 16, plain)
+    np.testing.assert_array_max_ulp(step.frequencies(16), expected, 1)
