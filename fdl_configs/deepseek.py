@@ -218,6 +218,8 @@ def _scale_from_hf(config: Mapping[str, Any], rope: fdl.Config) -> float | None:
             f"mscale_all_dim ({coefficient}) must be 0 with rope_type"
             f" {parameters['rope_type']}, which has no factor."
         )
+    if rope.factor <= 1:
+        return None
     return stretched_scale(config["qk_head_dim"], rope.factor, coefficient)
 
 

@@ -7,7 +7,7 @@ a jitted step flattens a few dozen leaves and not module objects.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
 
 import jax
@@ -21,6 +21,7 @@ from maxfdl.layers.linen.module import Declared
 from maxfdl.layers.nnx.module import State, declaration_of, flat_names
 from maxfdl.layers.parameter import Parameter, map_parameters, path_hash
 from maxfdl.markers import FromParent
+from maxfdl.ops.rope import LongRope
 from maxfdl.ops.unembedding import Unembedding
 from maxfdl.sharding.sharding import Sharding
 
@@ -128,6 +129,13 @@ class Model:
         raise NotImplementedError
 
     @functools.cached_property
+    def stale_after(self) -> tuple[int, ...]:
+        """Lengths past which what is cached of a document no longer holds."""
+        ops = _leaf_ops(self._make_module)
+        ropes = [op for op in ops if isinstance(op, LongRope)]
+        return tuple(sorted({rope.original_length for rope in ropes}))
+
+    @functools.cached_property
     def _declared(self) -> tuple[Tree, Tree]:
         """Declarations of the parameters, and abstract state."""
         raise NotImplementedError
@@ -201,6 +209,18 @@ class LinenModel(Model):
             collections, tokens, context, mutable=["state"]
         )
         return hidden, unembedding, _without_empty(dict(updates).get("state", {}))
+
+
+def _leaf_ops(factory: Any) -> Iterator[Any]:
+    """Yields what is no factory of layers among the fields of one, at any depth."""
+    if isinstance(factory, functools.partial):
+        for field in (*factory.args, *factory.keywords.values()):
+            yield from _leaf_ops(field)
+    elif isinstance(factory, list | tuple):
+        for item in factory:
+            yield from _leaf_ops(item)
+    else:
+        yield factory
 
 
 def _nested(state: nnx.State, value_of: Callable[[Any], Any]) -> Tree:

@@ -250,11 +250,13 @@ def to_hf(model: fdl.Partial) -> dict[str, Any]:
 
 
 def _full_to_hf(attention: fdl.Partial) -> dict[str, Any]:
+    # Written even where it is 1, for it is 0.25 where it is left out.
+    fraction = {"partial_rotary_factor": attention.rope.fraction}
     return {
         "num_attention_heads": attention.num_heads,
         "num_key_value_heads": attention.num_kv_heads,
         "head_dim": attention.head_dim,
-        "rope_parameters": ropes.to_hf(attention.rope),
+        "rope_parameters": ropes.to_hf(attention.rope) | fraction,
         "attention_bias": attention.query.use_bias,
     }
 

@@ -83,7 +83,10 @@ class Generator:
         max_new_tokens: int,
         seed: int | Sequence[int] = 0,
     ) -> Iterator[np.ndarray]:
-        """Yields [B], the next token of each row, or NOTHING where a row has ended.
+        """Yields [B], the next token of each row, or NOTHING where it has none.
+
+        Where a document grows past a length at which its rotary embedding changes, the
+        model reads it anew; other rows wait.
 
         Args:
           variables: Of the model.
@@ -91,10 +94,49 @@ class Generator:
           max_new_tokens: Most that a row may get.
           seed: One per row, or one for all. With temperature 0 it plays no part.
         """
-        prompts = self._prompts(tokens, max_new_tokens, seed)
-        count = len(tokens)
-        slots = _rounded(int(np.max(prompts.ends)))
-        rows = self._prefill(slots, variables, prompts)
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens ({max_new_tokens}) must be at least 1.")
+        rows = [list(row) for row in tokens]
+        lengths = np.array([len(row) for row in rows])
+        if not rows or not lengths.min():
+            raise ValueError(
+                f"generate tokens (rows of {lengths.tolist()}) must hold at least one"
+                " row, and each at least one token, such as the one that begins a"
+                " document."
+            )
+        ends = lengths + max_new_tokens
+        while np.any(lengths < ends):
+            until = np.minimum(ends, self._fresh_until(lengths))
+            for step in self._stream_until(variables, rows, until, seed):
+                step = np.where(lengths < ends, step, NOTHING)
+                for row, token in zip(rows, step.tolist(), strict=True):
+                    row += [token] if token != NOTHING else []
+                yield step
+            stopped = [row[-1] in self.stop_tokens for row in rows]
+            lengths = np.array([len(row) for row in rows])
+            ends = np.where(stopped, lengths, ends)
+
+    def _fresh_until(self, lengths: np.ndarray) -> np.ndarray:
+        """Returns how long each document may grow before its cache is stale.
+
+        The token that makes it longer than that is the first to be read anew.
+        """
+        until = np.full_like(lengths, np.iinfo(lengths.dtype).max)
+        for length in self.model.stale_after:
+            until = np.where(lengths <= length, np.minimum(until, length + 1), until)
+        return until
+
+    def _stream_until(
+        self,
+        variables: Mapping[str, Any],
+        prompts: list[list[int]],
+        ends: np.ndarray,
+        seed: int | Sequence[int],
+    ) -> Iterator[np.ndarray]:
+        """Yields next tokens until each row has as many as `ends` says, or stops."""
+        padded, count = self._padded(prompts, ends, seed), len(prompts)
+        slots = _rounded(int(np.max(padded.ends)))
+        rows = self._prefill(slots, variables, padded)
         yield np.array(rows.tokens)[:count]
         rows, ahead = self._run(variables, rows)
         while True:
@@ -111,31 +153,21 @@ class Generator:
             jax.block_until_ready(drawn)
         return rows, drawn
 
-    def _prompts(self, tokens: Tokens, max_new_tokens: int, seed) -> Prompts:
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens ({max_new_tokens}) must be at least 1.")
-        given = [len(row) for row in tokens]
-        if not given or not min(given):
-            raise ValueError(
-                f"generate tokens (rows of {given}) must hold at least one row, and"
-                " each at least one token, such as the one that begins a document."
-            )
+    def _padded(self, prompts: list[list[int]], ends: np.ndarray, seed) -> Prompts:
         # Rows are added so that the mesh cuts the batch evenly; they stay empty.
-        parts = _row_parts(self.model)
-        rows = math.ceil(len(given) / parts) * parts
-        padded = np.zeros((rows, _rounded(max(given))), np.int32)
-        for row, ids in zip(padded, tokens, strict=False):
+        parts, given = _row_parts(self.model), len(prompts)
+        shape = math.ceil(given / parts) * parts
+        tokens = np.zeros((shape, _rounded(max(map(len, prompts)))), np.int32)
+        lengths, until = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+        seeds = np.zeros(shape, np.uint32)
+        for row, ids in zip(tokens, prompts, strict=False):
             row[: len(ids)] = ids
-        lengths = np.zeros(rows, np.int32)
-        lengths[: len(given)] = given
-        seeds = np.zeros(rows, np.uint32)
-        seeds[: len(given)] = np.asarray(seed) % 2**32
+        lengths[:given] = [len(ids) for ids in prompts]
+        until[:given] = ends
+        seeds[:given] = np.asarray(seed) % 2**32
+        stop = np.asarray(self.stop_tokens, np.int32)
         return Prompts(
-            tokens=padded,
-            lengths=lengths,
-            ends=np.where(lengths > 0, lengths + np.int32(max_new_tokens), lengths),
-            seeds=seeds,
-            stop=np.asarray(self.stop_tokens, np.int32),
+            tokens=tokens, lengths=lengths, ends=until, seeds=seeds, stop=stop
         )
 
     def _completion(self, tokens: list[int]) -> Completion:

@@ -1,5 +1,6 @@
 """Every family trains, and the same in NNX as in Linen."""
 
+import functools
 import itertools
 import typing
 
@@ -21,6 +22,7 @@ EACH = [
 ]
 
 
+@functools.cache
 def trajectory(family, *mutations):
     """Returns the metrics of each step, on one device."""
     config: typing.Any = zoo_smoke.experiment(family)
@@ -50,7 +52,8 @@ def test_five_steps_are_finite_and_the_same_in_both_families(family):
     assert nnx[-1]["skipped"] == 0
 
 
-@pytest.mark.parametrize("family", EACH)
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
 def test_unrolled_layers_train_alike(family):
     scanned, unrolled = trajectory(family), trajectory(family, unroll_layers)
     for left, right in zip(scanned, unrolled, strict=True):

@@ -2,6 +2,7 @@
 
 import functools
 
+import fiddle as fdl
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ from maxfdl.inference import NOTHING, Generator, Sampler, generate
 from maxfdl.inference.generator import _rounded
 from maxfdl.mutations.family import to_linen
 from maxfdl.mutations.mesh import mesh
+from maxfdl.ops.rope import LongRope
 from tests import tiny
 
 PROMPTS = [[5, 9, 2], [7], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]]
@@ -158,3 +160,33 @@ def test_a_sampler_may_be_given_to_a_generator():
     assert rows == generate(
         model, variables, PROMPTS, max_new_tokens=6, seed=1, temperature=1.0, min_p=0.01
     )
+
+
+@pytest.mark.parametrize("mutations", [(), (to_linen,)], ids=["nnx", "linen"])
+def test_a_document_is_read_anew_where_its_rotation_changes(mutations):
+    config = tiny.experiment()
+    config.model.decoder.stacks[0].layers[0].attention.rope = fdl.Config(
+        LongRope,
+        short_factors=(1.0, 1.5, 2.0, 3.0),
+        long_factors=(8.0, 6.0, 5.0, 4.0),
+        original_length=10,
+        attention_factor=1.0,
+    )
+    for mutation in mutations:
+        config = mutation(config)
+    model = graph.build(config).make_model()
+    variables = model.init(jax.random.key(0))
+    assert model.stale_after == (10,)
+    prompts = [*PROMPTS, list(range(10)), list(range(9))]
+    out = generate(model, variables, prompts, max_new_tokens=12)
+    expected = [uncached_exactly(model, variables, prompt, 12) for prompt in prompts]
+    assert out == expected
+
+
+def uncached_exactly(model, variables, prompt, count):
+    """As `uncached`, by rows of just that length: more tokens would turn others."""
+    row = list(prompt)
+    for _ in range(count):
+        logits = model.logits(variables, jnp.asarray([row]))
+        row.append(int(jnp.argmax(logits[0, -1])))
+    return row[len(prompt) :]
