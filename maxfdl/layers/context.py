@@ -53,8 +53,8 @@ class Context:
         `cache` is what `stacked_cache` gives, cut to this repeat.
         """
         key = None if self.key is None else jax.random.fold_in(self.key, index)
-        cache = self.cache if not isinstance(self.cache, Mapping) else cache
-        return dataclasses.replace(self, key=key, cache=cache, sinks={}, kept={})
+        kept = cache if isinstance(self.cache, Mapping) else self.cache
+        return dataclasses.replace(self, key=key, cache=kept, sinks={}, kept={})
 
     def layer_key(self) -> jax.Array:
         """Returns the key of this place: by step, repeat and path, never by order."""

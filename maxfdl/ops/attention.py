@@ -71,11 +71,13 @@ class DotProductAttention:
     ) -> Float[Array, "B T H V"]:
         """Attends; `sinks_H` are scores that take weight and give no value.
 
-        Only `xla` knows sinks, so they are computed by it wherever it runs.
+        What the fused kernels lack, sinks and values of another width than keys, is
+        computed by `xla` wherever it runs.
         """
         rows, tokens, heads, width = q_BTHK.shape
         scale = 1.0 / math.sqrt(width) if self.scale is None else self.scale
-        name = "xla" if sinks_H is not None else self.resolve()
+        fusible = sinks_H is None and v_BSGV.shape[-1] == width
+        name = self.resolve() if fusible else "xla"
         attend = functools.partial(
             _IMPLEMENTATIONS[name], scale=scale, soft_cap=self.soft_cap
         )

@@ -77,13 +77,12 @@ class TiledCrossEntropy(CrossEntropy):
 
         @jax.custom_vjp
         def sums(hidden, stored, targets, weights):
-            whole, z_loss = run(hidden, stored, targets, weights, gradients=False)
+            whole, z_loss, _ = run(hidden, stored, targets, weights, gradients=False)
             return whole, lax.stop_gradient(z_loss)
 
         def forward(hidden, stored, targets, weights):
-            run_all = run(hidden, stored, targets, weights, gradients=True)
-            whole, z_loss, d_hidden, d_stored = run_all
-            return (whole, z_loss), (d_hidden, d_stored)
+            whole, z_loss, grads = run(hidden, stored, targets, weights, gradients=True)
+            return (whole, z_loss), grads
 
         def backward(saved, d_sums):
             d_hidden, d_stored = saved
@@ -107,15 +106,14 @@ class TiledCrossEntropy(CrossEntropy):
 def _on_mesh(loss, unembedding, hidden, stored, targets, weights, *, gradients):
     """Runs `_on_device` where the rows lie, whole kernels in, summed gradients out."""
     sharding = unembedding.sharding
-    axes = () if sharding is None else sharding.batch_axes()
-    if not axes:
+    if sharding is None or not (axes := sharding.batch_axes()):
         kernel = unembedding.as_kernel(stored.astype(unembedding.dtype))
-        whole, z_loss, *grads = _on_device(
+        whole, z_loss, grads = _on_device(
             loss, unembedding, hidden, kernel, targets, weights, gradients
         )
-        if gradients:
-            grads[1] = unembedding.as_kernel(grads[1])
-        return whole, z_loss, *grads
+        if grads is not None:
+            grads = grads[0], unembedding.as_kernel(grads[1])
+        return whole, z_loss, grads
 
     rows, of_stored = PartitionSpec(axes), sharding.spec(unembedding.axes, only=axes)
 
@@ -123,18 +121,13 @@ def _on_mesh(loss, unembedding, hidden, stored, targets, weights, *, gradients):
         cast = stored.astype(unembedding.dtype)
         for dim, names in _cuts(of_stored):
             cast = lax.all_gather(cast, names, axis=dim, tiled=True)
-        whole, z_loss, *grads = _on_device(
-            loss,
-            unembedding,
-            hidden,
-            unembedding.as_kernel(cast),
-            targets,
-            weights,
-            gradients,
+        kernel = unembedding.as_kernel(cast)
+        whole, z_loss, grads = _on_device(
+            loss, unembedding, hidden, kernel, targets, weights, gradients
         )
         whole, z_loss = lax.psum((whole, z_loss), axes)
-        if not gradients:
-            return whole, z_loss
+        if grads is None:
+            return whole, z_loss, None
         d_hidden, d_kernel = grads
         d_stored = unembedding.as_kernel(d_kernel)
         left = axes
@@ -143,10 +136,11 @@ def _on_mesh(loss, unembedding, hidden, stored, targets, weights, *, gradients):
                 d_stored, names, scatter_dimension=dim, tiled=True
             )
             left = tuple(axis for axis in left if axis not in names)
-        return whole, z_loss, d_hidden, lax.psum(d_stored, left) if left else d_stored
+        d_stored = lax.psum(d_stored, left) if left else d_stored
+        return whole, z_loss, (d_hidden, d_stored)
 
     scalar = PartitionSpec()
-    out_specs = (scalar, scalar, rows, of_stored) if gradients else (scalar, scalar)
+    out_specs = scalar, scalar, (rows, of_stored) if gradients else None
     return jax.shard_map(
         local,
         mesh=sharding.mesh,
@@ -164,7 +158,7 @@ def _cuts(spec: PartitionSpec) -> list[tuple[int, tuple[str, ...]]]:
 
 
 def _on_device(loss, unembedding, hidden, kernel, targets, weights, gradients):
-    """Scans the tiles of rows; returns both sums, and gradients if they are wanted."""
+    """Scans the tiles of rows; returns both sums, and gradients or None."""
     rows, tokens, width = hidden.shape
     length = loss.tile_length(rows, tokens)
     count = math.ceil(tokens / length)
@@ -183,7 +177,7 @@ def _on_device(loss, unembedding, hidden, kernel, targets, weights, gradients):
         of_target = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
         squares = loss.z_loss * jnp.sum(weights * jnp.square(normaliser))
         whole = whole + jnp.sum(weights * (normaliser - of_target)) + squares
-        if not gradients:
+        if d_kernel is None:
             return (whole, z_loss + squares, None), None
         slope = (1.0 + 2.0 * loss.z_loss * normaliser)[..., None]
         odds = jnp.exp(logits - normaliser[..., None])
@@ -205,7 +199,7 @@ def _on_device(loss, unembedding, hidden, kernel, targets, weights, gradients):
         body, (zero, zero, d_kernel), (tiles(hidden), tiles(targets), tiles(weights))
     )
     whole, z_loss, d_kernel = carry
-    if not gradients:
-        return whole, z_loss
+    if d_hidden is None:
+        return whole, z_loss, None
     d_hidden = d_hidden.swapaxes(0, 1).reshape(rows, count * length, width)
-    return whole, z_loss, d_hidden[:, :tokens], d_kernel
+    return whole, z_loss, (d_hidden[:, :tokens], d_kernel)

@@ -66,7 +66,7 @@ class Muon(UpdateRule):
         labels = map_parameters(
             lambda _, p: "matrix" if is_matrix(p) else "rest", parameters
         )
-        transforms = {
+        transforms: dict[Any, optax.GradientTransformation] = {
             "matrix": self._of_matrices(parameters),
             "rest": self.rest.transform(parameters),
         }
@@ -77,20 +77,15 @@ class Muon(UpdateRule):
             zeros = lambda p: jnp.zeros(p.shape, jnp.float32)  # noqa: E731
             return MomentumState(jax.tree.map(zeros, params))
 
-        def update(grads, state, params=None):
+        def update(updates, state, params=None):
+            grads = jax.tree.map(lambda g: g.astype(jnp.float32), updates)
             mean = jax.tree.map(
-                lambda m, g: m + (1.0 - self.momentum) * (g.astype(m.dtype) - m),
-                state.momentum,
-                grads,
+                lambda m, g: m + (1.0 - self.momentum) * (g - m), state.momentum, grads
             )
             ahead = mean
             if self.nesterov:
                 ahead = jax.tree.map(
-                    lambda m, g: (
-                        g.astype(m.dtype) + self.momentum * (m - g.astype(m.dtype))
-                    ),
-                    mean,
-                    grads,
+                    lambda m, g: g + self.momentum * (m - g), mean, grads
                 )
             # Parameters of another rule are absent from these trees.
             directions = jax.tree.map(

@@ -56,10 +56,10 @@ class AdamPax(UpdateRule):
             zeros = jax.tree.map(jnp.zeros_like, params)
             return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, zeros)
 
-        def update(grads, state, params=None):
+        def update(updates, state, params=None):
             count = state.count + 1
-            mu = self._averaged(self.b1, count, state.mu, grads)
-            squares = jax.tree.map(jnp.square, grads)
+            mu = self._averaged(self.b1, count, state.mu, updates)
+            squares = jax.tree.map(jnp.square, updates)
             nu = self._averaged(self.b2, count, state.nu, squares)
             directions = jax.tree.map(
                 lambda m, v: m / (jnp.sqrt(v) + self.epsilon), mu, nu
