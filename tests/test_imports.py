@@ -14,9 +14,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 NOTHING = frozenset()
 WORDS = frozenset({"errors", "markers"})
-ENTRY_POINTS = frozenset(
-    {"bench", "convert", "diff", "generate", "launch", "show"}
-)
+ENTRY_POINTS = frozenset({"bench", "convert", "diff", "generate", "launch", "show"})
 
 LIBRARY = {
     "errors": NOTHING,

@@ -14,6 +14,9 @@ def check_attention(node):
 def check_latent_attention(node):
     if node.rope_dim < 2 or node.rope_dim % 2:
         yield f"LatentAttention rope_dim ({node.rope_dim}) must be even to be rotated."
+    for name in ("key", "value"):
+        if getattr(getattr(node, name), "use_bias", False):
+            yield f"LatentAttention {name}.use_bias (True) must be False."
 
 
 def check_stack(node):

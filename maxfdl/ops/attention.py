@@ -11,6 +11,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from maxfdl.ops.cost import declare_flops
@@ -52,13 +53,19 @@ class DotProductAttention:
                 " tokamax."
             )
 
-    def resolve(self, platform: str | None = None) -> str:
-        """Returns what `auto` means on `platform` (default: where JAX runs now)."""
+    def resolve(self, platform: str | None = None, dtype: DTypeLike = "float32") -> str:
+        """Returns what `auto` means on `platform` (default: where JAX runs now).
+
+        Args:
+          platform: `cpu`, `gpu` or `tpu`.
+          dtype: Type of queries, keys and values; cudnn takes 16 bits.
+        """
         if self.implementation != "auto":
             return self.implementation
         platform = platform or jax.default_backend()
         if platform == "gpu":
-            return "cudnn" if self.soft_cap is None else "xla"
+            known_to_cudnn = jnp.dtype(dtype).itemsize == 2 and self.soft_cap is None
+            return "cudnn" if known_to_cudnn else "xla"
         return "tokamax" if platform == "tpu" else "xla"
 
     def __call__(
@@ -71,13 +78,17 @@ class DotProductAttention:
     ) -> Float[Array, "B T H V"]:
         """Attends; `sinks_H` are scores that take weight and give no value.
 
-        What the fused kernels lack, sinks and values of another width than keys, is
-        computed by `xla` wherever it runs.
+        What the fused kernels lack is computed by `xla` wherever it runs: sinks, values
+        of another width than keys, and with `auto` widths that cudnn does not take.
         """
         rows, tokens, heads, width = q_BTHK.shape
         scale = 1.0 / math.sqrt(width) if self.scale is None else self.scale
-        fusible = sinks_H is None and v_BSGV.shape[-1] == width
-        name = self.resolve() if fusible else "xla"
+        name = self.resolve(dtype=q_BTHK.dtype)
+        odd = name == "cudnn" and (width % 8 or width > 128)
+        if sinks_H is not None or v_BSGV.shape[-1] != width:
+            name = "xla"
+        elif self.implementation == "auto" and odd:
+            name = "xla"
         attend = functools.partial(
             _IMPLEMENTATIONS[name], scale=scale, soft_cap=self.soft_cap
         )

@@ -11,7 +11,7 @@ def attention_of(config: fdl.Buildable) -> list[str]:
     made = [(fdl.get_callable(node), node) for _, node in graph.iterate(config.model)]
     return sorted(
         {
-            graph.build(node).resolve()
+            graph.build(node).resolve(dtype=config.model.dtype)
             for cls, node in made
             if isinstance(cls, type) and issubclass(cls, DotProductAttention)
         }

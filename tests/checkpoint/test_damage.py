@@ -15,6 +15,12 @@ import pytest
 from maxfdl.checkpoint.checkpointer import Checkpointer
 from maxfdl.errors import UserError
 
+# Where one array cannot be read, Orbax closes its event loop on the reads of others
+# that are under way, and each says so to nobody: "Event loop is closed".
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
 
 def delete(path):
     path.unlink()

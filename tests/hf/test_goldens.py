@@ -22,10 +22,10 @@ from maxfdl.ops.cross_entropy import CrossEntropy
 from maxfdl.train.loss import NextTokenLoss
 from tests import goldens
 from tests.hf.variants import (
-    DEFAULT,
     FAMILIES,
     VARIANTS,
     cut,
+    is_slow,
     loaded,
     varied,
     with_config,
@@ -35,7 +35,7 @@ CASES = [
     pytest.param(
         (folder, variant),
         id=f"{folder}, {variant}",
-        marks=() if variant in DEFAULT else pytest.mark.slow,
+        marks=pytest.mark.slow if is_slow(folder, variant) else (),
     )
     for folder, variant in itertools.product(FAMILIES, VARIANTS)
 ]

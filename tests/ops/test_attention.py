@@ -149,11 +149,12 @@ def test_scores_of_thousands_do_not_overflow():
 
 def test_auto_picks_by_platform_and_a_choice_stays():
     auto = DotProductAttention()
-    platforms = {name: auto.resolve(name) for name in ("cpu", "gpu", "tpu")}
+    platforms = {n: auto.resolve(n, "bfloat16") for n in ("cpu", "gpu", "tpu")}
     assert platforms == {"cpu": "xla", "gpu": "cudnn", "tpu": "tokamax"}
     assert auto.resolve() == "xla"
     assert DotProductAttention("xla").resolve("gpu") == "xla"
-    assert DotProductAttention(soft_cap=50.0).resolve("gpu") == "xla"
+    assert DotProductAttention(soft_cap=50.0).resolve("gpu", "bfloat16") == "xla"
+    assert auto.resolve("gpu", "float32") == "xla"  # cudnn takes 16 bits
 
 
 def test_tokamax_gives_the_same_numbers(monkeypatch):

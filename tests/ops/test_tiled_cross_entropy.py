@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from maxfdl.ops.cost import count_flops
-from maxfdl.ops.cross_entropy import CrossEntropy
 from maxfdl.ops.dot import Dot
 from maxfdl.ops.tiled_cross_entropy import TiledCrossEntropy
 from maxfdl.ops.unembedding import Unembedding

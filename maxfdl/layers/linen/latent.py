@@ -20,6 +20,7 @@ from maxfdl.layers.linen.linear import Linear, LowRankLinear
 from maxfdl.layers.linen.module import Module
 from maxfdl.markers import FromParent
 from maxfdl.ops.attention import DotProductAttention
+from maxfdl.ops.latent import absorbed_attention
 from maxfdl.ops.mask import Causal
 from maxfdl.ops.rope import Rope
 
@@ -35,7 +36,9 @@ class LatentAttention(Module, kw_only=True):
       query: Projection to H heads of width N + R, direct or through a low rank.
       latent, latent_norm: Projection to c, and its norm.
       rope_key: Projection to the part of the key that turns.
-      key, value: Projections of c to H heads of width N, and V.
+      key, value: Projections of c to H heads of width N, and V, without biases. A
+        single token that looks at a cache never forms what they project, see
+        `ops.latent`.
       out: Projection from H heads of width V.
       num_heads: H.
       latent_dim: L.
@@ -90,14 +93,21 @@ class LatentAttention(Module, kw_only=True):
         k_BT1R = self.rope(k_BT1R, context.places)
         c_BTL = latent_norm(latent(x_BTD, at("latent")), at("latent_norm"))
         (c_BSL, k_BS1R), mask = with_past(context, self.mask, (c_BTL, k_BT1R))
-        k_BSHN = key(c_BSL, at("key"))
-        v_BSHV = value(c_BSL, at("value"))
-        k_BSHR = jnp.broadcast_to(k_BS1R, (*k_BSHN.shape[:3], k_BS1R.shape[-1]))
-        mixed_BTHV = self.attention(
-            jnp.concatenate([q_BTHN, q_BTHR], axis=-1),
-            jnp.concatenate([k_BSHN, k_BSHR], axis=-1),
-            v_BSHV,
-            mask,
-        )
+        if x_BTD.shape[1] == 1 and not mask.same:
+            key_LHN = key.ready(x_BTD.dtype, at("key"))
+            value_LHV = value.ready(x_BTD.dtype, at("value"))
+            mixed_BTHV = absorbed_attention(
+                self.attention, q_BTHN, q_BTHR, c_BSL, k_BS1R, key_LHN, value_LHV, mask
+            )
+        else:
+            k_BSHN = key(c_BSL, at("key"))
+            v_BSHV = value(c_BSL, at("value"))
+            k_BSHR = jnp.broadcast_to(k_BS1R, (*k_BSHN.shape[:3], k_BS1R.shape[-1]))
+            mixed_BTHV = self.attention(
+                jnp.concatenate([q_BTHN, q_BTHR], axis=-1),
+                jnp.concatenate([k_BSHN, k_BSHR], axis=-1),
+                v_BSHV,
+                mask,
+            )
         mixed_BTHV = checkpoint_name(mixed_BTHV, "attention_out")
         return out(mixed_BTHV, at("out"))

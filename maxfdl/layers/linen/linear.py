@@ -9,6 +9,7 @@ from typing import Annotated
 
 import jax
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from maxfdl.layers.context import Context
 from maxfdl.layers.linen.module import Module, param
@@ -55,9 +56,12 @@ class Linear(Module, kw_only=True):
         bias = Parameter(shape, self.bias_axes, Constant(), "bias")
         self.bias = param(self, "bias", bias) if self.use_bias else None
 
+    def ready(self, dtype: DTypeLike, context: Context) -> jax.Array:
+        """Returns the kernel ready for use, [*inputs, *outputs]."""
+        return context.weight(self.kernel, self.kernel_axes, dtype=dtype)
+
     def __call__(self, x: jax.Array, context: Context) -> jax.Array:
-        kernel = context.weight(self.kernel, self.kernel_axes, dtype=x.dtype)
-        y = self.dot(x, kernel, contract=self.contracted)
+        y = self.dot(x, self.ready(x.dtype, context), contract=self.contracted)
         if self.bias is not None:
             y = y + context.weight(self.bias, self.bias_axes, dtype=x.dtype)
         return y
