@@ -5,6 +5,7 @@ from typing import Any
 import fiddle as fdl
 
 from fdl_configs import data, optimizers
+from fdl_configs.models.gpt3 import gpt3_52k
 from fdl_configs.runs import pretrain
 from maxfdl.errors import UserError, did_you_mean
 from maxfdl.experiment import Experiment
@@ -18,15 +19,15 @@ def experiment(family: str = "llama2") -> fdl.Config[Experiment]:
 
     Routers have all their auxiliary losses, and biases where they have such.
     """
-    if family not in _MODELS:
+    known = [*_MODELS, "gpt3"]
+    if family not in known:
         raise UserError(
-            f"zoo_smoke has no family {family!r}.{did_you_mean(family, _MODELS)} It"
-            f" must be one of {', '.join(_MODELS)}."
+            f"zoo_smoke has no family {family!r}.{did_you_mean(family, known)} It must"
+            f" be one of {', '.join(known)}."
         )
-    described = normalised(_WIDTHS | _MODELS[family])
     config = pretrain(
         name=f"zoo_smoke_{family}",
-        model=family_of(described["model_type"]).from_hf(described),
+        model=gpt3_52k() if family == "gpt3" else _of_config(family),
         data=data.synthetic(),
         optimizer=optimizers.adamw(peak=1e-2, warmup_steps=2),
         steps=5,
@@ -37,13 +38,18 @@ def experiment(family: str = "llama2") -> fdl.Config[Experiment]:
     config.trainer.log_every = 1
     config.trainer.eval_batches = 1
     config.checkpoint = None
-    if "num_experts_per_tok" in _MODELS[family]:
+    if "num_experts_per_tok" in _MODELS.get(family, ()):
         config = router_losses(
             config, sequence_balance=1e-2, batch_balance=1e-2, z=1e-3
         )
     if family in _WITH_SELECTION_BIAS:
         config = selection_bias(config, rate=1e-2)
     return config
+
+
+def _of_config(family: str) -> fdl.Partial:
+    described = normalised(_WIDTHS | _MODELS[family])
+    return family_of(described["model_type"]).from_hf(described)
 
 
 _WIDTHS: dict[str, Any] = {
@@ -88,6 +94,7 @@ _ROUTED = _EXPERTS | {
 _LOCAL_EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2, "num_local_experts": 4}
 
 _MODELS: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama"},
     "llama2": {"model_type": "llama"},
     "llama3": {
         "model_type": "llama",
@@ -235,6 +242,7 @@ _MODELS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     }
     | _WINDOW,
+    "smollm2": {"model_type": "llama", "tie_word_embeddings": True},
     "smollm3": {"model_type": "smollm3", "no_rope_layers": [1, 1, 1, 0]},
 }
 _WITH_SELECTION_BIAS = ("deepseek_v3", "kimi_k2", "glm4_moe")

@@ -405,7 +405,7 @@ def test_diff_compares_experiments(capsys, monkeypatch):
 
     assert main([name, f"{name}+to_linen"]) == 1
     out = capsys.readouterr().out
-    assert out.startswith("* maxfdl.layers.nnx -> maxfdl.layers.linen  (19 nodes: ")
+    assert out.startswith("* maxfdl.layers.nnx -> maxfdl.layers.linen  (18 nodes: ")
     assert len(out.splitlines()) < 24
 
     assert main([name, f"{name}+to_linnen"]) == 2

@@ -16,9 +16,9 @@ from maxfdl.train.program import Program
 from tests.hf.variants import FAMILIES
 
 FAST = ("deepseek_v3",)
+NAMES = (*FAMILIES, "gpt3")
 EACH = [
-    pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
-    for name in FAMILIES
+    pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in NAMES
 ]
 
 
@@ -53,7 +53,7 @@ def test_five_steps_are_finite_and_the_same_in_both_families(family):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", NAMES)
 def test_unrolled_layers_train_alike(family):
     scanned, unrolled = trajectory(family), trajectory(family, unroll_layers)
     for left, right in zip(scanned, unrolled, strict=True):
