@@ -323,9 +323,7 @@ def test_stacks_keep_state_and_count_once(
     (expected, _, expected_sinks), expected_gradients = scanned
     np.testing.assert_allclose(hidden, expected, rtol=0, atol=2e-6)
     jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=0, atol=2e-5),
-        (sinks, gradients),
-        (expected_sinks, expected_gradients),
+        assert_close, (sinks, gradients), (expected_sinks, expected_gradients)
     )
     assert_same_bits(state, stack_variables["state"])
     counts = sinks["layer/layers_0/router/load"].counts.value
