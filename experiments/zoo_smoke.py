@@ -29,7 +29,7 @@ def experiment(family: str = "llama2") -> fdl.Config[Experiment]:
         name=f"zoo_smoke_{family}",
         model=gpt3_52k() if family == "gpt3" else _of_config(family),
         data=data.synthetic(),
-        optimizer=optimizers.adamw(peak=1e-2, warmup_steps=2),
+        optimizer=optimizers.adamw(peak=1e-3, warmup_steps=2),
         steps=5,
         batch_size=8,
         sequence_length=32,

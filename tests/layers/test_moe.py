@@ -322,9 +322,7 @@ def test_stacks_keep_state_and_count_once(
     (hidden, state, sinks), gradients = results
     (expected, _, expected_sinks), expected_gradients = scanned
     np.testing.assert_allclose(hidden, expected, rtol=0, atol=2e-6)
-    jax.tree.map(
-        assert_close, (sinks, gradients), (expected_sinks, expected_gradients)
-    )
+    jax.tree.map(assert_close, (sinks, gradients), (expected_sinks, expected_gradients))
     assert_same_bits(state, stack_variables["state"])
     counts = sinks["layer/layers_0/router/load"].counts.value
     assert counts.shape == (3, EXPERTS)
