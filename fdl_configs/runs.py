@@ -10,8 +10,10 @@ from maxfdl.ops.cross_entropy import CrossEntropy
 from maxfdl.sharding.mesh import MeshShape
 from maxfdl.sharding.rules import AxisRules
 from maxfdl.train.gradients import WholeBatch
+from maxfdl.train.guard import SkipNonFinite
 from maxfdl.train.loss import NextTokenLoss
 from maxfdl.train.metrics import MetricWriter
+from maxfdl.train.placement import Placement
 from maxfdl.train.trainer import Trainer
 
 
@@ -36,7 +38,12 @@ def pretrain(
         optimizer=optimizer,
         mesh=fdl.Config(MeshShape, data=1, fsdp=-1, tensor=1),
         sharding=fdl.Config(AxisRules),
-        trainer=fdl.Partial(Trainer, gradients=fdl.Config(WholeBatch)),
+        trainer=fdl.Partial(
+            Trainer,
+            gradients=fdl.Config(WholeBatch),
+            guard=fdl.Config(SkipNonFinite),
+            placement=fdl.Config(Placement),
+        ),
         checkpoint=fdl.Partial(Checkpointer),
         metrics=fdl.Partial(MetricWriter),
         seed=0,

@@ -5,8 +5,9 @@
 
 The first makes a run whose step 0 has the weights; `--fiddler` and `--fdl_set` change
 its graph, and `maxfdl.launch --fdl_config_file=RUN_DIR/config.json --run_dir=RUN_DIR`
-trains on. The second writes the newest checkpoint of a run; tokenizer and generation
-files come from `--source`, or from the folder that the run started from.
+trains on. The second writes the weights that the newest checkpoint of a run evaluates,
+an average if it keeps one; tokenizer and generation files come from `--source`, or from
+the folder that the run started from.
 """
 
 import pathlib
@@ -89,22 +90,29 @@ def _to_hugging_face(run_dir: str, folder: str, source: str | None) -> None:
 
     from maxfdl import graph, hf
     from maxfdl.checkpoint.checkpointer import Checkpointer
+    from maxfdl.sharding.mesh import MeshShape
+    from maxfdl.sharding.sharding import Sharding
 
     run = pathlib.Path(run_dir)
     path = run / "config.json"
     if not path.is_file():
         raise UserError(f"{run} must be the directory of a run, with a config.json.")
     config: Any = graph.load_json(path.read_text(), trust=tuple(FLAGS.trust))
-    model = graph.build(config).make_model()
+    experiment = graph.build(config)
+    alone = MeshShape(data=1, fsdp=1, tensor=1).build(jax.devices()[:1])
+    trainer = experiment.make_trainer(Sharding(alone, experiment.sharding))
     checkpointer = Checkpointer(directory=run / "checkpoints")
     step = checkpointer.latest()
     if step is None:
         raise UserError(f"{run} has saved no checkpoint.")
-    abstract = jax.eval_shape(model.init, jax.random.key(0))
-    wanted = {name: part for name, part in abstract.items() if part}
-    variables = {**abstract, **checkpointer.read(step, wanted)}
+    abstract = jax.eval_shape(trainer.init)
+    parts = {name: abstract[name] for name in trainer.evaluated_from}
+    wanted = {name: part for name, part in parts.items() if jax.tree.leaves(part)}
+    variables = trainer.evaluated({**parts, **checkpointer.read(step, wanted)})
     hf.save(folder, config, variables, source=source)
     print(f"{folder} holds the weights of {run} at step {step}")
+    if config.model.later_tokens:
+        print("the modules that predict later tokens are left out")
 
 
 if __name__ == "__main__":

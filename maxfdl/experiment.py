@@ -15,6 +15,7 @@ from maxfdl.sharding.rules import AxisRules
 from maxfdl.sharding.sharding import Sharding
 from maxfdl.train.loss import NextTokenLoss
 from maxfdl.train.metrics import MetricWriter
+from maxfdl.train.ramp_up import BatchRampUp, RampedBatches
 from maxfdl.train.trainer import Trainer
 
 
@@ -39,6 +40,7 @@ class Experiment:
       seed: Of weights, dropout and the order of documents.
       steps: Optimizer steps of the whole run.
       batch_size: Sequences in the global batch of one step.
+      ramp_up: Smaller batches to begin with; None has whole ones from the start.
       sequence_length: Tokens in a sequence.
     """
 
@@ -57,6 +59,7 @@ class Experiment:
     seed: int = 0
     steps: int
     batch_size: int
+    ramp_up: BatchRampUp | None = None
     sequence_length: int
 
     @staticmethod
@@ -69,10 +72,14 @@ class Experiment:
         for field in ("steps", "batch_size", "sequence_length"):
             if getattr(node, field) < 1:
                 yield f"Experiment {field} ({getattr(node, field)}) must be positive."
+        smallest, name = node.batch_size, "batch_size"
+        if node.ramp_up is not None:
+            yield from BatchRampUp.problems(node.ramp_up, node.batch_size)
+            smallest, name = node.ramp_up.start, "ramp_up.start"
         microbatches = getattr(node.trainer.gradients, "steps", 1)
-        if microbatches > 0 and node.batch_size % microbatches:
+        if microbatches > 0 and smallest % microbatches:
             yield (
-                f"Experiment batch_size ({node.batch_size}) must be a multiple of"
+                f"Experiment {name} ({smallest}) must be a multiple of"
                 f" trainer.gradients.steps ({microbatches})."
             )
 
@@ -84,9 +91,26 @@ class Experiment:
             batch evenly.
         """
         sharding = Sharding(self.mesh.build(devices), self.sharding)
-        axes, shape = ("batch", "sequence"), (self.batch_size, self.sequence_length)
-        sharding.check("batch_size, sequence_length", shape, axes)
+        rows, name = self.batch_size_at(1), "batch_size"
+        if self.ramp_up is not None:
+            name = "ramp_up.start"
+        shape = rows, self.sequence_length
+        sharding.check(f"{name}, sequence_length", shape, ("batch", "sequence"))
         return sharding
+
+    def batch_size_at(self, step: int) -> int:
+        """Returns the sequences in the global batch of `step`, counted from 1."""
+        if self.ramp_up is None:
+            return self.batch_size
+        return self.ramp_up.size(step, self.batch_size)
+
+    def tokens_before(self, step: int) -> int:
+        """Returns how many places for tokens all batches before `step` had."""
+        whole, small = step - 1, 0
+        if self.ramp_up is not None:
+            small = min(whole, self.ramp_up.steps)
+        early = sum(self.batch_size_at(i + 1) for i in range(small))
+        return (early + (whole - small) * self.batch_size) * self.sequence_length
 
     def make_model(self, sharding: Sharding | None = None) -> Model:
         return self.backend(module=self.model, sharding=sharding)
@@ -100,6 +124,15 @@ class Experiment:
             optimizer=optimizer,
             sharding=sharding,
             seed=self.seed,
+        )
+
+    def make_batches(self, data: TextData | Synthetic) -> Any:
+        """Returns the batches of all steps, in the sizes that are due."""
+        batches = data.train()
+        if self.ramp_up is None:
+            return batches
+        return RampedBatches(
+            batches, lambda step: self.batch_size // self.batch_size_at(step)
         )
 
     def make_data(self, model: Model) -> TextData | Synthetic:

@@ -5,6 +5,7 @@ nested dicts of arrays, `{"params": ..., "state": ...}`, the same in both famili
 a jitted step flattens a few dozen leaves and not module objects.
 """
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
@@ -39,6 +40,8 @@ class Output:
       state: The layers' new state.
       sinks: Side results of layers by path; those of a stack have a leading dim.
       cache: What the next call of a cached document needs; empty without `cache`.
+      ahead: Vectors like `hidden` that predict the token after the next, the one after
+        that, and so on; none in calls that cache.
     """
 
     hidden: jax.Array
@@ -46,6 +49,7 @@ class Output:
     state: Tree
     sinks: dict[str, Any]
     cache: dict[str, Any]
+    ahead: tuple[jax.Array, ...] = ()
 
     @property
     def logits(self) -> jax.Array:
@@ -69,6 +73,12 @@ class Model:
     ):
         self._make_module = module
         self.sharding = sharding
+
+    def on(self, sharding: Sharding | None) -> "Model":
+        """Returns the same model with its arrays laid out otherwise."""
+        other = copy.copy(self)
+        other.sharding = sharding
+        return other
 
     def parameters(self) -> Tree:
         """Returns the declaration of each parameter, as a tree like `params`."""
@@ -97,6 +107,7 @@ class Model:
         segment_ids: jax.Array | None = None,
         positions: jax.Array | None = None,
         key: jax.Array | None = None,
+        rows: jax.Array | None = None,
         cache: Mapping[str, Any] | EmptyCache | None = None,
     ) -> Output:
         """Runs the network.
@@ -107,6 +118,8 @@ class Model:
           segment_ids: [B, T] document of each token; None: a row is one document.
           positions: [B, T] place in the document; None: 0..T-1.
           key: Randomness of this step; None switches dropout off.
+          rows: [B] number of each row in its batch, which its randomness follows from;
+            None: 0..B-1.
           cache: `EmptyCache(length)` begins documents, one a row, of up to `length`
             tokens; what an earlier output held as `cache` goes on with them, and then
             `positions` must be given. Padding has the position NOWHERE.
@@ -115,9 +128,12 @@ class Model:
             if isinstance(cache, Mapping):
                 raise ValueError("Model.apply with a cache needs positions [B, T].")
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        context = Context(positions, segment_ids, key, self.sharding, cache=cache)
-        hidden, unembedding, state = self._run(variables, tokens, context)
-        return Output(hidden, unembedding, state, context.sinks, context.kept)
+        if rows is None:
+            rows = jnp.arange(tokens.shape[0])
+        context = Context(positions, segment_ids, key, rows, self.sharding, cache=cache)
+        (hidden, unembedding, ahead), state = self._run(variables, tokens, context)
+        sinks, kept = context.sinks, context.kept
+        return Output(hidden, unembedding, state, sinks, kept, ahead)
 
     def logits(self, variables: Mapping[str, Any], tokens: jax.Array, **kwargs):
         """Returns [B, T, V] float32 logits; keywords as `apply`."""
@@ -144,7 +160,8 @@ class Model:
     def _state(self) -> Tree:
         return self._declared[1]
 
-    def _run(self, variables, tokens, context) -> tuple[jax.Array, Unembedding, Tree]:
+    def _run(self, variables, tokens, context) -> tuple[Any, Tree]:
+        """Returns what the network gives, and its new state."""
         raise NotImplementedError
 
 
@@ -175,9 +192,9 @@ class NnxModel(Model):
             _filled(params, variables["params"]),
             _filled(state, variables["state"]),
         )
-        hidden, unembedding = module(tokens, context)
+        given = module(tokens, context)
         new_state = nnx.state(module, State)
-        return hidden, unembedding, _nested(new_state, lambda v: v.get_value())
+        return given, _nested(new_state, lambda v: v.get_value())
 
 
 class LinenModel(Model):
@@ -205,10 +222,10 @@ class LinenModel(Model):
 
     def _run(self, variables, tokens, context):
         collections = {"params": variables["params"], "state": variables["state"]}
-        (hidden, unembedding), updates = self.network.apply(
+        given, updates = self.network.apply(
             collections, tokens, context, mutable=["state"]
         )
-        return hidden, unembedding, _without_empty(dict(updates).get("state", {}))
+        return given, _without_empty(dict(updates).get("state", {}))
 
 
 def _leaf_ops(factory: Any) -> Iterator[Any]:

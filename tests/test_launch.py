@@ -127,6 +127,9 @@ def test_a_run_leaves_its_files(whole):
     assert len(list((directory / "tensorboard").glob("events.out.tfevents.*"))) == 1
 
 
+ROLES = ("", "/kernel", "/embedding", "/scale")
+
+
 def test_every_step_is_in_the_metrics(whole):
     *steps, evaluation = metrics(whole[0])
     assert [line["step"] for line in steps] == list(range(1, 21))
@@ -136,14 +139,20 @@ def test_every_step_is_in_the_metrics(whole):
             "step",
             "loss",
             "cross_entropy",
-            "grad_norm",
+            *(f"grad_norm{role}" for role in ROLES),
+            *(f"param_norm{role}" for role in ROLES),
             "learning_rate",
+            "packed",
+            "documents_per_row",
             "skipped",
+            "skipped_in_a_row",
+            "tokens_seen",
             "step_seconds",
             "tokens_per_second",
         }
         for line in steps
     )
+    assert [line["tokens_seen"] for line in steps] == [512 * n for n in range(1, 21)]
     assert evaluation.keys() == {
         "step",
         "eval_loss",

@@ -107,4 +107,17 @@ def _plain(model: fdl.Partial) -> fdl.Partial:
         graph.swap(stack.execution, Scan)
         if "remat" in stack.__arguments__:
             del stack.remat
+    return without_extras(plain)
+
+
+def without_extras(model: fdl.Partial) -> fdl.Partial:
+    """Returns the graph without what is for training alone: the modules that predict
+    later tokens, and those that watch scores of attention."""
+    plain: Any = graph.copy(model)
+    for name in ("later_token", "later_tokens"):
+        if name in plain.__arguments__:
+            delattr(plain, name)
+    for _, node in graph.iterate(plain):
+        if "watch" in node.__arguments__:
+            del node.watch
     return plain

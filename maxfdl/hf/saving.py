@@ -11,7 +11,7 @@ import jax
 from maxfdl import graph
 from maxfdl.experiment import Experiment
 from maxfdl.hf.config import Config
-from maxfdl.hf.families import describe, same_network
+from maxfdl.hf.families import describe, same_network, without_extras
 from maxfdl.hf.folder import CONFIG, Folder
 from maxfdl.hf.tensors import SHARD_BYTES
 from maxfdl.hf.weights import write_weights
@@ -29,6 +29,8 @@ def save(
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Writes config.json and safetensors files, in the types that the arrays have.
+
+    Modules that predict later tokens have no place in such a folder and are left out.
 
     Args:
       folder: Where to; made if it is missing.
@@ -58,7 +60,10 @@ def save(
         (target / CONFIG).write_text(json.dumps(written, indent=2) + "\n")
         if origin is not None:
             origin.copy_tokenizer_to(target)
-    write_weights(target, _model(network), variables, described, shard_bytes)
+    model = _model(without_extras(network))
+    params = {name: variables["params"][name] for name in model.parameters()}
+    kept = {**variables, "params": params}
+    write_weights(target, model, kept, described, shard_bytes)
 
 
 def _start(experiment: Any) -> pathlib.Path | None:

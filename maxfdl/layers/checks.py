@@ -19,6 +19,16 @@ def check_latent_attention(node):
             yield f"LatentAttention {name}.use_bias (True) must be False."
 
 
+def check_transformer(node):
+    if node.later_tokens < 0:
+        yield f"Transformer later_tokens ({node.later_tokens}) must not be negative."
+    elif node.later_tokens and node.later_token is None:
+        yield (
+            f"Transformer later_tokens ({node.later_tokens}) needs later_token, the"
+            " module that predicts one; the mutation multi_token_prediction sets both."
+        )
+
+
 def check_stack(node):
     if node.repeats < 1:
         yield f"Stack repeats ({node.repeats}) must be at least 1; drop the stack."

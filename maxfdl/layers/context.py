@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from maxfdl.layers.cache import EmptyCache
 from maxfdl.layers.parameter import path_hash
+from maxfdl.ops.later import places_with_later
 from maxfdl.ops.mask import Places
 from maxfdl.sharding.sharding import Sharding
 
@@ -21,6 +22,8 @@ class Context:
       positions: [B, T] position of each token in its document.
       segment_ids: [B, T] document of each token in its row, or None if a row is one.
       key: Randomness of this step; None switches dropout off.
+      rows: [B] number of each row in its batch: with the key, it decides what of the
+        row is random. Needed where there is a key.
       sharding: Where arrays lie; None on a single device.
       path: Names from the model down to the layer that holds this context.
       cache: What earlier calls left for this one, by path; None: nothing is kept.
@@ -31,6 +34,7 @@ class Context:
     positions: jax.Array
     segment_ids: jax.Array | None = None
     key: jax.Array | None = None
+    rows: jax.Array | None = None
     sharding: Sharding | None = None
     path: tuple[str, ...] = ()
     cache: Mapping[str, Any] | EmptyCache | None = None
@@ -45,6 +49,12 @@ class Context:
         """Returns the context of the child called `name`."""
         return dataclasses.replace(self, path=(*self.path, name))
 
+    def where_later(self, steps: int) -> "Context":
+        """Returns the context in which only tokens count that have another of their
+        document `steps` further on."""
+        places = places_with_later(self.places, steps)
+        return dataclasses.replace(self, segment_ids=places.segment_ids)
+
     def for_layer(
         self, index: jax.Array | int, cache: Mapping[str, Any] | None = None
     ) -> "Context":
@@ -56,10 +66,15 @@ class Context:
         kept = cache if isinstance(self.cache, Mapping) else self.cache
         return dataclasses.replace(self, key=key, cache=kept, sinks={}, kept={})
 
-    def layer_key(self) -> jax.Array:
-        """Returns the key of this place: by step, repeat and path, never by order."""
-        assert self.key is not None
-        return jax.random.fold_in(self.key, path_hash("/".join(self.path)))
+    def row_keys(self) -> jax.Array:
+        """Returns a key for each row at this place.
+
+        It follows from step, repeat, path and the row's number in the batch, and never
+        from the order of calls, or from how the batch is cut.
+        """
+        assert self.key is not None and self.rows is not None
+        here = jax.random.fold_in(self.key, path_hash("/".join(self.path)))
+        return jax.vmap(jax.random.fold_in, (None, 0))(here, self.rows)
 
     def emit(self, name: str, value: Any) -> None:
         """Leaves a side result, to be found under this layer's path and `name`."""
@@ -72,6 +87,11 @@ class Context:
         assert not self.sinks.keys() & sinks.keys()
         self.sinks.update(sinks)
         self.kept.update(kept)
+
+    @property
+    def caches(self) -> bool:
+        """Whether this call keeps its tokens for later ones, or goes on with some."""
+        return self.cache is not None
 
     @property
     def starts_cache(self) -> bool:

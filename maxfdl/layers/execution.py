@@ -11,12 +11,28 @@ from typing import Any, ClassVar, Literal
 
 import jax
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.ad_checkpoint import checkpoint_policies as policies
 
 from maxfdl.layers.context import Context
 
 LayerFn = Callable[[Any, Any, jax.Array, Context], tuple[jax.Array, Any]]
-Remat = Literal["none", "full", "dots", "dots_no_batch", "attention_out"]
+Policy = Literal["none", "full", "dots", "dots_no_batch", "attention_out"]
+Name = Literal[
+    "layer_in",
+    "query",
+    "key",
+    "value",
+    "attention_out",
+    "attention_projected",
+    "mlp_gate",
+    "mlp_up",
+    "mlp_down",
+    "router_logits",
+    "expert_gate",
+    "expert_up",
+    "expert_down",
+]
 
 _POLICIES = {
     "full": policies.nothing_saveable,
@@ -24,6 +40,46 @@ _POLICIES = {
     "dots_no_batch": policies.dots_with_no_batch_dims_saveable,
     "attention_out": policies.save_only_these_names("attention_out"),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class SaveNamed:
+    """The backward pass keeps named tensors and computes the rest again.
+
+    `layer_in` is the input of a cycle of layers, which is kept in device memory unless
+    it is in `offload`. `query`, `key` and `value` are what attention takes,
+    `attention_out` what it gives, `attention_projected` that after the projection.
+    `mlp_gate` and `mlp_up` are hidden features before the activation, `mlp_down` what
+    the layer gives; so are `expert_gate`, `expert_up` and `expert_down`, of experts.
+
+    Args:
+      save: Names of what stays in the memory of the device.
+      offload: Names of what goes to the memory of the host and comes back when it is
+        needed. A CPU has one memory, where this changes nothing.
+    """
+
+    save: tuple[Name, ...] = ()
+    offload: tuple[Name, ...] = ()
+
+    @staticmethod
+    def check_config(node):
+        names = (*node.save, *node.offload)
+        if not names:
+            yield "SaveNamed save and offload must name a tensor; 'full' keeps none."
+        for name in dict.fromkeys(n for n in names if names.count(n) > 1):
+            yield f"SaveNamed save and offload must name {name!r} once only."
+
+    def policy(self) -> Callable:
+        """Returns what `jax.checkpoint` asks about each intermediate."""
+        return policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=list(self.save),
+            names_which_can_be_offloaded=list(self.offload),
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+
+
+Remat = Policy | SaveNamed
 
 
 def rematerialised(function: Callable, remat: Remat, prevent_cse: bool) -> Callable:
@@ -37,7 +93,8 @@ def rematerialised(function: Callable, remat: Remat, prevent_cse: bool) -> Calla
     """
     if remat == "none":
         return function
-    return jax.checkpoint(function, policy=_POLICIES[remat], prevent_cse=prevent_cse)
+    policy = remat.policy() if isinstance(remat, SaveNamed) else _POLICIES[remat]
+    return jax.checkpoint(function, policy=policy, prevent_cse=prevent_cse)
 
 
 class Execution:
@@ -108,6 +165,7 @@ def run_stack(
 
     def one_repeat(x, params, state, cache, index):
         inner = context.for_layer(index, cache)
+        x = checkpoint_name(x, "layer_in")
         x, state = layer_fn(params, state, x, inner)
         return x, (state, inner.sinks, inner.kept)
 

@@ -70,7 +70,21 @@ class RouterLoad:
     sequence_balance: Mean
 
 
-Sink = Sum | Mean | Max | Counts | Last | RouterLoad
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class HeadScores:
+    """How high the scores of attention went.
+
+    Args:
+      highest: [H] of each head, before the softmax and any cap.
+      shared: Features, the last of each query, whose keys all heads share.
+    """
+
+    highest: Max
+    shared: int = dataclasses.field(default=0, metadata={"static": True})
+
+
+Sink = Sum | Mean | Max | Counts | Last | RouterLoad | HeadScores
 
 
 def merged(sinks: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,13 +92,21 @@ def merged(sinks: Mapping[str, Any]) -> dict[str, Any]:
     return {path: _merged(sink) for path, sink in sinks.items()}
 
 
+def across(sinks: Mapping[str, Any], axes: tuple[str, ...]) -> dict[str, Any]:
+    """Returns the sinks of a whole whose parts lie along mesh axes that run apart."""
+    return merged(jax.lax.all_gather(dict(sinks), axes))
+
+
 def _merged(sink: Any) -> Any:
     match sink:
-        case RouterLoad():
-            fields = dataclasses.fields(sink)
-            return RouterLoad(*(_merged(getattr(sink, f.name)) for f in fields))
         case Max():
             return Max(jnp.max(sink.value, axis=0))
         case Last():
             return Last(sink.value[-1])
-    return jax.tree.map(lambda x: jnp.sum(x, axis=0), sink)
+        case Sum() | Mean() | Counts():
+            return jax.tree.map(lambda x: jnp.sum(x, axis=0), sink)
+    parts = {
+        field.name: getattr(sink, field.name) for field in dataclasses.fields(sink)
+    }
+    sinks = {name: part for name, part in parts.items() if isinstance(part, Sink)}
+    return dataclasses.replace(sink, **{k: _merged(part) for k, part in sinks.items()})

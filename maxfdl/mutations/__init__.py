@@ -4,38 +4,59 @@ A mutation and its inverse share a file. Each returns a new graph and leaves its
 alone; doing it twice is doing it once.
 """
 
+from maxfdl.mutations.course import batch_ramp_up, stop_at_loss
 from maxfdl.mutations.dtypes import compute_dtype, param_dtype
 from maxfdl.mutations.execution import scan_layers, unroll_layers
 from maxfdl.mutations.family import to_linen, to_nnx
 from maxfdl.mutations.gradient_accumulation import gradient_accumulation
+from maxfdl.mutations.guards import average_weights, skip_spikes
 from maxfdl.mutations.mesh import mesh
+from maxfdl.mutations.multi_token_prediction import multi_token_prediction
 from maxfdl.mutations.optimizers import (
+    use_adafactor,
     use_adam_pax,
     use_adamw,
     use_lion,
     use_muon,
+    use_muonclip,
+    use_schedule_free,
     use_sgd,
 )
-from maxfdl.mutations.remat import remat
+from maxfdl.mutations.rates import learning_rate_by_role, use_schedule, weight_decay
+from maxfdl.mutations.remat import offload_activations, remat
 from maxfdl.mutations.router_losses import router_losses, selection_bias
 from maxfdl.mutations.vocab_tiling import vocab_tiling
+from maxfdl.mutations.zero1 import zero1
 
 __all__ = [
+    "average_weights",
+    "batch_ramp_up",
     "compute_dtype",
     "gradient_accumulation",
+    "learning_rate_by_role",
     "mesh",
+    "multi_token_prediction",
+    "offload_activations",
     "param_dtype",
     "remat",
     "router_losses",
     "scan_layers",
     "selection_bias",
+    "skip_spikes",
+    "stop_at_loss",
     "to_linen",
     "to_nnx",
     "unroll_layers",
+    "use_adafactor",
     "use_adam_pax",
     "use_adamw",
     "use_lion",
     "use_muon",
+    "use_muonclip",
+    "use_schedule",
+    "use_schedule_free",
     "use_sgd",
     "vocab_tiling",
+    "weight_decay",
+    "zero1",
 ]

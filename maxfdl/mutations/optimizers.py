@@ -1,7 +1,7 @@
 """Which rule turns gradients into updates.
 
-Of these and each other the later wins; `use_adamw` is the inverse of all. Learning
-rates are the schedule's, and may have to change with the rule.
+Of these the later wins, and `use_adamw` is the inverse of all. Learning rates are the
+schedule's, and may have to change with the rule.
 """
 
 from typing import Literal, TypeVar
@@ -10,7 +10,10 @@ import fiddle as fdl
 
 from maxfdl.graph import copy, nodes_of
 from maxfdl.mutations.roles import is_optimizer
+from maxfdl.mutations.trainer_updates import put_qk_clip, take_out_qk_clip
+from maxfdl.optim.adafactor import Adafactor
 from maxfdl.optim.muon import DEEPSEEK_V4, DION, STANDARD, Muon
+from maxfdl.optim.schedule_free import ScheduleFree
 from maxfdl.optim.transforms import Adam, AdamPax, Lion, Sgd
 
 C = TypeVar("C", bound=fdl.Buildable)
@@ -87,8 +90,63 @@ def use_muon(
     return _with_rule(cfg, rule)
 
 
-def _with_rule(cfg: C, rule: fdl.Config) -> C:
+def use_muonclip(
+    cfg: C,
+    *,
+    threshold: float = 100.0,
+    momentum: float = 0.95,
+    coefficients: Literal["standard", "dion", "deepseek_v4"] = "standard",
+    scale: Literal["spectral", "rms"] = "rms",
+) -> C:
+    """Returns a copy of `cfg` that steps by Muon and bounds the scores of attention.
+
+    Layers of attention leave their highest scores; heads above `threshold` are clipped,
+    see `maxfdl.train.qk_clip.QkClip`. `use_adamw` is the inverse.
+
+    Raises:
+      MutationError: If there is no optimizer, attention or trainer, or if queries and
+        keys have norms, which undo the clip.
+    """
+    out = use_muon(cfg, momentum=momentum, coefficients=coefficients, scale=scale)
+    put_qk_clip(out, threshold)
+    return out
+
+
+def use_adafactor(cfg: C, *, min_scale: float = 1e-3, epsilon: float = 2.0**-23) -> C:
+    """Returns a copy of `cfg` that steps by Adafactor, with rows and columns for state.
+
+    Learning rates become relative to the size of parameters: some 1e-2. See
+    `maxfdl.optim.adafactor.Adafactor`. `use_adamw` is the inverse.
+
+    Raises:
+      MutationError: If there is no optimizer.
+    """
+    return _with_rule(cfg, fdl.Config(Adafactor, min_scale=min_scale, epsilon=epsilon))
+
+
+def use_schedule_free(
+    cfg: C, *, b1: float = 0.9, b2: float = 0.95, epsilon: float = 1e-8
+) -> C:
+    """Returns a copy of `cfg` that steps by Adam and evaluates an average of weights.
+
+    The average takes the part of Adam's first moment, of which there is none, and of a
+    falling rate: combine it with `use_schedule(kind="constant")`. See
+    `maxfdl.optim.schedule_free.ScheduleFree`. `use_adamw` is the inverse.
+
+    Raises:
+      MutationError: If there is no optimizer.
+    """
+    rule = fdl.Config(Adam, b1=0.0, b2=b2, epsilon=epsilon)
+    return _with_rule(cfg, rule, averaging=fdl.Config(ScheduleFree, b1=b1))
+
+
+def _with_rule(cfg: C, rule: fdl.Config, averaging: fdl.Config | None = None) -> C:
     out = copy(cfg)
+    take_out_qk_clip(out)
     for optimizer in nodes_of(out, is_optimizer):
         optimizer.rule = copy(rule)
+        if averaging is not None:
+            optimizer.averaging = copy(averaging)
+        elif "averaging" in optimizer.__arguments__:
+            del optimizer.averaging
     return out

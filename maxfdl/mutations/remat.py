@@ -1,26 +1,51 @@
-"""Rematerialisation."""
+"""What the backward pass keeps, where, and what it computes again."""
 
 from typing import TypeVar
 
 import fiddle as fdl
 
+from maxfdl.errors import MutationError
 from maxfdl.graph import copy, nodes_of
-from maxfdl.layers.execution import Remat
+from maxfdl.layers.execution import Name, Policy, SaveNamed
 from maxfdl.mutations.roles import is_stack
 
 C = TypeVar("C", bound=fdl.Buildable)
 
 
-def remat(cfg: C, *, policy: Remat = "full") -> C:
+def remat(cfg: C, *, policy: Policy = "full", save: tuple[Name, ...] = ()) -> C:
     """Returns a copy of `cfg` whose backward pass keeps only what `policy` names.
 
+    With `full`, which keeps nothing, `save` names tensors that are kept all the same.
     Same mathematics; memory for time. `remat(policy=none)` is the inverse. See
-    `maxfdl.layers.execution.rematerialised` for the policies.
+    `maxfdl.layers.execution` for the policies and the names.
+
+    Raises:
+      MutationError: If there is no stack, or `save` comes with another policy.
+    """
+    if save and policy != "full":
+        raise MutationError(
+            f"remat policy ({policy}) decides alone what is kept; leave it out to save"
+            f" {', '.join(save)}."
+        )
+    out = copy(cfg)
+    for stack in nodes_of(out, is_stack):
+        stack.remat = fdl.Config(SaveNamed, save=save) if save else policy
+    return out
+
+
+def offload_activations(
+    cfg: C, *, names: tuple[Name, ...] = ("layer_in",), save: tuple[Name, ...] = ()
+) -> C:
+    """Returns a copy of `cfg` whose backward pass keeps `names` on the host.
+
+    It keeps `save` on the device and computes the rest again. Same mathematics; memory
+    of the device for traffic with the host. `remat(policy=none)` is the inverse. See
+    `maxfdl.layers.execution.SaveNamed` for the names.
 
     Raises:
       MutationError: If there is no stack.
     """
     out = copy(cfg)
     for stack in nodes_of(out, is_stack):
-        stack.remat = policy
+        stack.remat = fdl.Config(SaveNamed, save=save, offload=names)
     return out

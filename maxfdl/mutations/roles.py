@@ -2,6 +2,7 @@
 
 import fiddle as fdl
 
+from maxfdl.experiment import Experiment
 from maxfdl.layers import linen, nnx
 from maxfdl.ops.cross_entropy import CrossEntropy
 from maxfdl.optim.optimizer import Optimizer
@@ -15,6 +16,16 @@ def is_transformer(node: fdl.Buildable) -> bool:
 
 def is_stack(node: fdl.Buildable) -> bool:
     return _is_one_of(node, nnx.Stack, linen.Stack)
+
+
+def is_experiment(node: fdl.Buildable) -> bool:
+    return _is_one_of(node, Experiment)
+
+
+def is_attention(node: fdl.Buildable) -> bool:
+    kinds = (family.Attention for family in (nnx, linen))
+    latent = (family.LatentAttention for family in (nnx, linen))
+    return _is_one_of(node, *kinds, *latent)
 
 
 def is_trainer(node: fdl.Buildable) -> bool:

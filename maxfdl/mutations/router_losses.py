@@ -6,6 +6,7 @@ import fiddle as fdl
 
 from maxfdl.graph import copy, nodes_of
 from maxfdl.mutations.roles import is_loss, is_trainer
+from maxfdl.mutations.trainer_updates import put_update
 from maxfdl.train.auxiliary import BatchBalance, RouterZ, SequenceBalance
 from maxfdl.train.router import SelectionBias
 
@@ -51,8 +52,9 @@ def selection_bias(cfg: C, *, rate: float) -> C:
     """
     out = copy(cfg)
     for trainer in nodes_of(out, is_trainer):
-        if rate:
-            trainer.state_updates = [fdl.Config(SelectionBias, rate=rate)]
-        elif "state_updates" in trainer.__arguments__:
-            del trainer.state_updates
+        put_update(
+            trainer,
+            SelectionBias,
+            fdl.Config(SelectionBias, rate=rate) if rate else None,
+        )
     return out

@@ -7,6 +7,7 @@ G), R = H / G, K width of a query and key, V width of a value.
 import dataclasses
 import functools
 import math
+from collections.abc import Iterator
 from typing import Literal
 
 import jax
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from maxfdl.ops.balance import counted
 from maxfdl.ops.cost import declare_flops
 from maxfdl.ops.mask import Mask
 
@@ -82,7 +84,7 @@ class DotProductAttention:
         of another width than keys, and with `auto` widths that cudnn does not take.
         """
         rows, tokens, heads, width = q_BTHK.shape
-        scale = 1.0 / math.sqrt(width) if self.scale is None else self.scale
+        scale = self._scale(width)
         name = self.resolve(dtype=q_BTHK.dtype)
         odd = name == "cudnn" and (width % 8 or width > 128)
         if sinks_H is not None or v_BSGV.shape[-1] != width:
@@ -97,6 +99,30 @@ class DotProductAttention:
         flops = flops if mask.same else 2 * flops
         return declare_flops(attend, flops)(q_BTHK, k_BSGK, v_BSGV, mask, sinks_H)
 
+    def highest_scores(
+        self,
+        q_BTHK: Float[Array, "B T H K"],
+        k_BSGK: Float[Array, "B S G K"],
+        mask: Mask,
+    ) -> Float[Array, " H"]:
+        """Returns the highest score of each head, before the cap, of visible keys.
+
+        Padding does not count, and no gradient flows. Costs up to `T T H K` FLOPs a
+        row; where `xla` attends, XLA finds that the scores are there already.
+        """
+        q_BTHK, k_BSGK = jax.lax.stop_gradient((q_BTHK, k_BSGK))
+        real_BT = counted(mask.queries)
+        highest = jnp.full(q_BTHK.shape[2], _MASKED)
+        scale = self._scale(q_BTHK.shape[-1])
+        for queries, keys, scores in _scores(q_BTHK, k_BSGK, mask, scale):
+            seen = mask.visible(queries, keys) & real_BT[:, queries, None]
+            scores = jnp.where(seen[:, None, None], scores, _MASKED)
+            highest = jnp.maximum(highest, jnp.max(scores, axis=(0, 3, 4)).reshape(-1))
+        return highest
+
+    def _scale(self, width: int) -> float:
+        return 1.0 / math.sqrt(width) if self.scale is None else self.scale
+
 
 def _attend_xla(q_BTHK, k_BSGK, v_BSGV, mask, sinks_H, *, scale, soft_cap):
     """Attends block of queries by block, each to the keys up to its own end.
@@ -105,23 +131,13 @@ def _attend_xla(q_BTHK, k_BSGK, v_BSGV, mask, sinks_H, *, scale, soft_cap):
     the normaliser last, where the array is small, make a layer's attention with
     gradients 2.5 to 4 times as fast (BUILD_NOTES.md, 2026-11-22).
     """
-    rows, tokens, heads, width = q_BTHK.shape
+    rows, tokens, heads, _ = q_BTHK.shape
     groups = k_BSGK.shape[2]
-    q = q_BTHK.reshape(rows, tokens, groups, heads // groups, width)
-    q_BGRTK = q.transpose(0, 2, 3, 1, 4) * scale
-    k_BGSK, v_BGSV = k_BSGK.swapaxes(1, 2), v_BSGV.swapaxes(1, 2)
+    v_BGSV = v_BSGV.swapaxes(1, 2)
     if sinks_H is not None:
         sinks = sinks_H.astype(jnp.float32).reshape(groups, heads // groups, 1, 1)
-    everything = [(0, tokens, k_BSGK.shape[1])]
     blocks = []
-    for start, end, seen in _query_blocks(tokens) if mask.same else everything:
-        queries, keys = slice(start, end), slice(0, seen)
-        scores = jnp.einsum(
-            "bgrtk,bgsk->bgrts",
-            q_BGRTK[:, :, :, queries],
-            k_BGSK[:, :, keys],
-            preferred_element_type=jnp.float32,
-        )
+    for queries, keys, scores in _scores(q_BTHK, k_BSGK, mask, scale):
         if soft_cap is not None:
             scores = soft_cap * jnp.tanh(scores / soft_cap)
         bias = jnp.where(mask.visible(queries, keys), 0.0, _MASKED)
@@ -139,6 +155,30 @@ def _attend_xla(q_BTHK, k_BSGK, v_BSGV, mask, sinks_H, *, scale, soft_cap):
         blocks.append((mixed / normaliser).astype(q_BTHK.dtype))
     out_BGRTV = jnp.concatenate(blocks, axis=3)
     return out_BGRTV.transpose(0, 3, 1, 2, 4).reshape(rows, tokens, heads, -1)
+
+
+def _scores(
+    q_BTHK: jax.Array, k_BSGK: jax.Array, mask: Mask, scale: float
+) -> Iterator[tuple[slice, slice, jax.Array]]:
+    """Yields blocks of queries, the keys that they may see, and [B, G, R, q, k] scores,
+    before cap and mask."""
+    rows, tokens, heads, width = q_BTHK.shape
+    groups = k_BSGK.shape[2]
+    q = q_BTHK.reshape(rows, tokens, groups, heads // groups, width)
+    q_BGRTK, k_BGSK = q.transpose(0, 2, 3, 1, 4) * scale, k_BSGK.swapaxes(1, 2)
+    everything = [(0, tokens, k_BSGK.shape[1])]
+    for start, end, seen in _query_blocks(tokens) if mask.same else everything:
+        queries, keys = slice(start, end), slice(0, seen)
+        yield (
+            queries,
+            keys,
+            jnp.einsum(
+                "bgrtk,bgsk->bgrts",
+                q_BGRTK[:, :, :, queries],
+                k_BGSK[:, :, keys],
+                preferred_element_type=jnp.float32,
+            ),
+        )
 
 
 def _query_blocks(tokens: int) -> list[tuple[int, int, int]]:

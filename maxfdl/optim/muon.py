@@ -1,6 +1,6 @@
 """Muon: momentum whose matrices are made orthogonal.
 
-Letters: M matrices (layers, experts), I inputs, O outputs, s = min(I, O).
+Letters: *M matrices (of layers, of experts), I inputs, O outputs, s = min(I, O).
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from maxfdl.layers.parameter import Parameter, map_parameters
+from maxfdl.layers.parameter import Parameter
 from maxfdl.optim.transforms import UpdateRule
 
 Coefficients = tuple[tuple[float, float, float], ...]
@@ -63,12 +63,19 @@ class Muon(UpdateRule):
     coefficients: Coefficients = STANDARD
 
     def transform(self, parameters: dict) -> optax.GradientTransformation:
-        labels = map_parameters(
-            lambda _, p: "matrix" if is_matrix(p) else "rest", parameters
+        def of(label):
+            return jax.tree.map(
+                lambda p, own: p if own == label else optax.MaskedNode(),
+                parameters,
+                labels,
+            )
+
+        labels = jax.tree.map(
+            lambda p: "matrix" if is_matrix(p) else "rest", parameters
         )
         transforms: dict[Any, optax.GradientTransformation] = {
-            "matrix": self._of_matrices(parameters),
-            "rest": self.rest.transform(parameters),
+            "matrix": self._of_matrices(of("matrix")),
+            "rest": self.rest.transform(of("rest")),
         }
         return optax.partition(transforms, labels)
 
@@ -87,20 +94,18 @@ class Muon(UpdateRule):
                 ahead = jax.tree.map(
                     lambda m, g: g + self.momentum * (m - g), mean, grads
                 )
-            # Parameters of another rule are absent from these trees.
-            directions = jax.tree.map(
-                lambda p, x: x if _is_absent(x) else self._direction(p, x),
-                parameters,
-                ahead,
-                is_leaf=lambda node: isinstance(node, Parameter),
-            )
+            directions = jax.tree.map(self._direction, parameters, ahead)
             return directions, MomentumState(mean)
 
         return optax.GradientTransformation(init, update)
 
     def _direction(self, parameter: Parameter, momentum: jax.Array) -> jax.Array:
         inputs, outputs = matrix_shape(parameter)
-        x = orthogonalised(momentum.reshape(-1, inputs, outputs), self.coefficients)
+        # Layers and experts stay dims of their own, so that sharded ones stay cut.
+        many = momentum.shape[
+            : momentum.ndim - len(parameter.shape) + parameter.batched
+        ]
+        x = orthogonalised(momentum.reshape(*many, inputs, outputs), self.coefficients)
         factor = (
             math.sqrt(max(1.0, outputs / inputs))
             if self.scale == "spectral"
@@ -113,10 +118,6 @@ class MomentumState(NamedTuple):
     """The averages, a tree like the parameters."""
 
     momentum: Any
-
-
-def _is_absent(node: Any) -> bool:
-    return isinstance(node, optax.MaskedNode)
 
 
 def is_matrix(parameter: Parameter) -> bool:
@@ -138,18 +139,28 @@ def matrix_shape(parameter: Parameter) -> tuple[int, int]:
 
 
 def orthogonalised(
-    x_MIO: Float[Array, "M I O"], coefficients: Coefficients
-) -> Float[Array, "M I O"]:
+    x_MIO: Float[Array, "*M I O"], coefficients: Coefficients
+) -> Float[Array, "*M I O"]:
     """Returns matrices with the same singular vectors and values near 1.
 
-    Newton-Schulz: from `X / |X|` on, `X = a X + (b A + c A A) X` with `A = X X^T`, on
-    whichever side is shorter.
+    Newton-Schulz: from `X / |X|` on, `X = a X + (b A + c A A) X` with `A = X X^T`, or
+    with `A = X^T X` on the right if that is smaller.
+
+    A matrix comes out the same to the last bit however many there are on XLA:CPU, where
+    sums of one array depend on its size, and products do not.
     """
-    is_tall = x_MIO.shape[1] > x_MIO.shape[2]
-    x = x_MIO.swapaxes(1, 2) if is_tall else x_MIO
-    norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=(1, 2), keepdims=True))
-    x = x / jnp.maximum(norm, 1e-7)
+    x, is_tall = x_MIO, x_MIO.shape[-2] > x_MIO.shape[-1]
+    gram = _gram(x, is_tall)
+    squares = jnp.sum(jnp.diagonal(gram, axis1=-2, axis2=-1), axis=-1)
+    norm = jnp.maximum(jnp.sqrt(squares), 1e-7)[..., None, None]
+    x, gram = x / norm, gram / norm**2
     for a, b, c in coefficients:
-        gram = jnp.einsum("mij,mkj->mik", x, x)
-        x = a * x + jnp.einsum("mij,mjk->mik", b * gram + c * gram @ gram, x)
-    return x.swapaxes(1, 2) if is_tall else x
+        factor = b * gram + c * gram @ gram
+        x = a * x + (x @ factor if is_tall else factor @ x)
+        gram = _gram(x, is_tall)
+    return x
+
+
+def _gram(x: jax.Array, is_tall: bool) -> jax.Array:
+    dims = "...ji,...jk->...ik" if is_tall else "...ij,...kj->...ik"
+    return jnp.einsum(dims, x, x)

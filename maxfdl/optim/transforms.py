@@ -6,14 +6,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from maxfdl.layers.parameter import DType, Role, map_parameters
+from maxfdl.layers.parameter import DType, map_parameters
 
 
 class UpdateRule:
     """Turns gradients into directions, to be scaled by minus the learning rate."""
 
     def transform(self, parameters: dict) -> optax.GradientTransformation:
-        """Returns the rule for parameters with these declarations, a tree like them."""
+        """Returns the rule for parameters with these declarations, a tree like them.
+
+        Where another rule has a parameter, both trees hold an `optax.MaskedNode`.
+        """
         raise NotImplementedError
 
 
@@ -21,7 +24,7 @@ class UpdateRule:
 class Adam(UpdateRule):
     """Bias-corrected first moment over the root of the second (Kingma & Ba 2015).
 
-    State: two arrays per parameter.
+    State: two arrays per parameter, or the second alone if b1 is 0.
 
     Args:
       moment_dtype: Type of the first moment; None keeps the parameter's.
@@ -33,6 +36,13 @@ class Adam(UpdateRule):
     moment_dtype: DType | None = None
 
     def transform(self, parameters: dict) -> optax.GradientTransformation:
+        if self.b1 == 0.0:
+            return optax.scale_by_rms(
+                decay=self.b2,
+                eps=self.epsilon,
+                eps_in_sqrt=False,
+                bias_correction=True,
+            )
         return optax.scale_by_adam(
             b1=self.b1, b2=self.b2, eps=self.epsilon, mu_dtype=self.moment_dtype
         )
@@ -122,14 +132,67 @@ class ClipByGlobalNorm:
         return optax.clip_by_global_norm(self.max_norm)
 
 
-@dataclasses.dataclass(frozen=True)
-class WeightDecay:
-    """Decoupled decay (Loshchilov & Hutter 2019): `rate * parameter` per unit of
-    learning rate, for the parameters whose role is in `roles`."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ByRole:
+    """One number for the parameters of each role."""
+
+    kernel: float = 1.0
+    embedding: float = 1.0
+    scale: float = 1.0
+    bias: float = 1.0
+
+    def of(self, parameters: dict) -> dict:
+        """Returns the number of each parameter, a tree like their declarations."""
+        return map_parameters(lambda _, p: getattr(self, p.role), parameters)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeightDecay(ByRole):
+    """Decoupled decay (Loshchilov & Hutter 2019): adds `rate * share * parameter`.
+
+    The learning rate of the parameter's role scales it with the direction.
+
+    Args:
+      rate: Decay per unit of learning rate.
+      kernel, embedding, scale, bias: Share of the rate that each role has.
+    """
 
     rate: float = 0.1
-    roles: tuple[Role, ...] = ("kernel", "embedding")
+    scale: float = 0.0
+    bias: float = 0.0
 
     def transform(self, parameters: dict) -> optax.GradientTransformation:
-        mask = map_parameters(lambda _, p: p.role in self.roles, parameters)
-        return optax.add_decayed_weights(self.rate, mask)
+        rates = jax.tree.map(lambda share: self.rate * share, self.of(parameters))
+
+        def update(directions, params):
+            return jax.tree.map(
+                lambda d, rate, p: d + rate * p if rate else d,
+                directions,
+                rates,
+                params,
+            )
+
+        return optax.stateless(update)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RateFactors(ByRole):
+    """Learning rates of the roles, as multiples of the schedule's; 0 freezes a role."""
+
+    def transform(self, parameters: dict) -> optax.GradientTransformation:
+        factors = self.of(parameters)
+
+        def update(directions, params):
+            return jax.tree.map(lambda d, factor: factor * d, directions, factors)
+
+        return optax.stateless(update)
+
+
+def times_minus_rate() -> optax.GradientTransformationExtraArgs:
+    """Makes updates of directions; `rate` comes with each call of `update`."""
+
+    def update(updates, state, params=None, **extra):
+        scale = -extra["rate"]
+        return jax.tree.map(lambda d: (scale * d).astype(d.dtype), updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)

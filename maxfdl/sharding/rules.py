@@ -30,6 +30,7 @@ class AxisRules:
     positions: MeshAxes = ()
     rank: MeshAxes = ()
     latent: MeshAxes = ()
+    pair: MeshAxes = ()
     layers: MeshAxes = ()
 
     @staticmethod

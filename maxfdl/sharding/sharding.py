@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -10,13 +11,38 @@ from jax.sharding import NamedSharding, PartitionSpec
 from maxfdl.errors import UserError
 from maxfdl.sharding.rules import AxisRules
 
+REPLICAS = "data"
+"""The mesh axis along which whole models stand side by side."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Sharding:
-    """A mesh and the rules for it."""
+    """A mesh and the rules for it.
+
+    Args:
+      mesh: The devices; of a program that runs on each shard apart, their abstraction.
+      rules: Which mesh axes cut which dims.
+      apart: Mesh axes whose shards run apart, so that an array here is one shard's.
+    """
 
     mesh: jax.sharding.Mesh
     rules: AxisRules
+    apart: tuple[str, ...] = ()
+
+    def within(self, axes: tuple[str, ...]) -> "Sharding":
+        """Returns the sharding inside a `shard_map` over these mesh axes."""
+        mesh = cast(jax.sharding.Mesh, jax.sharding.get_abstract_mesh())
+        return dataclasses.replace(self, mesh=mesh, apart=axes)
+
+    @property
+    def num_replicas(self) -> int:
+        """Whole models that see other rows of the batch."""
+        return self.mesh.shape[REPLICAS] if REPLICAS in self.batch_axes() else 1
+
+    def everywhere(self, x: jax.Array) -> jax.Array:
+        """Returns `x` added up over the shards that run apart; no gradient flows."""
+        x = jax.lax.stop_gradient(x)
+        return jax.lax.psum(x, self.apart) if self.apart else x
 
     def spec(
         self,
@@ -29,7 +55,7 @@ class Sharding:
         A mesh axis serves one dim only: the first that asks. Axes in `skip`, those of
         size 1 and, if `only` is given, all others are left out.
         """
-        taken = set(skip)
+        taken = {*skip, *self.apart}
         if only is not None:
             taken.update(set(self.mesh.axis_names) - set(only))
         entries = []
@@ -46,7 +72,8 @@ class Sharding:
 
     def batch_axes(self) -> tuple[str, ...]:
         """Returns the mesh axes that cut the rows of a batch."""
-        return tuple(a for a in self.rules.batch if self.mesh.shape[a] > 1)
+        here = [a for a in self.rules.batch if a not in self.apart]
+        return tuple(a for a in here if self.mesh.shape[a] > 1)
 
     def constrain(self, x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
         """Pins an activation; its batch claims the mesh axes before its width does."""

@@ -1,7 +1,7 @@
 """Terms of the objective that layers, and not tokens, give rise to."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from maxfdl.layers.sinks import RouterLoad
 from maxfdl.ops import balance
 from maxfdl.ops.mask import Places
+
+Everywhere = Callable[[jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +37,13 @@ class AuxiliaryLoss:
         """Returns what the sum is divided by, from the data alone."""
         raise NotImplementedError
 
-    def sum(self, sinks: Mapping[str, Any]) -> jax.Array:
-        """Returns the term's sum over the tokens or rows of these sinks, and layers."""
+    def sum(self, sinks: Mapping[str, Any], everywhere: Everywhere) -> jax.Array:
+        """Returns the term's sum over the tokens or rows of these sinks, and layers.
+
+        Args:
+          sinks: What layers left.
+          everywhere: Adds up a number over the shards of the batch that run apart.
+        """
         raise NotImplementedError
 
 
@@ -58,7 +65,7 @@ class SequenceBalance(AuxiliaryLoss):
         rows = jnp.any(_counted(batch), axis=1)
         return jnp.sum(rows, dtype=jnp.float32)
 
-    def sum(self, sinks: Mapping[str, Any]) -> jax.Array:
+    def sum(self, sinks: Mapping[str, Any], everywhere: Everywhere) -> jax.Array:
         loads = router_loads(sinks).values()
         sums = [jnp.sum(load.sequence_balance.sum) for load in loads]
         return self.coefficient * sum(sums, jnp.zeros(()))
@@ -73,7 +80,7 @@ class RouterZ(AuxiliaryLoss):
     def weight(self, batch: Mapping[str, jax.Array]) -> jax.Array:
         return jnp.sum(_counted(batch), dtype=jnp.float32)
 
-    def sum(self, sinks: Mapping[str, Any]) -> jax.Array:
+    def sum(self, sinks: Mapping[str, Any], everywhere: Everywhere) -> jax.Array:
         sums = [jnp.sum(load.z.sum) for load in router_loads(sinks).values()]
         return self.coefficient * sum(sums, jnp.zeros(()))
 
@@ -82,9 +89,10 @@ class RouterZ(AuxiliaryLoss):
 class BatchBalance(AuxiliaryLoss):
     """Evenness of experts over all tokens and layers together: Switch's and Mixtral's.
 
-    It is a product of two means over a batch, so that of a microbatch is another loss:
-    with gradient accumulation it is their mean, weighted by tokens. `SequenceBalance`
-    does not change.
+    It is a product of two means over a batch. How often experts are chosen has no
+    gradient, so it is counted over all devices first, and the loss is the same on
+    every mesh. That of a microbatch is another loss: with gradient accumulation it is
+    their mean, weighted by tokens. `SequenceBalance` does not change.
     """
 
     name = "batch_balance"
@@ -92,13 +100,13 @@ class BatchBalance(AuxiliaryLoss):
     def weight(self, batch: Mapping[str, jax.Array]) -> jax.Array:
         return jnp.sum(_counted(batch), dtype=jnp.float32)
 
-    def sum(self, sinks: Mapping[str, Any]) -> jax.Array:
+    def sum(self, sinks: Mapping[str, Any], everywhere: Everywhere) -> jax.Array:
         loads = router_loads(sinks).values()
-        counts = [jnp.atleast_2d(load.counts.value) for load in loads]
-        shares = [jnp.atleast_2d(load.probability.sum) for load in loads]
-        tokens = [jnp.atleast_1d(load.probability.weight) for load in loads]
-        if not counts:
+        if not loads:
             return jnp.zeros(())
+        counts = [jnp.atleast_2d(everywhere(load.counts.value)) for load in loads]
+        tokens = [jnp.atleast_1d(everywhere(load.probability.weight)) for load in loads]
+        shares = [jnp.atleast_2d(load.probability.sum) for load in loads]
         of_layers = [jnp.concatenate(parts) for parts in (counts, shares, tokens)]
         return self.coefficient * tokens[0][0] * balance.load_balance(*of_layers)
 

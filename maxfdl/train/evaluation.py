@@ -36,7 +36,7 @@ class Evaluation:
         The last divides cross-entropy by the bytes of text that the targets spell, so
         that it compares across tokenizers.
         """
-        variables = {name: state[name] for name in ("params", "state")}
+        variables = self._program.evaluated(state)
         sums: dict[str, float] = defaultdict(float)
         weights: dict[str, float] = defaultdict(float)
         for batch in self._batches:

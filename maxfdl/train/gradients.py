@@ -38,12 +38,11 @@ class WholeBatch:
         params: Any,
         layer_state: Any,
         batch: Any,
-        key: jax.Array,
         sharding: Sharding,
     ) -> tuple[Any, Parts]:
         """Returns the gradients, and the parts of the objective."""
         gradient = jax.grad(objective, has_aux=True)
-        return gradient(params, layer_state, batch, key)
+        return gradient(params, layer_state, batch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +50,9 @@ class Accumulate:
     """The gradients of `steps` microbatches, one after the other, added in float32.
 
     Memory of activations is that of one microbatch. Row i of microbatch j is row
-    `i * steps + j` of the batch, so that no row changes its device. State of layers
-    goes from one microbatch to the next; each has randomness of its own; sinks become
-    one by their kind.
+    `i * steps + j` of the batch, so that no row changes its device; what is random in
+    it follows from its number in the batch. State of layers goes from one microbatch
+    to the next; sinks become one by their kind.
     """
 
     steps: int
@@ -72,7 +71,6 @@ class Accumulate:
         params: Any,
         layer_state: Any,
         batch: Any,
-        key: jax.Array,
         sharding: Sharding,
     ) -> tuple[Any, Parts]:
         """Returns the gradients, and the parts of the objective."""
@@ -80,13 +78,12 @@ class Accumulate:
 
         def microbatches(x: jax.Array) -> jax.Array:
             x = x.reshape(x.shape[0] // self.steps, self.steps, *x.shape[1:])
-            return sharding.constrain(x.swapaxes(0, 1), (None, "batch", "sequence"))
+            axes = (None, "batch", "sequence")[: x.ndim]
+            return sharding.constrain(x.swapaxes(0, 1), axes)
 
-        def body(carry, per_step):
+        def body(carry, rows):
             total, layer_state = carry
-            index, rows = per_step
-            of_step = jax.random.fold_in(key, index)
-            grads, parts = gradient(params, layer_state, rows, of_step)
+            grads, parts = gradient(params, layer_state, rows)
             total = jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, grads)
             return (total, parts.layer_state), (parts.sums, parts.sinks)
 
@@ -94,9 +91,7 @@ class Accumulate:
             lambda p: jnp.zeros_like(p, jnp.promote_types(p.dtype, jnp.float32)), params
         )
         (total, layer_state), (sums, sinks) = jax.lax.scan(
-            body,
-            (zeros, layer_state),
-            (jnp.arange(self.steps), jax.tree.map(microbatches, dict(batch))),
+            body, (zeros, layer_state), jax.tree.map(microbatches, dict(batch))
         )
         sums = {name: jnp.sum(values) for name, values in sums.items()}
         return total, Parts(sums, layer_state, merged(sinks))

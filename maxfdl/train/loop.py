@@ -4,7 +4,6 @@ Read in one sitting: prepare, step, log, evaluate, save, and stop in good order.
 """
 
 import dataclasses
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -13,16 +12,19 @@ import numpy as np
 from maxfdl.checkpoint.checkpointer import Checkpointer
 from maxfdl.checkpoint.load import import_orbax
 from maxfdl.data import Synthetic, TextData
+from maxfdl.errors import UserError
 from maxfdl.experiment import Experiment
 from maxfdl.inference import generate
 from maxfdl.train.evaluation import Evaluation
 from maxfdl.train.first_state import first_state
+from maxfdl.train.goal import Goal
 from maxfdl.train.profile import Profile
 from maxfdl.train.program import Program
 from maxfdl.train.progress import say
 from maxfdl.train.run_directory import RunDirectory
 from maxfdl.train.signals import StopRequest
 from maxfdl.train.step_log import StepLog
+from maxfdl.train.step_programs import StepPrograms
 from maxfdl.train.trainer import State
 
 
@@ -57,35 +59,43 @@ def run(experiment: Experiment, directory: RunDirectory, options: RunOptions) ->
         data = experiment.make_data(trainer.model)
         checkpointer = _make_checkpointer(experiment, directory)
         last = min(experiment.steps, options.stop_at or experiment.steps)
-        run_step, state, batches = _prepare(
-            program, data, checkpointer, last, experiment.init_from
-        )
+        batches = experiment.make_batches(data)
+        steps = StepPrograms(experiment, trainer)
+        state = _prepare(program, steps, batches, checkpointer, last, experiment)
         first = int(state["step"])
         if 0 < first < last:
             say(f"continuing from step {first}")
 
         writer = experiment.metrics(directory=directory.path)
         writer.truncate_after(first)
-        log = StepLog(program, writer, first, experiment.steps)
+        log = StepLog(program, writer, first, experiment)
         evaluation = Evaluation(program, data, experiment.steps)
+        goal = Goal(trainer.stop_at_loss)
         profile = options.profile
         shares_cores = _shares_cores(program)
         step = first
-        while step < last and not stop.reached(step):
+        if goal.wanted and step and evaluation.due(step):
+            goal.look_at(_evaluated(evaluation, state, step))
+        while step < last and not (stop.reached(step) or goal.reached):
             step += 1
-            batch = program.place(next(batches))
+            run_step = steps.at(step)
+            batch = run_step.program.place(next(batches))
             if profile:
                 profile.before(step, state)
-            state, metrics = run_step(state, batch)
+            state, metrics = run_step.call(state, batch)
             if shares_cores:
                 jax.block_until_ready(metrics)
             if profile:
                 profile.after(step, state)
             log.add(step, metrics)
+            if log.skipped_in_a_row >= trainer.guard.stop_after:
+                break
             if evaluation.due(step):
                 log.flush()
-                log.write(step, _evaluated(evaluation, state, step))
+                found = _evaluated(evaluation, state, step)
+                log.write(step, found)
                 log.restart_clock(step)
+                goal.look_at(found)
             if checkpointer and checkpointer.wants(step):
                 checkpointer.save(step, state, batches, options.graph_json)
         log.flush()
@@ -96,8 +106,17 @@ def run(experiment: Experiment, directory: RunDirectory, options: RunOptions) ->
             if step:
                 checkpointer.save(step, state, batches, options.graph_json)
             checkpointer.close()
+        steps.close()
 
-    if step < experiment.steps:
+    if log.skipped_in_a_row >= trainer.guard.stop_after:
+        raise UserError(_gave_up(log.skipped_in_a_row, step, checkpointer))
+    if goal.reached and step < experiment.steps:
+        _show_sample(program, data, state, experiment)
+        say(
+            f"reached the loss {trainer.stop_at_loss} after step {step}; everything is"
+            f" in {directory.path}"
+        )
+    elif step < experiment.steps:
         why = stop.requested or f"--stop_at={options.stop_at}"
         how = _how_to_continue(checkpointer, why)
         say(f"stopped by {why} after step {step}; {how}")
@@ -144,32 +163,26 @@ def _make_checkpointer(experiment, directory) -> Checkpointer | None:
 
 def _prepare(
     program: Program,
-    data: Any,
+    steps: StepPrograms,
+    batches: Any,
     checkpointer: Checkpointer | None,
     last: int,
-    init_from: str | None,
-) -> tuple[Any, State, Any]:
-    """Returns the compiled step, the first state, and the batches from there on.
+    experiment: Experiment,
+) -> State:
+    """Returns the first state, and puts the batches where it left off.
 
     The state is the newest that is saved here, else that of `init_from`, else fresh.
-    Compiling leaves Python to the rest. Nothing is compiled (None) if all steps up to
+    The step compiles meanwhile, which leaves Python to the rest, unless all steps up to
     `last` are done.
     """
     saved = checkpointer.latest() if checkpointer else None
-    with ThreadPoolExecutor(2) as background:
-        compiled = None
-        if saved is None or saved < last:
-            compiled = background.submit(program.compile_step)
-        if checkpointer is None or saved is None:
-            batches, state = data.train(), first_state(program, init_from)
-        else:
-            batches = data.train()
-            state = checkpointer.restore(saved, program.abstract_state(), batches)
-        if compiled is None and int(state["step"]) < last:  # the newest was damaged
-            compiled = background.submit(program.compile_step)
-        if checkpointer:
-            background.submit(import_orbax)  # before the first save needs it
-        return compiled and compiled.result().run, state, batches
+    if saved is None or saved < last:
+        steps.begin_to_compile((saved or 0) + 1)
+    if checkpointer:
+        steps.in_background(import_orbax)  # before the first save needs it
+    if checkpointer is None or saved is None:
+        return first_state(program, experiment.init_from)
+    return checkpointer.restore(saved, program.abstract_state(), batches)
 
 
 def _evaluated(evaluation: Evaluation, state: State, step: int) -> dict[str, float]:
@@ -177,6 +190,17 @@ def _evaluated(evaluation: Evaluation, state: State, step: int) -> dict[str, flo
     loss, per_byte = metrics["eval_loss"], metrics["eval_nats_per_byte"]
     say(f"held out after step {step}: loss {loss:.4f}, {per_byte:.4f} nats per byte")
     return metrics
+
+
+def _gave_up(in_a_row: int, step: int, checkpointer: Checkpointer | None) -> str:
+    kept = "nothing was saved"
+    if checkpointer is not None:
+        kept = f"the state before them is saved as step {step}"
+    return (
+        f"the last {in_a_row} steps, up to step {step}, changed nothing, for their loss"
+        f" or gradients were not finite, or spikes; {kept}. Look at the data, lower"
+        " optimizer.schedule.peak, or raise trainer.guard.stop_after."
+    )
 
 
 def _how_to_continue(checkpointer: Checkpointer | None, why: str) -> str:
@@ -195,7 +219,7 @@ def _show_sample(
         return
     row: Any = data.evaluation(1)[0]["tokens"][0]
     prompt = row[: program.sequence_length - num_tokens]
-    variables = {name: state[name] for name in ("params", "state")}
+    variables = program.evaluated(state)
     (drawn,) = generate(
         program.trainer.model,
         variables,

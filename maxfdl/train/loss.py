@@ -9,7 +9,9 @@ import jax.numpy as jnp
 
 from maxfdl.model import Output
 from maxfdl.ops.cross_entropy import CrossEntropy
-from maxfdl.train.auxiliary import AuxiliaryLoss
+from maxfdl.ops.later import has_later, later
+from maxfdl.ops.mask import Places
+from maxfdl.train.auxiliary import AuxiliaryLoss, Everywhere
 
 Batch = Mapping[str, jax.Array]
 Sums = dict[str, jax.Array]
@@ -37,31 +39,97 @@ def total(sums: Sums, weights: Sums) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
+class LaterTokenLoss:
+    """`coefficient / D sum_k L_k` for a model that predicts D tokens beyond the next.
+
+    L_k is the mean cross-entropy of the tokens k + 1 further on, over the tokens that
+    have such another in their document, weighted as that one is. DeepSeek-V3,
+    https://arxiv.org/abs/2412.19437, equations 24 and 25. Terms `later_token_1` to
+    `later_token_D`; each costs what the main one does.
+
+    Args:
+      coefficient: 0.3 in DeepSeek-V3's first 10T tokens, then 0.1.
+    """
+
+    coefficient: float = 0.3
+
+    @staticmethod
+    def check_config(node):
+        if node.coefficient <= 0:
+            yield (
+                f"LaterTokenLoss coefficient ({node.coefficient}) must be positive;"
+                " drop the term instead."
+            )
+
+    def token_weights(self, batch: Batch, step: int) -> jax.Array:
+        """Returns [B, T], the weight of the prediction `step` tokens past the next."""
+        known = has_later(Places(batch["positions"], batch["segment_ids"]), step)
+        return jnp.where(known, later(batch["weights"], step), 0.0)
+
+    def weights(self, batch: Batch, count: int) -> Sums:
+        return {
+            f"later_token_{k}": jnp.sum(self.token_weights(batch, k))
+            for k in range(1, count + 1)
+        }
+
+    def sums(self, output: Output, batch: Batch, cross_entropy: CrossEntropy) -> Sums:
+        plain = dataclasses.replace(cross_entropy, z_loss=0.0)
+        share = self.coefficient / max(len(output.ahead), 1)
+        sums = {}
+        for k, hidden in enumerate(output.ahead, 1):
+            targets, weights = later(batch["targets"], k), self.token_weights(batch, k)
+            terms = plain(hidden, output.unembedding, targets, weights)
+            sums[f"later_token_{k}"] = share * terms["cross_entropy"]
+        return sums
+
+
+@dataclasses.dataclass(frozen=True)
 class NextTokenLoss:
     """Mean over all weighted tokens of the batch, in nats per token.
 
     Args:
       cross_entropy: The loss of tokens.
+      later_tokens: The term of tokens beyond the next; None has none.
       auxiliary: Terms that are added, of what layers left as sinks.
     """
 
     cross_entropy: CrossEntropy
+    later_tokens: LaterTokenLoss | None = None
     auxiliary: Sequence[AuxiliaryLoss] = ()
 
-    def weights(self, batch: Batch) -> Sums:
-        """Returns what each term is divided by, from the data alone."""
+    def weights(self, batch: Batch, later_tokens: int) -> Sums:
+        """Returns what each term is divided by, from the data alone.
+
+        Args:
+          batch: All rows.
+          later_tokens: How many tokens beyond the next the model predicts.
+        """
         weights = {"cross_entropy": jnp.sum(batch["weights"])}
+        if self.later_tokens is not None:
+            weights |= self.later_tokens.weights(batch, later_tokens)
         if self.cross_entropy.z_loss:
             weights["z_loss"] = weights["cross_entropy"]
         return weights | {each.name: each.weight(batch) for each in self.auxiliary}
 
-    def sums(self, output: Output, batch: Batch) -> Sums:
-        """Returns each term's sum; those of the parts of a batch add up."""
+    def sums(self, output: Output, batch: Batch, everywhere: Everywhere) -> Sums:
+        """Returns each term's sum; those of the parts of a batch add up.
+
+        Args:
+          output: Of the forward pass.
+          batch: Its rows.
+          everywhere: Adds up a number over the shards of the batch that run apart.
+        """
         sums = self.cross_entropy(
             output.hidden, output.unembedding, batch["targets"], batch["weights"]
         )
-        return sums | {each.name: each.sum(output.sinks) for each in self.auxiliary}
+        if self.later_tokens is not None:
+            sums |= self.later_tokens.sums(output, batch, self.cross_entropy)
+        return sums | {
+            each.name: each.sum(output.sinks, everywhere) for each in self.auxiliary
+        }
 
     def __call__(self, output: Output, batch: Batch) -> dict[str, Term]:
-        sums, weights = self.sums(output, batch), self.weights(batch)
+        """Returns the terms of a batch that is taken whole."""
+        sums = self.sums(output, batch, lambda x: x)
+        weights = self.weights(batch, len(output.ahead))
         return {name: Term(sums[name], weights[name]) for name in sums}

@@ -112,6 +112,13 @@ class Program:
         variables = {name: state[name] for name in ("params", "state")}
         return evaluate.lower(variables, self.abstract_batch()).compile()
 
+    def evaluated(self, state: State) -> State:
+        """Returns the variables to evaluate, sample and export, which may be those of
+        `state` themselves, laid out as the evaluation wants them."""
+        variables = self.trainer.evaluated(state)
+        places = {name: self._state_shardings[name] for name in variables}
+        return jax.device_put(variables, places)
+
     def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """Puts this process's rows of a batch where the step wants them."""
         place = self.sharding.named(("batch", "sequence"))

@@ -8,17 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from maxfdl.train.auxiliary import router_loads
-
-
-class StateUpdate:
-    """Changes the state of layers once per step: `update(layer_state, sinks)`."""
-
-    def __call__(self, layer_state: Any, sinks: Mapping[str, Any]) -> Any:
-        raise NotImplementedError
+from maxfdl.train.updates import Update, Variables
 
 
 @dataclasses.dataclass(frozen=True)
-class SelectionBias(StateUpdate):
+class SelectionBias(Update):
     """`bias += rate * sign(mean(counts) - counts)`: evens out experts without a loss.
 
     Counts are those of all tokens of the step, so the bias is the same however the
@@ -28,13 +22,21 @@ class SelectionBias(StateUpdate):
       rate: How far a bias goes in one step.
     """
 
+    name = "selection_bias"
     rate: float = 1e-3
 
-    def __call__(self, layer_state: Any, sinks: Mapping[str, Any]) -> Any:
+    def __call__(
+        self,
+        variables: Variables,
+        memory: Any,
+        sinks: Mapping[str, Any],
+        parameters: dict,
+    ) -> tuple[Variables, Any]:
+        state = variables["state"]
         for path, load in router_loads(sinks).items():
             *router, _ = path.split("/")
-            layer_state = self._updated(layer_state, router, load.counts.value)
-        return layer_state
+            state = self._updated(state, router, load.counts.value)
+        return variables | {"state": state}, memory
 
     def _updated(self, node: Any, path: list[str], counts: jax.Array) -> Any:
         if path:
@@ -46,17 +48,3 @@ class SelectionBias(StateUpdate):
         lacking = jnp.mean(counts, axis=-1, keepdims=True) - counts
         bias = node["selection_bias"]
         return {**node, "selection_bias": bias + self.rate * jnp.sign(lacking)}
-
-
-def sink_metrics(sinks: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Returns what is logged of sinks: how much the busiest expert has to do.
-
-    `expert_load` is the greatest count of an expert over the mean of its layer's, in
-    any layer: 1 where all are even.
-    """
-    ratios = []
-    for load in router_loads(sinks).values():
-        counts = load.counts.value.astype(jnp.float32)
-        mean = jnp.maximum(jnp.mean(counts, axis=-1, keepdims=True), 1.0)
-        ratios.append(jnp.max(counts / mean))
-    return {"expert_load": jnp.max(jnp.stack(ratios))} if ratios else {}

@@ -4,6 +4,7 @@ import time
 
 import jax
 
+from maxfdl.experiment import Experiment
 from maxfdl.train.chips import peak_flops
 from maxfdl.train.metrics import MetricWriter
 from maxfdl.train.program import Program
@@ -18,15 +19,23 @@ class StepLog:
     that reading them never leaves it idle.
     """
 
-    def __init__(self, program: Program, writer: MetricWriter, first: int, steps: int):
+    def __init__(
+        self,
+        program: Program,
+        writer: MetricWriter,
+        first: int,
+        experiment: Experiment,
+    ):
         self._writer = writer
-        self._steps = steps
+        self._experiment = experiment
+        self._steps = experiment.steps
         self._every = program.trainer.log_every
         self._first = first
-        self._tokens = program.batch_size * program.sequence_length
-        self._flops_of_mfu = _flops_of_mfu(program)
+        self._mfu_per_token = _mfu_per_token(program)
         self._pending: tuple[int, Metrics] | None = None
         self._skipped = 0
+        self.skipped_in_a_row = 0
+        """Steps up to the last one fetched that the guard refused."""
         self.restart_clock(first)
 
     def restart_clock(self, step: int) -> None:
@@ -36,17 +45,19 @@ class StepLog:
     def add(self, step: int, metrics: Metrics) -> None:
         """Takes the metrics of a step under way and reports those of one before."""
         self.flush()
-        is_first = step == self._first + 1
-        if is_first or step % self._every == 0 or step == self._steps:
-            self._pending = (step, metrics)
+        self._pending = (step, metrics)
 
     def flush(self) -> None:
-        """Reports what is pending; waits for that step to end."""
+        """Reports what is pending, if it is due; waits for that step to end."""
         if self._pending is None:
             return
         step, metrics = self._pending
         self._pending = None
-        self._report(step, {k: float(v) for k, v in jax.device_get(metrics).items()})
+        self.skipped_in_a_row = int(metrics["skipped_in_a_row"])
+        is_first = step == self._first + 1
+        if is_first or step % self._every == 0 or step == self._steps:
+            values = jax.device_get(metrics)
+            self._report(step, {name: float(x) for name, x in values.items()})
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Writes metrics of another kind, such as an evaluation's."""
@@ -55,11 +66,17 @@ class StepLog:
     def _report(self, step: int, metrics: dict[str, float]) -> None:
         last_step, last_time = self._clock
         self.restart_clock(step)
-        seconds = (self._clock[1] - last_time) / max(step - last_step, 1)
-        metrics["step_seconds"] = seconds
-        metrics["tokens_per_second"] = self._tokens / seconds
-        if self._flops_of_mfu:
-            metrics["mfu"] = self._flops_of_mfu / seconds
+        seconds = self._clock[1] - last_time
+        seen = self._experiment.tokens_before(step + 1)
+        speed = (seen - self._experiment.tokens_before(last_step + 1)) / seconds
+        seconds /= max(step - last_step, 1)
+        metrics |= {
+            "tokens_seen": seen,
+            "step_seconds": seconds,
+            "tokens_per_second": speed,
+        }
+        if self._mfu_per_token:
+            metrics["mfu"] = self._mfu_per_token * speed
         self._writer.write(step, metrics)
         left = seconds * (self._steps - step)
         say(step_line(step, self._steps, metrics, left))
@@ -69,13 +86,16 @@ class StepLog:
         if skipped > self._skipped:
             say(
                 f"  {skipped} steps so far changed nothing, for their loss or"
-                " gradients were not finite"
+                " gradients were not finite, or spikes"
             )
         self._skipped = skipped
 
 
-def _flops_of_mfu(program: Program) -> float | None:
-    """Returns the step's FLOPs over those that all chips could do in a second."""
+def _mfu_per_token(program: Program) -> float | None:
+    """Returns the FLOPs of a token over those that all chips could do in a second."""
     devices = program.sharding.mesh.devices.flat
     peak = peak_flops(devices[0])
-    return None if peak is None else program.model_flops() / (peak * len(devices))
+    if peak is None:
+        return None
+    tokens = program.batch_size * program.sequence_length
+    return program.model_flops() / tokens / (peak * len(devices))

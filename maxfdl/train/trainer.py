@@ -1,7 +1,7 @@
 """One training step, and where its state lives.
 
-State is a plain nested dict: `step` and `skipped` (int32), `params`, `state` (of the
-layers) and `optimizer`.
+State is a plain nested dict: `step` (int32), `guard` (steps that did not count),
+`params`, `state` (of the layers), `optimizer` and `updates` (what these remember).
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,16 +9,19 @@ from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from maxfdl.layers.parameter import map_parameters, path_hash
 from maxfdl.markers import FromParent
 from maxfdl.model import Model, Output
 from maxfdl.optim.optimizer import Optimizer
 from maxfdl.sharding.sharding import Sharding
+from maxfdl.train import observed
 from maxfdl.train.gradients import Accumulate, Parts, WholeBatch
+from maxfdl.train.guard import SkipNonFinite
 from maxfdl.train.loss import Batch, NextTokenLoss, Term, total
-from maxfdl.train.router import StateUpdate, sink_metrics
+from maxfdl.train.placement import Placement
+from maxfdl.train.replicas import on_replicas
+from maxfdl.train.updates import Update, updated
 
 State = dict[str, Any]
 Metrics = dict[str, jax.Array]
@@ -31,9 +34,13 @@ class Trainer:
       log_every: Steps between lines of progress and of metrics.
       eval_every: Steps between evaluations; 0 evaluates at the end only.
       eval_batches: Held-out batches of one evaluation; 0 never evaluates.
+      stop_at_loss: Ends the run when an evaluation finds this `eval_loss` or less;
+        None goes on to the last step.
       sample_tokens: Length of the continuation that is shown at the end; 0 for none.
       gradients: How those of a batch come about.
-      state_updates: What a step does to the state of layers, besides what they do.
+      guard: Which steps count.
+      placement: Where the state lies.
+      updates: What a step does to parameters and state of layers after the optimizer.
       model, loss, optimizer, sharding, seed: The parts, from the experiment.
     """
 
@@ -43,9 +50,12 @@ class Trainer:
         log_every: int = 10,
         eval_every: int = 0,
         eval_batches: int = 8,
+        stop_at_loss: float | None = None,
         sample_tokens: int = 0,
         gradients: WholeBatch | Accumulate,
-        state_updates: Sequence[StateUpdate] = (),
+        guard: SkipNonFinite,
+        placement: Placement,
+        updates: Sequence[Update] = (),
         model: Annotated[Model, FromParent],
         loss: Annotated[NextTokenLoss, FromParent],
         optimizer: Annotated[Optimizer, FromParent],
@@ -55,11 +65,14 @@ class Trainer:
         self.log_every = log_every
         self.eval_every = eval_every
         self.eval_batches = eval_batches
+        self.stop_at_loss = stop_at_loss
         self.sample_tokens = sample_tokens
+        self.guard = guard
         self.model = model
         self.sharding = sharding
         self._gradients = gradients
-        self._state_updates = state_updates
+        self._placement = placement
+        self._updates = updates
         self._loss = loss
         self._optimizer = optimizer
         self._seed = seed
@@ -68,6 +81,11 @@ class Trainer:
     def check_config(node):
         if node.log_every < 1:
             yield f"Trainer log_every ({node.log_every}) must be at least 1."
+        if node.stop_at_loss is not None and not node.eval_every:
+            yield (
+                f"Trainer stop_at_loss ({node.stop_at_loss}) needs evaluations on the"
+                " way; set eval_every."
+            )
 
     def init(self) -> State:
         """Returns the state before the first step, with fresh weights."""
@@ -76,42 +94,55 @@ class Trainer:
 
     def start_from(self, variables: Mapping[str, Any]) -> State:
         """Returns the state before the first step, with these weights."""
+        params = variables["params"]
         return {
             "step": jnp.zeros((), jnp.int32),
-            "skipped": jnp.zeros((), jnp.int32),
-            "params": variables["params"],
+            "guard": self.guard.init(),
+            "params": params,
             "state": variables["state"],
-            "optimizer": self._optimizer.init(variables["params"]),
+            "optimizer": self._optimizer.init(params),
+            "updates": {each.name: each.init(params) for each in self._updates},
         }
 
     def step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
         """Forward, loss, gradients, update: the whole of training.
 
-        A step whose loss or gradients are not finite changes nothing but the counts.
+        A step that the guard refuses changes nothing but the counts.
         """
-        step, weights = state["step"], self._loss.weights(batch)
+        step, parameters = state["step"], self.model.parameters()
+        weights = self.weights(batch)
         grads, (sums, layer_state, sinks) = self.gradients(state, batch)
-        loss, grad_norm = total(sums, weights), optax.tree.norm(grads)
+        loss, grad_norms = (
+            total(sums, weights),
+            observed.norms("grad_norm", grads, parameters),
+        )
+        accepted, guard = self.guard(state["guard"], loss, grad_norms["grad_norm"])
+
         params, optimizer = self._optimizer.update(
             grads, state["optimizer"], state["params"], step
         )
-        for update in self._state_updates:
-            layer_state = update(layer_state, sinks)
-
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        new = {"params": params, "state": layer_state, "optimizer": optimizer}
+        variables, memories = updated(
+            self._updates,
+            {"params": params, "state": layer_state},
+            state["updates"],
+            sinks,
+            parameters,
+        )
+        new = {**variables, "optimizer": optimizer, "updates": memories}
         old = {name: state[name] for name in new}
-        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
-        skipped = state["skipped"] + jnp.where(finite, 0, 1)
+        kept = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), new, old)
         metrics = {
             "loss": loss,
             **{name: Term(sums[name], weights[name]).mean for name in sums},
-            "grad_norm": grad_norm,
             "learning_rate": self._optimizer.learning_rate(step),
-            "skipped": skipped,
-            **sink_metrics(sinks),
+            **grad_norms,
+            **observed.norms("param_norm", kept["params"], parameters),
+            **observed.packing(batch),
+            **observed.of_sinks(sinks),
+            "skipped": guard["skipped"],
+            "skipped_in_a_row": guard["skipped_in_a_row"],
         }
-        return {"step": step + 1, "skipped": skipped, **kept}, metrics
+        return {"step": step + 1, "guard": guard, **kept}, metrics
 
     def gradients(self, state: State, batch: Batch) -> tuple[Any, Parts]:
         """Returns the gradients of the objective, and what its forward pass gave.
@@ -119,32 +150,53 @@ class Trainer:
         What terms are divided by comes from the whole batch, so it does not matter in
         how many parts the batch is taken.
         """
-        weights = self._loss.weights(batch)
         seed_key = jax.random.fold_in(jax.random.key(self._seed), path_hash("steps"))
         key = jax.random.fold_in(seed_key, state["step"])
+        rows = {**batch, "rows": jnp.arange(batch["tokens"].shape[0])}
+        whole = on_replicas(
+            self._gradients_of_rows,
+            self.sharding,
+            self._placement.cuts(self.model.parameters(), self.sharding),
+        )
+        return whole(state["params"], state["state"], rows, self.weights(batch), key)
 
-        def objective(params, layer_state, rows, key):
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """Returns what each term of the objective is divided by."""
+        return self._loss.weights(batch, self.model.network.later_tokens)
+
+    def _gradients_of_rows(
+        self, sharding, params, layer_state, rows, weights, key
+    ) -> tuple[Any, Parts]:
+        """Returns what rows of the batch add to the gradients of the objective."""
+        model = self.model.on(self.model.sharding and sharding)
+
+        def objective(params, layer_state, rows):
             variables = {"params": params, "state": layer_state}
-            output = self._forward(variables, rows, key)
-            sums = self._loss.sums(output, rows)
+            output = _forward(model, variables, rows, key=key, rows=rows["rows"])
+            sums = self._loss.sums(output, rows, sharding.everywhere)
             return total(sums, weights), Parts(sums, output.state, output.sinks)
 
-        return self._gradients(
-            objective, state["params"], state["state"], batch, key, self.sharding
-        )
+        return self._gradients(objective, params, layer_state, rows, sharding)
 
-    def evaluate(self, state: State, batch: Batch) -> dict[str, Term]:
+    def evaluate(self, variables: Mapping[str, Any], batch: Batch) -> dict[str, Term]:
         """Returns the loss terms of one batch, without dropout."""
-        return self._loss(self._forward(state, batch, key=None), batch)
+        return self._loss(_forward(self.model, variables, batch), batch)
 
-    def _forward(self, variables: Mapping[str, Any], batch: Batch, key) -> Output:
-        return self.model.apply(
-            variables,
-            batch["tokens"],
-            segment_ids=batch["segment_ids"],
-            positions=batch["positions"],
-            key=key,
-        )
+    def evaluated(self, state: State) -> dict[str, Any]:
+        """Returns the variables to evaluate, sample and export: not always those that
+        are trained."""
+        params = state["params"]
+        if self._optimizer.averages:
+            params = self._optimizer.evaluated(params, state["optimizer"])
+        for update in self._updates:
+            params = update.evaluated(params, state["updates"][update.name])
+        return {"params": params, "state": state["state"]}
+
+    @property
+    def evaluated_from(self) -> tuple[str, ...]:
+        """Names of the parts of the state that `evaluated` looks at."""
+        averages = ("optimizer",) if self._optimizer.averages else ()
+        return ("params", "state", *averages, *(("updates",) if self._updates else ()))
 
     def state_shardings(self) -> State:
         """Returns where each leaf of the state lies on the mesh.
@@ -152,17 +204,33 @@ class Trainer:
         Raises:
           UserError: If the mesh cannot cut a parameter as the rules say.
         """
-        whole = self.sharding.named(())
-        params = map_parameters(self._place, self.model.parameters())
+        whole, parameters = self.sharding.named(()), self.model.parameters()
+        params = map_parameters(self._place, parameters)
+        moments = self._placement.of_moments(parameters, self.sharding)
         abstract = jax.eval_shape(self.init)
         return {
             "step": whole,
-            "skipped": whole,
+            "guard": jax.tree.map(lambda _: whole, abstract["guard"]),
             "params": params,
             "state": jax.tree.map(lambda _: whole, abstract["state"]),
-            "optimizer": self._optimizer.shardings(abstract["params"], params, whole),
+            "optimizer": self._optimizer.shardings(abstract["params"], moments, whole),
+            "updates": {
+                each.name: each.shardings(moments, whole) for each in self._updates
+            },
         }
 
     def _place(self, path, parameter):
         self.sharding.check(path, parameter.full_shape, parameter.full_axes)
         return self.sharding.named(parameter.full_axes)
+
+
+def _forward(
+    model: Model, variables: Mapping[str, Any], batch: Batch, **random
+) -> Output:
+    return model.apply(
+        variables,
+        batch["tokens"],
+        segment_ids=batch["segment_ids"],
+        positions=batch["positions"],
+        **random,
+    )

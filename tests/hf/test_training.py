@@ -29,7 +29,7 @@ def trained(folder, *mutations):
         weight_decay=adamw["weight_decay"],
     )
     config.optimizer.schedule.final_fraction = 0.0
-    config.optimizer.weight_decay.roles = ("kernel", "embedding", "scale", "bias")
+    config.optimizer.weight_decay.scale = config.optimizer.weight_decay.bias = 1.0
     config.steps, config.batch_size = SETTINGS["total"], 4
     batches = golden[f"in.{folder}.input_ids"]
     config.sequence_length = batches.shape[-1]

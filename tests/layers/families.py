@@ -28,6 +28,7 @@ from maxfdl.ops.experts import Capacity, Dropless
 from maxfdl.ops.glu import ClampedSwiGlu, Glu
 from maxfdl.ops.grouped_dot import GroupedDot
 from maxfdl.ops.initializers import FanIn, Normal
+from maxfdl.ops.later import later
 from maxfdl.ops.mask import Causal, SlidingWindow
 from maxfdl.ops.rope import Rope
 from maxfdl.ops.routing import Choice, GroupLimit, TopK
@@ -199,6 +200,16 @@ def stack(
     )
 
 
+def later_token(family: ModuleType):
+    norms = ("hidden_norm", "embedding_norm", "final_norm")
+    return functools.partial(
+        family.LaterToken,
+        **dict.fromkeys(norms, family.RMSNorm),
+        projection=linear(family),
+        stack=stack(family, repeats=1),
+    )
+
+
 def decoder(family: ModuleType):
     two = [stack(family, repeats=1), stack(family, repeats=2)]
     return functools.partial(family.Decoder, stacks=two)
@@ -258,7 +269,7 @@ class NnxAlone(NnxModule):
         self.layer = layer(rngs=rngs)
 
     def __call__(self, tokens, context):
-        return self.call(self.layer, tokens, self.embedding, context), None
+        return self.call(self.layer, tokens, self.embedding, context), None, ()
 
 
 class LinenAlone(LinenModule, kw_only=True):
@@ -270,7 +281,7 @@ class LinenAlone(LinenModule, kw_only=True):
     @nn.compact
     def __call__(self, tokens, context):
         embedding, layer = self.embedding(name="embedding"), self.layer(name="layer")
-        return self.call(layer, tokens, embedding, context), None
+        return self.call(layer, tokens, embedding, context), None, ()
 
 
 _ALONE = {"nnx": (NnxAlone, NnxModel), "linen": (LinenAlone, LinenModel)}
@@ -278,6 +289,12 @@ _ALONE = {"nnx": (NnxAlone, NnxModel), "linen": (LinenAlone, LinenModel)}
 
 def on_vectors(layer, tokens, embedding, context):
     return layer(embedding(tokens, context), context.at("layer"))
+
+
+def told_the_next(layer, tokens, embedding, context):
+    x, told = embedding(tokens, context), embedding(later(tokens, 1), context)
+    hidden, normed = layer(x, told, context.at("layer"))
+    return hidden + normed
 
 
 def on_heads(layer, tokens, embedding, context):
@@ -368,6 +385,7 @@ CASES = {
         on_table,
     ),
     "LatentAttention": Case(latent_attention, _WIDTH, on_vectors),
+    "LaterToken": Case(later_token, _WIDTH, told_the_next),
     "LayerNorm": Case(lambda family: family.LayerNorm, _WIDTH, on_vectors),
     "Linear": Case(functools.partial(linear, use_bias=True), _LINEAR, on_vectors),
     "LowRankLinear": Case(low_rank_linear, _LINEAR, on_vectors),

@@ -10,6 +10,7 @@ from maxfdl.graph.names import mutations
 from maxfdl.graph.resolve import mutate
 from maxfdl.layers.execution import Unroll
 from maxfdl.model import LinenModel
+from maxfdl.optim.schedules import WarmupCosine
 from maxfdl.train.auxiliary import BatchBalance, SequenceBalance
 
 MUTATIONS = sorted(mutations())
@@ -67,7 +68,7 @@ def _router_losses(cfg: fdl.Buildable) -> str:
 
 
 def _selection_bias(cfg: fdl.Buildable) -> str:
-    updates = cfg.trainer.state_updates
+    updates = cfg.trainer.updates
     return f"selection_bias(rate={updates[0].rate if updates else 0.0})"
 
 
@@ -76,7 +77,24 @@ def _rule(cfg: fdl.Buildable) -> str:
     return f"use_adamw(b1={rule.b1}, b2={rule.b2}, epsilon={rule.epsilon})"
 
 
+def _schedule(cfg: fdl.Buildable) -> str:
+    schedule = cfg.optimizer.schedule
+    assert fdl.get_callable(schedule) is WarmupCosine
+    fields = "".join(f", {k}={v}" for k, v in schedule.__arguments__.items())
+    return f"use_schedule(kind=cosine{fields})"
+
+
 CASES = {
+    "average_weights": Case(
+        call="average_weights(decay=0.9)",
+        decides="average of weights",
+        undo=lambda cfg: "average_weights(decay=0.0)",
+    ),
+    "batch_ramp_up": Case(
+        call="batch_ramp_up(start=4, steps=4)",
+        decides="sizes of batches",
+        undo=lambda cfg: "batch_ramp_up(start=0, steps=0)",
+    ),
     "compute_dtype": Case(
         call="compute_dtype(dtype=bfloat16)",
         decides="type of activations",
@@ -87,7 +105,22 @@ CASES = {
         decides="microbatches",
         undo=_accumulation,
     ),
+    "learning_rate_by_role": Case(
+        call="learning_rate_by_role(embedding=3.0, bias=0.5)",
+        decides="learning rates of roles",
+        undo=lambda cfg: "learning_rate_by_role",
+    ),
     "mesh": Case(call="mesh(data=2, fsdp=2, tensor=2)", decides="mesh", undo=_mesh),
+    "multi_token_prediction": Case(
+        call="multi_token_prediction(depth=2)",
+        decides="tokens beyond the next",
+        undo=lambda cfg: "multi_token_prediction(depth=0)",
+    ),
+    "offload_activations": Case(
+        call="offload_activations(save=('query', 'key'))",
+        decides="remat",
+        undo=_remat,
+    ),
     "param_dtype": Case(
         call="param_dtype(dtype=bfloat16)",
         decides="type of parameters",
@@ -107,23 +140,51 @@ CASES = {
         decides="updates of the layers' state",
         undo=_selection_bias,
     ),
+    "skip_spikes": Case(
+        call="skip_spikes(window=16)",
+        decides="which steps count",
+        undo=lambda cfg: "skip_spikes(window=0)",
+    ),
+    "stop_at_loss": Case(
+        call="stop_at_loss(loss=1.5)",
+        decides="when to end",
+        undo=lambda cfg: "stop_at_loss(loss=None)",
+    ),
     "to_linen": Case(call="to_linen", decides="family", undo=_family),
     "to_nnx": Case(call="to_nnx", decides="family", undo=_family),
     "unroll_layers": Case(call="unroll_layers", decides="execution", undo=_execution),
     **{
         name: Case(call=call, decides="update rule", undo=_rule)
         for name, call in {
+            "use_adafactor": "use_adafactor",
             "use_adam_pax": "use_adam_pax",
             "use_adamw": "use_adamw(b2=0.99)",
             "use_lion": "use_lion",
             "use_muon": "use_muon(coefficients=dion)",
+            "use_muonclip": "use_muonclip(threshold=50.0)",
+            "use_schedule_free": "use_schedule_free(b1=0.95)",
             "use_sgd": "use_sgd(momentum=0.9)",
         }.items()
     },
+    "use_schedule": Case(
+        call="use_schedule(kind=wsd, peak=5e-4, decay_steps=2, shape=one_minus_sqrt)",
+        decides="learning rate by step",
+        undo=_schedule,
+    ),
     "vocab_tiling": Case(
         call="vocab_tiling(num_tiles=4)",
         decides="tiles of the loss",
         undo=lambda cfg: "vocab_tiling(num_tiles=1)",
+    ),
+    "weight_decay": Case(
+        call="weight_decay(rate=0.05, embedding=0.0, scale=1.0)",
+        decides="weight decay",
+        undo=lambda cfg: f"weight_decay(rate={cfg.optimizer.weight_decay.rate})",
+    ),
+    "zero1": Case(
+        call="zero1",
+        decides="place of the optimizer's state",
+        undo=lambda cfg: "zero1(optimizer=replicated)",
     ),
 }
 

@@ -1,15 +1,17 @@
 """Tiles of tokens against all logits at once, in float64 and on a mesh."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from maxfdl.ops.cost import count_flops
 from maxfdl.ops.dot import Dot
-from maxfdl.ops.tiled_cross_entropy import TiledCrossEntropy
+from maxfdl.ops.tiled_cross_entropy import TiledCrossEntropy, _sum_and_cut
 from maxfdl.ops.unembedding import Unembedding
 from maxfdl.sharding.mesh import MeshShape
 from maxfdl.sharding.rules import AxisRules
@@ -55,7 +57,7 @@ def in_float64(inputs, z_loss, scale=1.0, soft_cap=None):
     odds = np.exp(logits)
     normaliser = np.log(odds.sum(-1, keepdims=True))
     softmax = odds / odds.sum(-1, keepdims=True)
-    one_hot = np.eye(weights.shape[1])[np.asarray(inputs["targets"])]
+    one_hot = np.arange(weights.shape[1]) == np.asarray(inputs["targets"])[..., None]
     each = normaliser[..., 0] - (logits * one_hot).sum(-1)
     each = each + z_loss * normaliser[..., 0] ** 2
     w = np.float64(inputs["token_weights"])
@@ -67,9 +69,28 @@ def in_float64(inputs, z_loss, scale=1.0, soft_cap=None):
     return 0.3 * np.sum(w * each), d_logits @ weights.T, d_weights
 
 
+def on_mesh(**sizes):
+    devices = jax.devices()[: math.prod(sizes.values())]
+    return Sharding(MeshShape(**sizes).build(devices), AxisRules())
+
+
+def placed(inputs, sharding):
+    """Returns the arrays where a trainer would have them."""
+    axes = {"weights": ("embed", "vocab")}
+    return {
+        name: jax.device_put(x, sharding.named(axes.get(name, ("batch", "sequence"))))
+        for name, x in inputs.items()
+    }
+
+
 def relative(ours, theirs):
     ours, theirs = np.float64(ours), np.float64(theirs)
     return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+
+
+def assert_same(ours, theirs):
+    close = functools.partial(np.testing.assert_allclose, rtol=2e-6, atol=2e-6)
+    jax.tree.map(close, ours, theirs)
 
 
 TILES = [
@@ -95,12 +116,16 @@ def test_tiles_are_as_good_as_the_whole(loss, head):
     assert relative(d_weights.T if "tied" in head else d_weights, expected[2]) < 1e-6
 
 
-def test_bfloat16_sums_in_float32():
+@pytest.mark.parametrize("fsdp", [1, 8])
+def test_bfloat16_sums_in_float32(fsdp):
     inputs = problem(jnp.bfloat16, vocab=32_001)
     inputs["hidden"] *= 0.1  # a fresh model: no token is likely
     inputs["weights"] = jnp.float32(inputs["weights"].astype(jnp.bfloat16))
     loss = TiledCrossEntropy(num_tiles=4)
-    value, (d_hidden, d_weights) = value_and_gradients(loss, inputs)
+    sharding = on_mesh(fsdp=fsdp)
+    value, (d_hidden, d_weights) = value_and_gradients(
+        loss, placed(inputs, sharding), sharding=sharding
+    )
     expected = in_float64(inputs, 0.0)
     np.testing.assert_allclose(value, expected[0], rtol=1e-6)
     assert d_weights.dtype == jnp.float32
@@ -115,19 +140,55 @@ def test_bfloat16_sums_in_float32():
 def test_a_mesh_changes_nothing(mesh, tied):
     loss = TiledCrossEntropy(num_tiles=4, z_loss=0.1)
     data, fsdp, tensor = mesh
-    shape = MeshShape(data=data, fsdp=fsdp, tensor=tensor)
-    sharding = Sharding(shape.build(jax.devices()), AxisRules())
+    sharding = on_mesh(data=data, fsdp=fsdp, tensor=tensor)
     inputs = problem(vocab=38)
     alone = value_and_gradients(loss, inputs, tied=tied)
-    rows = sharding.named(("batch", "sequence"))
-    axes = ("embed", "vocab")
-    placed = {
-        name: jax.device_put(x, sharding.named(axes) if name == "weights" else rows)
-        for name, x in inputs.items()
-    }
-    spread = value_and_gradients(loss, placed, tied=tied, sharding=sharding)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-6, atol=2e-6),
-                 spread, alone)  # fmt: skip
+    inputs = placed(inputs, sharding)
+    spread = value_and_gradients(loss, inputs, tied=tied, sharding=sharding)
+    assert_same(spread, alone)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["own", "tied"])
+def test_replicas_that_run_apart_change_nothing(tied):
+    loss = TiledCrossEntropy(num_tiles=4, z_loss=0.1)
+    sharding = on_mesh(data=2, fsdp=2, tensor=2)
+    inputs = problem(vocab=38)
+    alone = value_and_gradients(loss, inputs, tied=tied)
+
+    def replica(inputs):
+        value, (d_hidden, d_weights) = value_and_gradients(
+            loss, inputs, tied=tied, sharding=sharding.within(("data",))
+        )
+        value, d_weights = jax.lax.psum((value, d_weights), "data")
+        return value, (d_hidden, d_weights)
+
+    rows, whole = PartitionSpec("data"), PartitionSpec()
+    apart = jax.shard_map(
+        replica,
+        mesh=sharding.mesh,
+        in_specs=({name: whole if name == "weights" else rows for name in inputs},),
+        out_specs=(whole, (rows, whole)),
+        axis_names={"data"},
+        check_vma=False,
+    )
+    assert_same(jax.jit(apart)(placed(inputs, sharding)), alone)
+
+
+@pytest.mark.parametrize("rings", [(8,), (2, 4), (4, 2), (2, 2, 2)], ids=str)
+def test_a_sum_ring_by_ring_leaves_each_device_its_own_part(rings):
+    def local(x):
+        return _sum_and_cut(x[0], "fsdp", 1, rings)
+
+    x = jnp.arange(8.0 * 3 * 16).reshape(8, 3, 16) % 11
+    mesh = on_mesh(data=1, fsdp=8, tensor=1).mesh
+    summed = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=PartitionSpec("fsdp"),
+        out_specs=PartitionSpec(None, "fsdp"),
+        check_vma=False,
+    )(x)
+    np.testing.assert_array_equal(summed, x.sum(0))
 
 
 def test_the_floor_of_flops_is_reached():

@@ -7,13 +7,17 @@ import pytest
 
 from maxfdl.layers.parameter import Parameter
 from maxfdl.ops.initializers import Constant
+from maxfdl.optim.adafactor import Adafactor, Factors
+from maxfdl.optim.muon import Muon
 from maxfdl.optim.optimizer import Optimizer
+from maxfdl.optim.schedule_free import ScheduleFree
 from maxfdl.optim.schedules import WarmupCosine
 from maxfdl.optim.transforms import (
     Adam,
     AdamPax,
     ClipByGlobalNorm,
     Lion,
+    RateFactors,
     Sgd,
     WeightDecay,
 )
@@ -33,15 +37,11 @@ def declared(**roles):
     }
 
 
-def make(parameters, *, clip=None, rule=None, weight_decay=None, schedule=None):
-    return Optimizer(
-        clip=clip,
-        rule=rule or Adam(),
-        weight_decay=weight_decay,
-        schedule=schedule or constant(0.1),
-        parameters=parameters,
-        steps=10,
+def make(parameters, **parts):
+    defaults = dict(
+        clip=None, rule=Adam(), weight_decay=None, schedule=constant(0.1), steps=10
     )
+    return Optimizer(parameters=parameters, **defaults | parts)
 
 
 def golden_tree(prefix, at=()):
@@ -77,7 +77,7 @@ def test_five_steps_of_adamw_agree_with_torch(kind):
     optimizer = make(
         ALL,
         rule=kind(b1=b1, b2=b2, epsilon=settings["eps"]),
-        weight_decay=WeightDecay(settings["weight_decay"], roles=("kernel", "bias")),
+        weight_decay=WeightDecay(rate=settings["weight_decay"], bias=1.0),
         schedule=constant(settings["lr"]),
     )
     assert_agrees(trajectory(optimizer), "adamw")
@@ -118,15 +118,49 @@ def test_clipping_agrees_with_torch(max_norm):
     assert squares**0.5 == pytest.approx(norm, rel=1e-5)
 
 
-def test_decay_acts_on_its_roles_alone():
-    roles = dict(a="kernel", b="embedding", c="scale", d="bias")
-    optimizer = make(declared(**roles), weight_decay=WeightDecay(rate=0.5))
-    params = {name: jnp.full(4, 2.0) for name in roles}
-    still = jax.tree.map(jnp.zeros_like, params)
-    new, _ = optimizer.update(still, optimizer.init(params), params, jnp.int32(0))
-    # 0.1 of learning rate, 0.5 of decay.
-    expected = {"a": 1.9, "b": 1.9, "c": 2.0, "d": 2.0}
-    assert {name: float(x[0]) for name, x in new.items()} == pytest.approx(expected)
+ROLES = dict(a="kernel", b="embedding", c="scale", d="bias")
+
+
+def after_one_step(grad, **parts):
+    """Returns one number per role, which all start at 2.0."""
+    optimizer = make(declared(**ROLES), **parts)
+    params = {name: jnp.full(4, 2.0) for name in ROLES}
+    grads = jax.tree.map(lambda p: jnp.full_like(p, grad), params)
+    new, _ = optimizer.update(grads, optimizer.init(params), params, jnp.int32(0))
+    return {name: float(x[0]) for name, x in new.items()}
+
+
+@pytest.mark.parametrize(
+    ("shares", "expected"),
+    [
+        # 0.1 of learning rate, 0.5 of decay.
+        ({}, dict(a=1.9, b=1.9, c=2.0, d=2.0)),
+        (dict(embedding=0.0, scale=0.5), dict(a=1.9, b=2.0, c=1.95, d=2.0)),
+    ],
+)
+def test_each_role_decays_by_its_share(shares, expected):
+    new = after_one_step(0.0, weight_decay=WeightDecay(rate=0.5, **shares))
+    assert new == pytest.approx(expected)
+
+
+def test_each_role_has_its_learning_rate_for_direction_and_decay():
+    new = after_one_step(
+        1.0,
+        rule=Sgd(),
+        weight_decay=WeightDecay(rate=0.5),
+        rate_factors=RateFactors(kernel=2.0, scale=3.0, bias=0.0),
+    )
+    # The direction is 1, and the decay 1 where there is any.
+    expected = dict(a=2.0 - 0.4, b=2.0 - 0.2, c=2.0 - 0.3, d=2.0)
+    assert new == pytest.approx(expected)
+
+
+def test_adam_without_a_first_moment_does_not_store_one():
+    one, other = make(ALL, rule=Adam(b1=0.0)), make(ALL, rule=Adam(b1=1e-30))
+    for ours, theirs in zip(trajectory(one), trajectory(other), strict=True):
+        for name in NAMES:
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=5e-7)
+    assert not hasattr(one.init(golden_tree("in.init"))[1], "mu")
 
 
 def test_decay_is_left_out_of_the_moments():
@@ -176,11 +210,40 @@ def test_the_first_moment_may_be_stored_in_fewer_bits():
     assert state[1].nu["a"].dtype == new["a"].dtype == jnp.float32
 
 
+def places_of(optimizer, params):
+    """Returns the places of a state whose parameters lie at their own names."""
+    names = {name: name for name in params}
+    places = optimizer.shardings(params, names, "elsewhere")
+    assert jax.tree.structure(places) == jax.tree.structure(optimizer.init(params))
+    return places
+
+
 def test_the_state_lies_where_its_parameter_does():
     """Counters lie elsewhere."""
     optimizer = make(declared(a="kernel", b="scale"), clip=ClipByGlobalNorm(1.0))
-    params = {"a": jnp.ones(4), "b": jnp.ones(4)}
-    places = optimizer.shardings(params, {"a": "here", "b": "there"}, "everywhere")
-    assert places[1].mu == places[1].nu == {"a": "here", "b": "there"}
-    assert places[1].count == "everywhere"
-    assert jax.tree.structure(places) == jax.tree.structure(optimizer.init(params))
+    places = places_of(optimizer, {"a": jnp.ones(4), "b": jnp.ones(4)})
+    assert places[1].mu == places[1].nu == {"a": "a", "b": "b"}
+    assert places[1].count == "elsewhere"
+
+
+def test_so_it_does_for_each_rule():
+    """Rows and columns lie elsewhere, for they have not the parameter's shape."""
+    parameters = declared(b="scale") | {
+        "a": Parameter((4, 6), ("embed", "mlp"), Constant(), "kernel", 1)
+    }
+    params = {"a": jnp.ones((4, 6)), "b": jnp.ones(4)}
+    muon = make(parameters, rule=Muon(rest=Adam()), averaging=ScheduleFree())
+    states = places_of(muon, params)[1].inner_states
+    assert states["matrix"].inner_state.momentum["a"] == "a"
+    assert states["rest"].inner_state.mu["b"] == "b"
+    average = places_of(muon, params)[-1]
+    assert average.z == {"a": "a", "b": "b"} and average.total == "elsewhere"
+    moments = places_of(make(parameters, rule=Adafactor()), params)[1].moments
+    assert moments == {"a": Factors("elsewhere", "elsewhere"), "b": "b"}
+
+
+def test_a_leaf_belongs_to_the_parameter_with_the_longest_path():
+    parameters = {"w": declared(w="scale"), "v": declared(w="scale")["w"]}
+    params = {"w": {"w": jnp.ones(4)}, "v": jnp.ones(4)}
+    here = {"w": {"w": "ww"}, "v": "v"}
+    assert make(parameters).shardings(params, here, "elsewhere")[1].mu == here

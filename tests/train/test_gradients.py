@@ -15,13 +15,18 @@ from maxfdl.layers.sinks import Counts, Last, Max, Mean, Sum, merged
 from maxfdl.mutations import (
     gradient_accumulation,
     mesh,
+    multi_token_prediction,
     router_losses,
     to_linen,
     unroll_layers,
     vocab_tiling,
+    zero1,
 )
 from maxfdl.train.auxiliary import router_loads
 from maxfdl.train.program import Program
+from maxfdl.train.router import SelectionBias
+from tests import hlo, tiny
+from tests.layers.families import assert_same_bits
 
 ROWS, LENGTH = 16, 24
 
@@ -45,19 +50,31 @@ def ragged_batch(vocab=128):
 
 
 def config_of(family):
+    """Two layers of a kind, all terms of an objective, and embeddings of unit size.
+
+    Those of 0.02, that a run begins with, are lengthened fiftyfold by the first norm,
+    and so is the rounding of their gradient, which is most of the whole.
+    """
     config = zoo_smoke.experiment(family)
     config.batch_size, config.sequence_length = ROWS, LENGTH
+    for stack in config.model.decoder.stacks:
+        stack.repeats = min(stack.repeats, 2)
+    config.model.embedding.initializer.stddev = 1.0
     # That of a batch is no sum over its parts, see `BatchBalance`.
-    return router_losses(config, sequence_balance=0.5, z=0.3)
+    config = router_losses(config, sequence_balance=0.5, z=0.3)
+    return multi_token_prediction(config, depth=2)
+
+
+def program_of(config: fdl.Config, devices: int = 1) -> Program:
+    experiment = graph.build(config)
+    trainer = experiment.make_trainer(experiment.make_sharding(jax.devices()[:devices]))
+    return Program(trainer, ROWS, LENGTH)
 
 
 def gradients(config: fdl.Config, devices: int = 1):
-    experiment = graph.build(config)
-    trainer = experiment.make_trainer(experiment.make_sharding(jax.devices()[:devices]))
-    program = Program(trainer, ROWS, LENGTH)
-    state = program.init()
-    run = jax.jit(trainer.gradients)
-    return jax.device_get(run(state, program.place(ragged_batch())))
+    program = program_of(config, devices)
+    run = jax.jit(program.trainer.gradients)
+    return jax.device_get(run(program.init(), program.place(ragged_batch())))
 
 
 @functools.cache
@@ -69,6 +86,7 @@ def assert_equal_gradients(left, right):
     (left, left_parts), (right, right_parts) = left, right
     difference = jax.tree.map(np.subtract, left, right)
     assert optax.tree.norm(difference) <= 1e-6 * optax.tree.norm(right)
+    assert left_parts.sums.keys() == right_parts.sums.keys()
     for name, value in right_parts.sums.items():
         np.testing.assert_allclose(left_parts.sums[name], value, rtol=1e-6)
     loads, expected = (router_loads(p.sinks) for p in (left_parts, right_parts))
@@ -77,33 +95,168 @@ def assert_equal_gradients(left, right):
         np.testing.assert_array_equal(loads[path].counts.value, load.counts.value)
 
 
+def names_of(mutations):
+    """Names a case by the mutations in it."""
+    parts = [getattr(each, "func", each).__name__ for each in mutations]
+    fields = [getattr(each, "keywords", {}) for each in mutations]
+    return "+".join(
+        f"{p}{[*f.values()] or ''}" for p, f in zip(parts, fields, strict=True)
+    )
+
+
+def on(**axes):
+    """Returns the mutation that sets the mesh to these axes, and all others to 1."""
+    return functools.partial(mesh, **({"data": 1, "fsdp": 1, "tensor": 1} | axes))
+
+
+def in_parts(steps):
+    return functools.partial(gradient_accumulation, steps=steps)
+
+
+def in_tiles(config):
+    return vocab_tiling(config, num_tiles=3)
+
+
 @pytest.mark.parametrize(
-    ("family", "steps"),
+    ("family", "steps", "mutations"),
     [
-        ("mixtral", 2),
-        ("mixtral", 8),
-        pytest.param("llama3", 4, marks=pytest.mark.slow),
+        ("mixtral", 2, ()),
+        ("mixtral", 8, (to_linen,)),
+        pytest.param("deepseek_v3", 4, (unroll_layers,), marks=pytest.mark.slow),
+        pytest.param("llama3", 4, (in_tiles,), marks=pytest.mark.slow),
     ],
 )
-def test_microbatches_give_the_gradients_of_the_batch(family, steps):
+def test_microbatches_give_the_gradients_of_the_batch(family, steps, mutations):
     config = gradient_accumulation(config_of(family), steps=steps)
+    for mutation in mutations:
+        config = mutation(config)
     assert_equal_gradients(gradients(config), of_whole_batch(family))
 
 
 @pytest.mark.parametrize(
-    "axes",
+    "mutations",
     [
-        pytest.param({"data": 8}, marks=pytest.mark.slow),
-        pytest.param({"fsdp": 8}, marks=pytest.mark.slow),
-        {"fsdp": 4, "tensor": 2},
+        (on(data=8), zero1, in_parts(2), to_linen),
+        (on(data=2, fsdp=2, tensor=2), in_parts(4), in_tiles),
+        *[
+            pytest.param(mutations, marks=pytest.mark.slow)
+            for mutations in [
+                (on(data=8),),
+                (on(fsdp=8), in_parts(2)),
+                (on(fsdp=4, tensor=2), to_linen, unroll_layers, in_tiles),
+                (on(data=4, fsdp=2), zero1, in_parts(4), in_tiles),
+                (on(data=8), zero1),
+            ]
+        ],
     ],
-    ids=str,
+    ids=names_of,
 )
-def test_so_do_devices_with_tiles_in_linen(axes):
-    config = mesh(config_of("mixtral"), **({"data": 1, "fsdp": 1, "tensor": 1} | axes))
-    config = gradient_accumulation(config, steps=2)
-    config = vocab_tiling(to_linen(unroll_layers(config)), num_tiles=3)
+def test_so_do_devices(mutations):
+    config = config_of("mixtral")
+    for mutation in mutations:
+        config = mutation(config)
     assert_equal_gradients(gradients(config, devices=8), of_whole_batch("mixtral"))
+
+
+def test_the_balance_of_a_batch_is_the_same_on_replicas():
+    config = router_losses(config_of("mixtral"), batch_balance=0.7)
+    alone = gradients(config)
+    assert_equal_gradients(gradients(on(data=8)(config), devices=8), alone)
+
+
+def test_dropout_is_the_same_however_a_batch_is_cut():
+    config = tiny.experiment()
+    config.batch_size, config.sequence_length = ROWS, LENGTH
+    config.model.decoder.stacks[0].layers[0].dropout.rate = 0.3
+    config.model.embedding.initializer.stddev = 1.0
+    whole = gradients(config)
+    assert_equal_gradients(gradients(in_parts(4)(config)), whole)
+    assert_equal_gradients(gradients(on(data=4, fsdp=2)(config), devices=8), whole)
+    config.model.decoder.stacks[0].layers[0].dropout.rate = 0.0
+    other = gradients(config)[1].sums["cross_entropy"]
+    assert abs(other / whole[1].sums["cross_entropy"] - 1) > 1e-3
+
+
+@functools.cache
+def compiled_step(*mutations):
+    config = in_parts(4)(config_of("mixtral"))
+    for mutation in mutations:
+        config = mutation(config)
+    program = program_of(config, devices=8)
+    return program, program.compile_step().run
+
+
+def test_no_gradient_crosses_the_mesh_before_the_last_microbatch():
+    program, compiled = compiled_step(on(data=8), zero1)
+    collectives = hlo.read(compiled.as_text()).collectives
+    assert not [c for c in collectives if c.in_loop]
+    state = program.abstract_state()
+    sizes = [leaf.size * 4 for leaf in jax.tree.leaves(state["params"])]
+    reduced = [c for c in collectives if c.kind == "reduce-scatter"]
+    # What has no dim to cut in eight is added up whole, and little else is.
+    assert sum(c.payload for c in reduced) >= 0.9 * sum(sizes)
+
+
+def test_replicas_share_out_the_state_of_the_optimizer():
+    program, compiled = compiled_step(on(data=8), zero1)
+    state, metrics = compiled(program.init(), program.place(ragged_batch()))
+    assert np.isfinite(metrics["loss"])
+    moments = jax.tree.leaves((state["optimizer"][1].mu, state["optimizer"][1].nu))
+    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in moments)
+    whole = sum(leaf.nbytes for leaf in moments)
+    # Vectors of 4 and 2 numbers (a router has 4 experts) cannot be cut in eight.
+    assert held <= 1.05 * whole / 8
+    for leaf in jax.tree.leaves(state["params"]):
+        assert leaf.addressable_shards[0].data.shape == leaf.shape
+
+
+def test_five_steps_with_shared_out_state_are_those_without():
+    mutations = [on(data=8), in_parts(2)]
+    losses, state = tiny.train(tiny.experiment(*mutations), 5, devices=8)
+    shared, other = tiny.train(tiny.experiment(*mutations, zero1), 5, devices=8)
+    np.testing.assert_allclose(shared, losses, rtol=1e-6)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)  # noqa: E731
+    jax.tree.map(close, other["params"], state["params"])
+
+
+@pytest.mark.parametrize("name", ["loss", "one shard"])
+def test_a_nan_anywhere_leaves_replicas_as_they_were(name):
+    program = tiny.program(tiny.experiment(on(data=8), in_parts(1), zero1), 8)
+    run, state = program.compile_step().run, program.init()
+    before = jax.device_get(state)
+    batch = tiny.batch(0)
+    batch["weights"][slice(None) if name == "loss" else 3] = np.nan
+    state, metrics = run(state, program.place(batch))
+    after = jax.device_get(state)
+    for part in ("params", "optimizer", "state", "updates"):
+        assert_same_bits(after[part], before[part])
+    assert metrics["skipped"] == 1 and not np.isfinite(metrics["loss"])
+
+
+@pytest.mark.parametrize(
+    "mutations", [(), (in_parts(4),), (on(data=8), in_parts(2))], ids=names_of
+)
+def test_biases_of_routers_move_alike_however_a_batch_is_cut(mutations):
+    config = config_of("deepseek_v3")
+    for stack in config.model.decoder.stacks:
+        stack.repeats = 1
+    for mutation in mutations:
+        config = mutation(config)
+    program = program_of(config, devices=8 if len(mutations) == 2 else 1)
+    grads = jax.jit(program.trainer.gradients)
+    state = program.init()
+    _, parts = grads(state, program.place(ragged_batch()))
+    variables = {"params": state["params"], "state": parts.layer_state}
+    moved, _ = SelectionBias(rate=0.1)(variables, {}, parts.sinks, {})
+    (bias,) = jax.tree.leaves(moved["state"]["decoder"])
+    (load,) = [
+        load for path, load in router_loads(parts.sinks).items() if "decoder" in path
+    ]
+    counts = np.asarray(load.counts.value)
+    np.testing.assert_array_equal(
+        np.float32(bias), np.float32(0.1) * np.sign(counts.mean() - counts)
+    )
+    assert counts.sum() == 2 * np.sum(ragged_batch()["segment_ids"] > 0)
 
 
 def test_parts_become_one_by_their_kind():

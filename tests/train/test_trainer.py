@@ -1,5 +1,6 @@
 """One training step: what it computes, and what it does when numbers fail."""
 
+import inspect
 import types
 
 import jax
@@ -44,7 +45,7 @@ def changed(state, **fields):
 
 
 def without_counts(state):
-    return {name: state[name] for name in ("params", "optimizer", "state")}
+    return {name: state[name] for name in ("params", "optimizer", "state", "updates")}
 
 
 def poisoned_weights():
@@ -64,7 +65,7 @@ def test_a_batch_with_nan_changes_nothing_but_the_counts(first, step):
     before, _ = step(first, tiny.batch(0))
     after, metrics = step(before, poisoned_weights())
     assert_same_bits(without_counts(after), without_counts(before))
-    assert (after["step"], after["skipped"]) == (2, 1)
+    assert (after["step"], after["guard"]["skipped"]) == (2, 1)
     assert np.isnan(metrics["loss"]) and metrics["skipped"] == 1
 
 
@@ -73,14 +74,14 @@ def test_parameters_that_overflow_are_left_as_they_were(first, step):
     after, metrics = step(before, tiny.batch(0))
     assert not np.isfinite(metrics["loss"])
     assert_same_bits(without_counts(after), without_counts(before))
-    assert (after["step"], after["skipped"]) == (1, 1)
+    assert (after["step"], after["guard"]["skipped"]) == (1, 1)
 
 
 def test_training_goes_on_after_a_skipped_step(first, step):
     state, _ = step(first, poisoned_weights())
     state, metrics = step(state, tiny.batch(1))
     assert np.isfinite(metrics["loss"])
-    assert (state["step"], state["skipped"]) == (2, 1)
+    assert (state["step"], state["guard"]["skipped"]) == (2, 1)
     # As if the first step had never been, but for its place in the schedule.
     expected, _ = step(changed(first, step=np.int32(1)), tiny.batch(1))
     assert_same_bits(without_counts(state), without_counts(expected))
@@ -158,9 +159,35 @@ def test_metrics_give_the_rate_of_the_schedule(first, step):
 
 def test_metrics_name_the_objective_and_each_term(first, step):
     _, metrics = step(first, tiny.batch(0))
-    names = {"loss", "cross_entropy", "grad_norm", "learning_rate", "skipped"}
-    assert metrics.keys() == names
+    roles = ("", "/kernel", "/embedding", "/scale")
+    norms = {f"{of}_norm{role}" for of in ("grad", "param") for role in roles}
+    counts = {"skipped", "skipped_in_a_row", "packed", "documents_per_row"}
+    assert metrics.keys() == {"loss", "cross_entropy", "learning_rate"} | norms | counts
     assert metrics["loss"] == metrics["cross_entropy"]
+
+
+def test_norms_by_role_make_up_the_whole(program, first, step):
+    state, metrics = step(first, tiny.batch(0))
+    squares = {"kernel": 0.0, "embedding": 0.0, "scale": 0.0}
+
+    def add(path, parameter):
+        value = np.float64(leaf_at(state["params"], path.split("/")))
+        squares[parameter.role] += np.sum(np.square(value))
+
+    map_parameters(add, program.trainer.model.parameters())
+    for role, square in squares.items():
+        found = metrics[f"param_norm/{role}"]
+        np.testing.assert_allclose(found, np.sqrt(square), rtol=1e-6)
+        assert metrics[f"grad_norm/{role}"] > 0
+    whole = np.sqrt(sum(squares.values()))
+    np.testing.assert_allclose(metrics["param_norm"], whole, rtol=1e-6)
+
+
+def test_metrics_tell_how_full_the_rows_are(first, step):
+    _, metrics = step(first, tiny.batch(0))
+    real = tiny.batch(0)["segment_ids"] > 0
+    assert metrics["packed"] == pytest.approx(real.mean())
+    assert metrics["documents_per_row"] == 2
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +256,15 @@ def test_flops_of_a_step_are_those_of_the_formula(program):
 
 
 def test_refuses_to_log_never():
-    node = types.SimpleNamespace(log_every=0)
+    node = types.SimpleNamespace(log_every=0, stop_at_loss=None, eval_every=0)
     expected = "Trainer log_every (0) must be at least 1."
     assert list(Trainer.check_config(node)) == [expected]
+
+
+def test_a_step_is_read_in_one_sitting_and_mentions_no_feature():
+    lines, _ = inspect.getsourcelines(Trainer.step)
+    assert len(lines) < 60
+    source = "".join(lines).lower()
+    features = ("accumul", "zero", "mtp", "later", "moe", "router", "expert", "clip")
+    features += ("muon", "spike", "average", "ema", "offload", "tile", "dropout")
+    assert not [word for word in features if word in source]

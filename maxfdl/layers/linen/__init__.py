@@ -26,6 +26,7 @@ from maxfdl.layers.linen.head import (
 from maxfdl.layers.linen.latent import (
     LatentAttention,
 )
+from maxfdl.layers.linen.later_token import LaterToken
 from maxfdl.layers.linen.linear import (
     Linear,
     LowRankLinear,
@@ -70,6 +71,7 @@ __all__ = [
     "GroupedLinear",
     "Head",
     "LatentAttention",
+    "LaterToken",
     "LayerNorm",
     "Linear",
     "LowRankLinear",

@@ -19,6 +19,7 @@ from maxfdl.layers.linen.linear import Linear
 from maxfdl.layers.linen.module import Module, param
 from maxfdl.layers.linen.norm import AcrossHeads, PerHead
 from maxfdl.layers.parameter import Parameter
+from maxfdl.layers.watch import WatchScores
 from maxfdl.markers import FromParent
 from maxfdl.ops.attention import DotProductAttention
 from maxfdl.ops.initializers import Initializer
@@ -61,6 +62,7 @@ class Attention(Module, kw_only=True):
       temperature: Scaling of queries by position.
       gate: Projection whose sigmoid multiplies what attention mixed.
       sinks: A score per head that takes weight from the keys and gives no value.
+      watch: Leaves the sink `scores`, a `HeadScores`; None leaves none.
     """
 
     check_config = staticmethod(check_attention)
@@ -80,6 +82,7 @@ class Attention(Module, kw_only=True):
     temperature: LogTemperature | None = None
     gate: Callable[..., Linear] | None = None
     sinks: Callable[..., Sinks] | None = None
+    watch: WatchScores | None = None
     features: Annotated[int, FromParent]
 
     @nn.compact
@@ -109,10 +112,15 @@ class Attention(Module, kw_only=True):
             k_BTGK = self.rope(k_BTGK, context.places)
         if self.temperature is not None:
             q_BTHK = self.temperature(q_BTHK, context.positions)
+        q_BTHK = checkpoint_name(q_BTHK, "query")
+        k_BTGK = checkpoint_name(k_BTGK, "key")
+        v_BTGK = checkpoint_name(v_BTGK, "value")
         (k_BSGK, v_BSGK), mask = with_past(context, self.mask, (k_BTGK, v_BTGK))
+        if self.watch is not None:
+            self.watch(self.attention, q_BTHK, k_BSGK, mask, context)
         sinks_H = None if sinks is None else sinks(at("sinks"))
         mixed_BTHK = self.attention(q_BTHK, k_BSGK, v_BSGK, mask, sinks_H)
         mixed_BTHK = checkpoint_name(mixed_BTHK, "attention_out")
         if gate is not None:
             mixed_BTHK = mixed_BTHK * jax.nn.sigmoid(gate(x_BTD, at("gate")))
-        return out(mixed_BTHK, at("out"))
+        return checkpoint_name(out(mixed_BTHK, at("out")), "attention_projected")

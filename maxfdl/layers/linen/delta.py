@@ -124,9 +124,9 @@ class GatedDeltaNet(Module, kw_only=True):
             lambda length: self.delta_rule.empty(k_BTGK, v_BTHV)
         )
         mixed_BTHV, new_state_BHKV = self.delta_rule(
-            q_BTGK,
-            k_BTGK,
-            v_BTHV,
+            checkpoint_name(q_BTGK, "query"),
+            checkpoint_name(k_BTGK, "key"),
+            checkpoint_name(v_BTHV, "value"),
             log_decay_BTH,
             jax.nn.sigmoid(beta_BTH),
             context.places,
@@ -137,4 +137,5 @@ class GatedDeltaNet(Module, kw_only=True):
         mixed_BTHV = checkpoint_name(mixed_BTHV, "attention_out")
         gate_BTHV = output_gate(x_BTD, context.at("output_gate"))
         mixed_BTHV = norm(mixed_BTHV, gate_BTHV, context.at("norm"))
-        return out(mixed_BTHV, context.at("out"))
+        y_BTD = out(mixed_BTHV, context.at("out"))
+        return checkpoint_name(y_BTD, "attention_projected")

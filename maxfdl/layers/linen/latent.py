@@ -18,6 +18,7 @@ from maxfdl.layers.checks import check_latent_attention
 from maxfdl.layers.context import Context
 from maxfdl.layers.linen.linear import Linear, LowRankLinear
 from maxfdl.layers.linen.module import Module
+from maxfdl.layers.watch import WatchScores
 from maxfdl.markers import FromParent
 from maxfdl.ops.attention import DotProductAttention
 from maxfdl.ops.latent import absorbed_attention
@@ -48,6 +49,8 @@ class LatentAttention(Module, kw_only=True):
       rope: Rotation of the last R features of queries, and of `rope_key`.
       mask: Which tokens of its document a token sees.
       attention: How scores are formed and values mixed.
+      watch: Leaves the sink `scores`, a `HeadScores`; None leaves none. A single token
+        that looks at a cache leaves none either.
     """
 
     check_config = staticmethod(check_latent_attention)
@@ -67,6 +70,7 @@ class LatentAttention(Module, kw_only=True):
     rope: Rope
     mask: Causal
     attention: DotProductAttention
+    watch: WatchScores | None = None
     features: Annotated[int, FromParent]
 
     @nn.compact
@@ -103,11 +107,16 @@ class LatentAttention(Module, kw_only=True):
             k_BSHN = key(c_BSL, at("key"))
             v_BSHV = value(c_BSL, at("value"))
             k_BSHR = jnp.broadcast_to(k_BS1R, (*k_BSHN.shape[:3], k_BS1R.shape[-1]))
+            q_BTHQ = jnp.concatenate([q_BTHN, q_BTHR], axis=-1)
+            k_BSHQ = jnp.concatenate([k_BSHN, k_BSHR], axis=-1)
+            if self.watch is not None:
+                shared = k_BS1R.shape[-1]
+                self.watch(self.attention, q_BTHQ, k_BSHQ, mask, context, shared)
             mixed_BTHV = self.attention(
-                jnp.concatenate([q_BTHN, q_BTHR], axis=-1),
-                jnp.concatenate([k_BSHN, k_BSHR], axis=-1),
-                v_BSHV,
+                checkpoint_name(q_BTHQ, "query"),
+                checkpoint_name(k_BSHQ, "key"),
+                checkpoint_name(v_BSHV, "value"),
                 mask,
             )
         mixed_BTHV = checkpoint_name(mixed_BTHV, "attention_out")
-        return out(mixed_BTHV, at("out"))
+        return checkpoint_name(out(mixed_BTHV, at("out")), "attention_projected")

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import jax
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from maxfdl.layers.context import Context
 from maxfdl.layers.linen.linear import Linear
@@ -42,10 +43,11 @@ class GatedMlp(Module, kw_only=True):
         up = self.up(inputs=outer, outputs=inner, name="up")
         down = self.down(inputs=inner, outputs=outer, name="down")
 
-        gate_BTF = gate(x_BTD, context.at("gate"))
-        hidden_BTF = self.glu(gate_BTF, up(x_BTD, context.at("up")))
+        gate_BTF = checkpoint_name(gate(x_BTD, context.at("gate")), "mlp_gate")
+        up_BTF = checkpoint_name(up(x_BTD, context.at("up")), "mlp_up")
+        hidden_BTF = self.glu(gate_BTF, up_BTF)
         hidden_BTF = context.constrain(hidden_BTF, "batch", "sequence", "mlp")
-        return down(hidden_BTF, context.at("down"))
+        return checkpoint_name(down(hidden_BTF, context.at("down")), "mlp_down")
 
 
 class Mlp(Module, kw_only=True):
@@ -71,6 +73,7 @@ class Mlp(Module, kw_only=True):
         up = self.up(inputs=outer, outputs=inner, name="up")
         down = self.down(inputs=inner, outputs=outer, name="down")
 
-        hidden_BTF = activate(self.activation, up(x_BTD, context.at("up")))
+        up_BTF = checkpoint_name(up(x_BTD, context.at("up")), "mlp_up")
+        hidden_BTF = activate(self.activation, up_BTF)
         hidden_BTF = context.constrain(hidden_BTF, "batch", "sequence", "mlp")
-        return down(hidden_BTF, context.at("down"))
+        return checkpoint_name(down(hidden_BTF, context.at("down")), "mlp_down")

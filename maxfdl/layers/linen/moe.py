@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from maxfdl.layers.checks import check_moe
 from maxfdl.layers.context import Context
@@ -69,6 +70,7 @@ class Router(Module, kw_only=True):
         if self.selection_bias is not None:
             selection_bias = self.selection_bias.value
         logits_BTE = router_logits(x_BTD, kernel, bias)
+        logits_BTE = checkpoint_name(logits_BTE, "router_logits")
         choice = self.routing(logits_BTE, selection_bias)
         mask_BT = balance.counted(context.places)
         tokens = jnp.sum(mask_BT, dtype=jnp.float32)
@@ -171,8 +173,11 @@ class Experts(Module, kw_only=True):
             x_MD = x_MD * groups.gather_weights(weights_Nk).astype(x_MD.dtype)[:, None]
             weights_Nk = None
         gate_MF = gate(x_MD, groups, context.at("gate"))
-        hidden_MF = self.glu(gate_MF, up(x_MD, groups, context.at("up")))
-        y_MD = down(hidden_MF, groups, context.at("down"))
+        up_MF = up(x_MD, groups, context.at("up"))
+        gate_MF = checkpoint_name(gate_MF, "expert_gate")
+        up_MF = checkpoint_name(up_MF, "expert_up")
+        y_MD = down(self.glu(gate_MF, up_MF), groups, context.at("down"))
+        y_MD = checkpoint_name(y_MD, "expert_down")
         mask_N = balance.counted(context.places).reshape(-1)
         context.emit("dropped", Counts(groups.dropped(mask_N)))
         y_BTD = groups.combine(y_MD, weights_Nk).reshape(x_BTD.shape)

@@ -26,6 +26,7 @@ from maxfdl.layers.nnx.head import (
 from maxfdl.layers.nnx.latent import (
     LatentAttention,
 )
+from maxfdl.layers.nnx.later_token import LaterToken
 from maxfdl.layers.nnx.linear import (
     Linear,
     LowRankLinear,
@@ -70,6 +71,7 @@ __all__ = [
     "GroupedLinear",
     "Head",
     "LatentAttention",
+    "LaterToken",
     "LayerNorm",
     "Linear",
     "LowRankLinear",

@@ -128,9 +128,9 @@ class GatedDeltaNet(Module):
             lambda length: self.delta_rule.empty(k_BTGK, v_BTHV)
         )
         mixed_BTHV, new_state_BHKV = self.delta_rule(
-            q_BTGK,
-            k_BTGK,
-            v_BTHV,
+            checkpoint_name(q_BTGK, "query"),
+            checkpoint_name(k_BTGK, "key"),
+            checkpoint_name(v_BTHV, "value"),
             log_decay_BTH,
             jax.nn.sigmoid(beta_BTH),
             context.places,
@@ -141,4 +141,5 @@ class GatedDeltaNet(Module):
         mixed_BTHV = checkpoint_name(mixed_BTHV, "attention_out")
         gate_BTHV = self.output_gate(x_BTD, context.at("output_gate"))
         mixed_BTHV = self.norm(mixed_BTHV, gate_BTHV, context.at("norm"))
-        return self.out(mixed_BTHV, context.at("out"))
+        y_BTD = self.out(mixed_BTHV, context.at("out"))
+        return checkpoint_name(y_BTD, "attention_projected")

@@ -12,7 +12,7 @@ from maxfdl.ops.dropout import dropout
 class Dropout(Module):
     """Zeroes each element with probability `rate` and scales the rest to keep the mean.
 
-    The mask follows from step, layer and path alone. Without a key in the context
+    The mask follows from step, layer, path and row alone. Without a key in the context
     (evaluation, generation) nothing is dropped. Srivastava et al. 2014.
     """
 
@@ -24,4 +24,4 @@ class Dropout(Module):
     def __call__(self, x: jax.Array, context: Context) -> jax.Array:
         if self.rate == 0.0 or context.key is None:
             return x
-        return dropout(x, self.rate, context.layer_key())
+        return dropout(x, self.rate, context.row_keys())

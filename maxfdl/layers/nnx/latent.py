@@ -18,6 +18,7 @@ from maxfdl.layers.checks import check_latent_attention
 from maxfdl.layers.context import Context
 from maxfdl.layers.nnx.linear import Linear, LowRankLinear
 from maxfdl.layers.nnx.module import Module
+from maxfdl.layers.watch import WatchScores
 from maxfdl.markers import FromParent
 from maxfdl.ops.attention import DotProductAttention
 from maxfdl.ops.latent import absorbed_attention
@@ -48,6 +49,8 @@ class LatentAttention(Module):
       rope: Rotation of the last R features of queries, and of `rope_key`.
       mask: Which tokens of its document a token sees.
       attention: How scores are formed and values mixed.
+      watch: Leaves the sink `scores`, a `HeadScores`; None leaves none. A single token
+        that looks at a cache leaves none either.
     """
 
     check_config = staticmethod(check_latent_attention)
@@ -70,6 +73,7 @@ class LatentAttention(Module):
         rope: Rope,
         mask: Causal,
         attention: DotProductAttention,
+        watch: WatchScores | None = None,
         features: Annotated[int, FromParent],
         rngs: nnx.Rngs,
     ):
@@ -77,6 +81,7 @@ class LatentAttention(Module):
         self.rope = rope
         self.mask = mask
         self.attention = attention
+        self.watch = watch
         embed, middle = {"embed": features}, {"latent": latent_dim}
         heads = {"heads": num_heads}
         query_heads = heads | {"head_dim": nope_dim + rope_dim}
@@ -110,11 +115,16 @@ class LatentAttention(Module):
             k_BSHN = self.key(c_BSL, at("key"))
             v_BSHV = self.value(c_BSL, at("value"))
             k_BSHR = jnp.broadcast_to(k_BS1R, (*k_BSHN.shape[:3], k_BS1R.shape[-1]))
+            q_BTHQ = jnp.concatenate([q_BTHN, q_BTHR], axis=-1)
+            k_BSHQ = jnp.concatenate([k_BSHN, k_BSHR], axis=-1)
+            if self.watch is not None:
+                shared = k_BS1R.shape[-1]
+                self.watch(self.attention, q_BTHQ, k_BSHQ, mask, context, shared)
             mixed_BTHV = self.attention(
-                jnp.concatenate([q_BTHN, q_BTHR], axis=-1),
-                jnp.concatenate([k_BSHN, k_BSHR], axis=-1),
-                v_BSHV,
+                checkpoint_name(q_BTHQ, "query"),
+                checkpoint_name(k_BSHQ, "key"),
+                checkpoint_name(v_BSHV, "value"),
                 mask,
             )
         mixed_BTHV = checkpoint_name(mixed_BTHV, "attention_out")
-        return self.out(mixed_BTHV, at("out"))
+        return checkpoint_name(self.out(mixed_BTHV, at("out")), "attention_projected")

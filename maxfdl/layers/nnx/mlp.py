@@ -8,6 +8,7 @@ from typing import Annotated
 
 import jax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from maxfdl.layers.context import Context
 from maxfdl.layers.nnx.linear import Linear
@@ -46,10 +47,11 @@ class GatedMlp(Module):
         self.down = down(inputs=inner, outputs=outer, rngs=rngs)
 
     def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
-        gate_BTF = self.gate(x_BTD, context.at("gate"))
-        hidden_BTF = self.glu(gate_BTF, self.up(x_BTD, context.at("up")))
+        gate_BTF = checkpoint_name(self.gate(x_BTD, context.at("gate")), "mlp_gate")
+        up_BTF = checkpoint_name(self.up(x_BTD, context.at("up")), "mlp_up")
+        hidden_BTF = self.glu(gate_BTF, up_BTF)
         hidden_BTF = context.constrain(hidden_BTF, "batch", "sequence", "mlp")
-        return self.down(hidden_BTF, context.at("down"))
+        return checkpoint_name(self.down(hidden_BTF, context.at("down")), "mlp_down")
 
 
 class Mlp(Module):
@@ -79,6 +81,7 @@ class Mlp(Module):
         self.down = down(inputs=inner, outputs=outer, rngs=rngs)
 
     def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
-        hidden_BTF = activate(self.activation, self.up(x_BTD, context.at("up")))
+        up_BTF = checkpoint_name(self.up(x_BTD, context.at("up")), "mlp_up")
+        hidden_BTF = activate(self.activation, up_BTF)
         hidden_BTF = context.constrain(hidden_BTF, "batch", "sequence", "mlp")
-        return self.down(hidden_BTF, context.at("down"))
+        return checkpoint_name(self.down(hidden_BTF, context.at("down")), "mlp_down")

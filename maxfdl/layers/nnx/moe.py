@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from maxfdl.layers.checks import check_moe
 from maxfdl.layers.context import Context
@@ -70,6 +71,7 @@ class Router(Module):
         if self.selection_bias is not None:
             selection_bias = self.selection_bias[...]
         logits_BTE = router_logits(x_BTD, kernel, bias)
+        logits_BTE = checkpoint_name(logits_BTE, "router_logits")
         choice = self.routing(logits_BTE, selection_bias)
         mask_BT = balance.counted(context.places)
         tokens = jnp.sum(mask_BT, dtype=jnp.float32)
@@ -182,8 +184,11 @@ class Experts(Module):
             x_MD = x_MD * groups.gather_weights(weights_Nk).astype(x_MD.dtype)[:, None]
             weights_Nk = None
         gate_MF = self.gate(x_MD, groups, context.at("gate"))
-        hidden_MF = self.glu(gate_MF, self.up(x_MD, groups, context.at("up")))
-        y_MD = self.down(hidden_MF, groups, context.at("down"))
+        up_MF = self.up(x_MD, groups, context.at("up"))
+        gate_MF = checkpoint_name(gate_MF, "expert_gate")
+        up_MF = checkpoint_name(up_MF, "expert_up")
+        y_MD = self.down(self.glu(gate_MF, up_MF), groups, context.at("down"))
+        y_MD = checkpoint_name(y_MD, "expert_down")
         mask_N = balance.counted(context.places).reshape(-1)
         context.emit("dropped", Counts(groups.dropped(mask_N)))
         y_BTD = groups.combine(y_MD, weights_Nk).reshape(x_BTD.shape)

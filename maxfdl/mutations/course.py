@@ -1,0 +1,46 @@
+"""The course of a run: how its batches grow, and when it ends."""
+
+from typing import TypeVar
+
+import fiddle as fdl
+
+from maxfdl.graph import copy, nodes_of
+from maxfdl.mutations.roles import is_experiment, is_trainer
+from maxfdl.train.ramp_up import BatchRampUp
+
+C = TypeVar("C", bound=fdl.Buildable)
+
+
+def batch_ramp_up(cfg: C, *, start: int, steps: int) -> C:
+    """Returns a copy of `cfg` whose batches double from `start` to the whole size.
+
+    See `maxfdl.train.ramp_up.BatchRampUp`. `batch_ramp_up(start=0, steps=0)` is the
+    inverse.
+
+    Raises:
+      MutationError: If there is no experiment.
+    """
+    out = copy(cfg)
+    for experiment in nodes_of(out, is_experiment):
+        if start:
+            experiment.ramp_up = fdl.Config(BatchRampUp, start=start, steps=steps)
+        elif "ramp_up" in experiment.__arguments__:
+            del experiment.ramp_up
+    return out
+
+
+def stop_at_loss(cfg: C, *, loss: float | None) -> C:
+    """Returns a copy of `cfg` that ends when an evaluation finds `loss` or less.
+
+    `stop_at_loss(loss=None)` is the inverse.
+
+    Raises:
+      MutationError: If there is no trainer.
+    """
+    out = copy(cfg)
+    for trainer in nodes_of(out, is_trainer):
+        if loss is not None:
+            trainer.stop_at_loss = loss
+        elif "stop_at_loss" in trainer.__arguments__:
+            del trainer.stop_at_loss
+    return out

@@ -1,0 +1,46 @@
+"""Which steps count, and which weights are evaluated."""
+
+from typing import TypeVar
+
+import fiddle as fdl
+
+from maxfdl.graph import copy, nodes_of, swap
+from maxfdl.mutations.roles import is_trainer
+from maxfdl.mutations.trainer_updates import put_update
+from maxfdl.train.guard import SkipNonFinite, SkipSpikes
+from maxfdl.train.weight_average import WeightAverage
+
+C = TypeVar("C", bound=fdl.Buildable)
+
+
+def skip_spikes(cfg: C, *, window: int = 128, deviations: float = 6.0) -> C:
+    """Returns a copy of `cfg` that leaves out steps whose loss or gradients leap.
+
+    See `maxfdl.train.guard.SkipSpikes`. `skip_spikes(window=0)` is the inverse.
+
+    Raises:
+      MutationError: If there is no trainer.
+    """
+    out = copy(cfg)
+    for trainer in nodes_of(out, is_trainer):
+        if window:
+            swap(trainer.guard, SkipSpikes, window=window, deviations=deviations)
+        else:
+            swap(trainer.guard, SkipNonFinite)
+    return out
+
+
+def average_weights(cfg: C, *, decay: float = 0.999) -> C:
+    """Returns a copy of `cfg` that evaluates and exports an average of its weights.
+
+    See `maxfdl.train.weight_average.WeightAverage`. `average_weights(decay=0.0)` is the
+    inverse.
+
+    Raises:
+      MutationError: If there is no trainer.
+    """
+    out = copy(cfg)
+    for trainer in nodes_of(out, is_trainer):
+        node = fdl.Config(WeightAverage, decay=decay) if decay else None
+        put_update(trainer, WeightAverage, node)
+    return out

@@ -1,0 +1,111 @@
+"""How far a step goes: learning rates by step and by role, and decay."""
+
+from typing import Literal, TypeVar
+
+import fiddle as fdl
+
+from maxfdl.graph import copy, nodes_of, swap
+from maxfdl.mutations.roles import is_optimizer
+from maxfdl.optim.schedules import (
+    InverseSquareRoot,
+    WarmupConstant,
+    WarmupCosine,
+    WarmupLinear,
+    WarmupStableDecay,
+)
+from maxfdl.optim.transforms import RateFactors, WeightDecay
+
+C = TypeVar("C", bound=fdl.Buildable)
+
+_SCHEDULES = {
+    "constant": WarmupConstant,
+    "cosine": WarmupCosine,
+    "inverse_square_root": InverseSquareRoot,
+    "linear": WarmupLinear,
+    "wsd": WarmupStableDecay,
+}
+
+
+def use_schedule(
+    cfg: C,
+    *,
+    kind: Literal["constant", "cosine", "inverse_square_root", "linear", "wsd"],
+    peak: float | None = None,
+    warmup_steps: int | None = None,
+    final_fraction: float | None = None,
+    decay_steps: int | None = None,
+    shape: Literal["linear", "cosine", "one_minus_sqrt"] | None = None,
+) -> C:
+    """Returns a copy of `cfg` whose learning rate has this shape over the run.
+
+    Fields that are not given stay, if the new kind has them; see
+    `maxfdl.optim.schedules`. `wsd` needs `decay_steps`. The inverse gives the kind and
+    the values that were there.
+
+    Raises:
+      MutationError: If there is no optimizer, or if the kind has no such field.
+    """
+    given = {
+        "peak": peak,
+        "warmup_steps": warmup_steps,
+        "final_fraction": final_fraction,
+        "decay_steps": decay_steps,
+        "shape": shape,
+    }
+    changes = {name: value for name, value in given.items() if value is not None}
+    out = copy(cfg)
+    for optimizer in nodes_of(out, is_optimizer):
+        swap(optimizer.schedule, _SCHEDULES[kind], **changes)
+    return out
+
+
+def learning_rate_by_role(
+    cfg: C,
+    *,
+    kernel: float = 1.0,
+    embedding: float = 1.0,
+    scale: float = 1.0,
+    bias: float = 1.0,
+) -> C:
+    """Returns a copy of `cfg` in which each role has its multiple of the learning rate.
+
+    Weight decay goes with it; 0 freezes a role. `learning_rate_by_role()` is the
+    inverse.
+
+    Raises:
+      MutationError: If there is no optimizer.
+    """
+    factors = {"kernel": kernel, "embedding": embedding, "scale": scale, "bias": bias}
+    out = copy(cfg)
+    for optimizer in nodes_of(out, is_optimizer):
+        if set(factors.values()) != {1.0}:
+            optimizer.rate_factors = fdl.Config(RateFactors, **factors)
+        elif "rate_factors" in optimizer.__arguments__:
+            del optimizer.rate_factors
+    return out
+
+
+def weight_decay(
+    cfg: C,
+    *,
+    rate: float,
+    kernel: float = 1.0,
+    embedding: float = 1.0,
+    scale: float = 0.0,
+    bias: float = 0.0,
+) -> C:
+    """Returns a copy of `cfg` that decays each role by its share of `rate`.
+
+    See `maxfdl.optim.transforms.WeightDecay`; a rate of 0 leaves none. The inverse
+    gives the values that were there.
+
+    Raises:
+      MutationError: If there is no optimizer.
+    """
+    shares = {"kernel": kernel, "embedding": embedding, "scale": scale, "bias": bias}
+    out = copy(cfg)
+    for optimizer in nodes_of(out, is_optimizer):
+        optimizer.weight_decay = (
+            fdl.Config(WeightDecay, rate=rate, **shares) if rate else None
+        )
+    return out

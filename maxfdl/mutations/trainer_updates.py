@@ -1,0 +1,63 @@
+"""What a step does after the optimizer, and what that needs of layers, as mutations
+change it."""
+
+import fiddle as fdl
+
+from maxfdl.errors import MutationError
+from maxfdl.graph import nodes_of
+from maxfdl.graph.select import iterate
+from maxfdl.layers.watch import WatchScores
+from maxfdl.mutations.roles import is_attention, is_trainer
+from maxfdl.train.qk_clip import QkClip
+from maxfdl.train.router import SelectionBias
+from maxfdl.train.updates import Update
+from maxfdl.train.weight_average import WeightAverage
+
+# An average takes the weights as a step leaves them, so it comes last.
+_ORDER = (SelectionBias, QkClip, WeightAverage)
+
+
+def put_update(
+    trainer: fdl.Buildable, kind: type[Update], node: fdl.Config | None
+) -> None:
+    """Sets the update of this kind, in place; None takes it out.
+
+    Those that mutations put there come in one order, after any others.
+    """
+    of = fdl.get_callable
+    nodes = [each for each in trainer.updates if of(each) is not kind]
+    nodes += [] if node is None else [node]
+    others = [each for each in nodes if of(each) not in _ORDER]
+    ours = [each for each in nodes if of(each) in _ORDER]
+    ours.sort(key=lambda each: _ORDER.index(of(each)))
+    if others or ours:
+        trainer.updates = others + ours
+    elif "updates" in trainer.__arguments__:
+        del trainer.updates
+
+
+def put_qk_clip(cfg: fdl.Buildable, threshold: float) -> None:
+    """Makes attention leave its scores and the trainer clip by them, in place.
+
+    Raises:
+      MutationError: If there is no trainer or no attention, or if norms of queries and
+        keys would undo what the clip does to weights.
+    """
+    for node in nodes_of(cfg, is_attention):
+        if getattr(node, "query_norm", None) or getattr(node, "key_norm", None):
+            raise MutationError(
+                "Attention has query_norm or key_norm, which undo what QK-clip does to"
+                " weights and bound the scores by themselves; use use_muon."
+            )
+        node.watch = fdl.Config(WatchScores)
+    for trainer in nodes_of(cfg, is_trainer):
+        put_update(trainer, QkClip, fdl.Config(QkClip, threshold=threshold))
+
+
+def take_out_qk_clip(cfg: fdl.Buildable) -> None:
+    """Undoes `put_qk_clip`, in place; changes nothing where there is none."""
+    for _, node in iterate(cfg):
+        if is_attention(node) and "watch" in node.__arguments__:
+            del node.watch
+        elif is_trainer(node):
+            put_update(node, QkClip, None)

@@ -1,0 +1,79 @@
+"""What a step reports of itself."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from maxfdl.layers.parameter import Parameter, Role
+from maxfdl.layers.sinks import Counts, HeadScores, Max
+from maxfdl.ops import balance
+from maxfdl.ops.mask import Places
+from maxfdl.train.auxiliary import router_loads
+
+Metrics = dict[str, jax.Array]
+
+
+def norms(name: str, tree: Any, parameters: dict) -> Metrics:
+    """Returns the L2 norm of a tree like the parameters, and of each role's part."""
+    by_role: dict[Role, list[jax.Array]] = {}
+    is_declaration = lambda node: isinstance(node, Parameter)  # noqa: E731
+    declared = jax.tree.leaves(parameters, is_leaf=is_declaration)
+    for parameter, leaf in zip(declared, jax.tree.leaves(tree), strict=True):
+        by_role.setdefault(parameter.role, []).append(leaf)
+    whole = {f"{name}/{role}": optax.tree.norm(part) for role, part in by_role.items()}
+    squares = [jnp.square(norm) for norm in whole.values()]
+    return {name: jnp.sqrt(sum(squares, jnp.zeros(())))} | whole
+
+
+def packing(batch: Mapping[str, jax.Array]) -> Metrics:
+    """Returns how full the rows of a batch are.
+
+    `packed` is the share of places that are no padding, `documents_per_row` how many
+    pieces of documents a row holds.
+    """
+    real = balance.counted(Places(batch["positions"], batch["segment_ids"]))
+    begins = real & (batch["positions"] == 0)
+    return {
+        "packed": jnp.mean(real, dtype=jnp.float32),
+        "documents_per_row": jnp.sum(begins, dtype=jnp.float32) / real.shape[0],
+    }
+
+
+def of_sinks(sinks: Mapping[str, Any]) -> Metrics:
+    """Returns what is logged of what layers left.
+
+    `expert_load` is the greatest count of an expert over the mean of its layer's, in
+    any layer: 1 where all are even; `expert_load_least` is the least. `dropped` counts
+    copies of tokens that no expert saw, `max_logit` is the highest score of attention.
+    """
+    ratios = []
+    for load in router_loads(sinks).values():
+        counts = load.counts.value.astype(jnp.float32)
+        mean = jnp.maximum(jnp.mean(counts, axis=-1, keepdims=True), 1.0)
+        ratios.append((counts / mean).reshape(-1))
+    metrics = {}
+    if ratios:
+        ratio = jnp.concatenate(ratios)
+        metrics |= {
+            "expert_load": jnp.max(ratio),
+            "expert_load_least": jnp.min(ratio),
+        }
+    return metrics | _together(sinks)
+
+
+def _together(sinks: Mapping[str, Any]) -> Metrics:
+    """Returns counts added up, and maxima compared, over all layers that left them."""
+    found: Metrics = {}
+    for path, sink in sinks.items():
+        name = path.rpartition("/")[2]
+        if isinstance(sink, HeadScores):
+            name, sink = "max_logit", sink.highest
+        if isinstance(sink, Counts):
+            found[name] = found.get(name, 0) + jnp.sum(sink.value)
+        elif isinstance(sink, Max):
+            highest = jnp.max(sink.value)
+            found[name] = jnp.maximum(found.get(name, highest), highest)
+    return found

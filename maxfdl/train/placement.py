@@ -1,0 +1,63 @@
+"""Where the state of training lies: what of it is cut over replicas."""
+
+import dataclasses
+from typing import Any, Literal
+
+from jax.sharding import NamedSharding, PartitionSpec
+
+from maxfdl.layers.parameter import Parameter, map_parameters
+from maxfdl.sharding.sharding import REPLICAS, Sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Which parts of the state are cut further than the parameters are.
+
+    Args:
+      optimizer: `replicated` along the mesh axis of replicas, as the parameters are;
+        `sharded`: each replica keeps and updates its share of the optimizer's state,
+        the gradients reach it by one reduce-scatter, and the parameters by one
+        all-gather: ZeRO-1, Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054.
+        A parameter that has no dim to cut evenly stays whole.
+    """
+
+    optimizer: Literal["replicated", "sharded"] = "replicated"
+
+    def cuts(self, parameters: dict, sharding: Sharding) -> Any:
+        """Returns for each gradient the dim that replicas share out, as a spec."""
+
+        def cut(path: str, parameter: Parameter) -> PartitionSpec:
+            spec = sharding.spec(parameter.full_axes)
+            further = self._cut(spec, parameter, sharding)
+            return PartitionSpec(*(e if e == REPLICAS else None for e in further))
+
+        return map_parameters(cut, parameters)
+
+    def of_moments(self, parameters: dict, sharding: Sharding) -> Any:
+        """Returns where state of the optimizer that is like a parameter lies."""
+
+        def place(path: str, parameter: Parameter) -> NamedSharding:
+            spec = sharding.spec(parameter.full_axes)
+            return NamedSharding(sharding.mesh, self._cut(spec, parameter, sharding))
+
+        return map_parameters(place, parameters)
+
+    def _cut(
+        self, spec: PartitionSpec, parameter: Parameter, sharding: Sharding
+    ) -> PartitionSpec:
+        """Returns a parameter's spec with one more dim cut, if there is one.
+
+        Layers come first, so that what looks at whole matrices finds them; then the
+        longest dim.
+        """
+        parts = sharding.num_replicas
+        if self.optimizer == "replicated" or parts == 1:
+            return spec
+        shape = parameter.full_shape
+        entries = [*spec, *[None] * (len(shape) - len(spec))]
+        free = [d for d, e in enumerate(entries) if e is None and not shape[d] % parts]
+        if not free:
+            return spec
+        first = parameter.full_axes[free[0]] == "layers"
+        entries[free[0] if first else max(free, key=lambda d: shape[d])] = REPLICAS
+        return PartitionSpec(*entries)

@@ -1,0 +1,117 @@
+"""QK-clip: weights of queries and keys shrink where the scores of a head went too high.
+
+Letters: L layers of a stack, H heads, K width of a query or key.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from maxfdl.layers.parameter import Parameter
+from maxfdl.layers.sinks import HeadScores
+from maxfdl.train.updates import Update, Variables
+
+_HEADS = ("heads", "kv_heads")
+
+
+@dataclasses.dataclass(frozen=True)
+class QkClip(Update):
+    """Scales queries and keys of heads whose highest score is above `threshold` to it.
+
+    A head with the highest score S > threshold gets the factor `threshold / S`: its
+    root for the query and its root for the key, or, where heads share a key, the whole
+    for the query alone. So heads below the threshold keep every bit of their weights.
+    Kimi K2, https://arxiv.org/abs/2507.20534, algorithm 1, for latent attention; groups
+    of heads that share a key are treated as it treats the shared part of a key.
+
+    Args:
+      threshold: 100 in Kimi K2.
+    """
+
+    name = "qk_clip"
+    threshold: float = 100.0
+
+    @staticmethod
+    def check_config(node):
+        if node.threshold <= 0:
+            yield f"QkClip threshold ({node.threshold}) must be positive."
+
+    def __call__(
+        self,
+        variables: Variables,
+        memory: Any,
+        sinks: Mapping[str, Any],
+        parameters: dict,
+    ) -> tuple[Variables, Any]:
+        params = variables["params"]
+        for path, scores in sinks.items():
+            if isinstance(scores, HeadScores):
+                *layer, _ = path.split("/")
+                params = self._clipped(params, parameters, layer, scores)
+        return variables | {"params": params}, memory
+
+    def _clipped(
+        self, params: Any, parameters: Any, path: list[str], scores: HeadScores
+    ) -> Any:
+        """Returns parameters in which the attention at `path` is clipped."""
+        if path:
+            name, *rest = path
+            inner = self._clipped(params[name], parameters[name], rest, scores)
+            return {**params, name: inner}
+        highest = scores.highest.value
+        factors = jnp.where(highest > self.threshold, self.threshold / highest, 1.0)
+        heads, key_heads = (_num_heads(parameters[n]) for n in ("query", "key"))
+        roots = jnp.sqrt(factors)
+        own = roots if key_heads == heads else factors
+        width = _width(parameters["query"])
+        per_feature = jnp.concatenate(
+            [
+                jnp.repeat(own[..., None], width - scores.shared, axis=-1),
+                jnp.repeat(factors[..., None], scores.shared, axis=-1),
+            ],
+            axis=-1,
+        )
+        query = _scaled(params["query"], parameters["query"], per_feature)
+        clipped = {**params, "query": query}
+        if key_heads == heads:
+            clipped["key"] = _scaled(params["key"], parameters["key"], roots[..., None])
+        return clipped
+
+
+def _of_heads(declared: Any) -> list[Parameter]:
+    is_declaration = lambda node: isinstance(node, Parameter)  # noqa: E731
+    leaves = jax.tree.leaves(declared, is_leaf=is_declaration)
+    return [leaf for leaf in leaves if set(_HEADS) & set(leaf.axes)]
+
+
+def _num_heads(declared: Any) -> int:
+    first = _of_heads(declared)[0]
+    sizes = dict(zip(first.axes, first.shape, strict=True))
+    return next(sizes[axis] for axis in _HEADS if axis in sizes)
+
+
+def _width(declared: Any) -> int:
+    return _of_heads(declared)[0].shape[-1]
+
+
+def _scaled(params: Any, declared: Any, factors: jax.Array) -> Any:
+    """Returns a projection's parameters times [L?, H, K or 1] factors.
+
+    What has no heads, such as the first half of a projection of low rank, stays.
+    """
+
+    def scale(parameter: Parameter, value: jax.Array) -> jax.Array:
+        if not set(_HEADS) & set(parameter.axes):
+            return value
+        kept = {"layers", "head_dim", *_HEADS}
+        wide = [a in kept for a in parameter.full_axes]
+        sizes = iter(factors.shape)
+        return (
+            value * factors.reshape([next(sizes) if w else 1 for w in wide])
+        ).astype(value.dtype)
+
+    is_declaration = lambda node: isinstance(node, Parameter)  # noqa: E731
+    return jax.tree.map(scale, declared, params, is_leaf=is_declaration)

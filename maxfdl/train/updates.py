@@ -1,0 +1,63 @@
+"""What a step does besides the optimizer's update: one object for each."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+Variables = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """Changes the variables once per step, after the optimizer; may remember things.
+
+    `name` is where the state of training keeps what it remembers.
+    """
+
+    name: ClassVar[str]
+
+    def init(self, params: Any) -> Any:
+        """Returns what is remembered before the first step."""
+        return {}
+
+    def shardings(self, of_params: Any, other: Any) -> Any:
+        """Returns where that lies, a tree like it; `other` is for what is no array of
+        parameters."""
+        return {}
+
+    def __call__(
+        self,
+        variables: Variables,
+        memory: Any,
+        sinks: Mapping[str, Any],
+        parameters: dict,
+    ) -> tuple[Variables, Any]:
+        """Returns the variables and the memory after a step.
+
+        Args:
+          variables: `params` as the optimizer left them, and `state` of the layers.
+          memory: As it was before the step.
+          sinks: What layers left during the step, of the whole batch.
+          parameters: Declarations, a tree like `params`.
+        """
+        raise NotImplementedError
+
+    def evaluated(self, params: Any, memory: Any) -> Any:
+        """Returns the weights to evaluate, sample and export."""
+        return params
+
+
+def updated(
+    updates: Sequence[Update],
+    variables: Variables,
+    memories: Mapping[str, Any],
+    sinks: Mapping[str, Any],
+    parameters: dict,
+) -> tuple[Variables, dict[str, Any]]:
+    """Returns what all `updates` make of the variables, in order, and remember."""
+    kept = {}
+    for update in updates:
+        variables, kept[update.name] = update(
+            variables, memories[update.name], sinks, parameters
+        )
+    return variables, kept

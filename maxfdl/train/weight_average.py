@@ -1,0 +1,67 @@
+"""The running average of the weights."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from maxfdl.train.updates import Update, Variables
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightAverage(Update):
+    """An exponential average of the weights, which is what is evaluated and exported.
+
+    After n steps it is `sum_i decay^(n-i) params_i / sum_i decay^(n-i)`, so the first
+    weights have no more part in it than any others (Kingma & Ba 2015 correct moments
+    alike). Keeps one float32 array per parameter. Polyak & Juditsky 1992.
+
+    Args:
+      decay: How much of the average stays from one step to the next.
+    """
+
+    name = "weight_average"
+    decay: float = 0.999
+
+    @staticmethod
+    def check_config(node):
+        if not 0.0 <= node.decay < 1.0:
+            yield f"WeightAverage decay ({node.decay}) must be at least 0 and below 1."
+
+    def init(self, params: Any) -> Any:
+        zeros = lambda p: jnp.zeros(p.shape, jnp.float32)  # noqa: E731
+        return {
+            "average": jax.tree.map(zeros, params),
+            "steps": jnp.zeros((), jnp.int32),
+        }
+
+    def shardings(self, of_params: Any, other: Any) -> Any:
+        return {"average": of_params, "steps": other}
+
+    def __call__(
+        self,
+        variables: Variables,
+        memory: Any,
+        sinks: Mapping[str, Any],
+        parameters: dict,
+    ) -> tuple[Variables, Any]:
+        steps = memory["steps"] + 1
+        n = steps.astype(jnp.float32)
+        stays = self.decay * (1.0 - self.decay ** (n - 1.0)) / (1.0 - self.decay**n)
+        average = jax.tree.map(
+            lambda a, p: a + (1.0 - stays) * (p.astype(a.dtype) - a),
+            memory["average"],
+            variables["params"],
+        )
+        return variables, {"average": average, "steps": steps}
+
+    def evaluated(self, params: Any, memory: Any) -> Any:
+        """Returns the average; before the first step, the weights."""
+        began = memory["steps"] > 0
+        return jax.tree.map(
+            lambda a, p: jnp.where(began, a.astype(p.dtype), p),
+            memory["average"],
+            params,
+        )

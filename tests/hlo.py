@@ -1,0 +1,307 @@
+"""Reads compiled programs: FLOPs and collectives, counted as often as they run.
+
+XLA's own `cost_analysis` counts the body of a loop once. Here it counts once per trip,
+for the text of CPU and of TPU programs. A kernel behind a custom call counts nothing.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+import re
+from collections.abc import Iterator
+
+KINDS = (
+    "all-gather",
+    "all-reduce",
+    "all-to-all",
+    "collective-broadcast",
+    "collective-permute",
+    "ragged-all-to-all",
+    "reduce-scatter",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective of a program, as each device runs it.
+
+    Args:
+      kind: One of `KINDS`.
+      payload: Bytes of the full-size array: of what a gather makes, and of what any
+        other is given.
+      group: Devices that exchange with one another.
+      times: How often it runs.
+      in_loop: Whether it stands in the body of a loop.
+    """
+
+    kind: str
+    payload: int
+    group: int
+    times: int = 1
+    in_loop: bool = False
+
+    @property
+    def wire(self) -> float:
+        """Bytes that a device sends, over all times that it runs."""
+        if self.kind == "collective-permute":
+            return self.times * self.payload
+        crossings = 2 if self.kind == "all-reduce" else 1
+        return self.times * crossings * self.payload * (self.group - 1) / self.group
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What one device does in one run: matrix products and exchanges."""
+
+    flops: int = 0
+    collectives: tuple[Collective, ...] = ()
+
+    @property
+    def wire(self) -> float:
+        """Bytes that a device sends."""
+        return sum(collective.wire for collective in self.collectives)
+
+    def __add__(self, other: "Program") -> "Program":
+        return Program(self.flops + other.flops, self.collectives + other.collectives)
+
+    def repeated(self, times: int) -> "Program":
+        """Returns the program of a loop that runs this one so often."""
+        inside = (
+            dataclasses.replace(c, times=c.times * times, in_loop=True)
+            for c in self.collectives
+        )
+        return Program(self.flops * times, tuple(inside))
+
+
+def read(text: str) -> Program:
+    """Returns what the program does, from `compiled.as_text()`.
+
+    Raises:
+      ValueError: If a loop whose body counts for something has no known trip count.
+    """
+    return _Module(text).program()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+    """`name = type opcode(operands), attributes`."""
+
+    name: str
+    type: str
+    opcode: str
+    operands: str
+    attributes: str
+
+    @functools.cached_property
+    def operand_names(self) -> list[str]:
+        return re.findall(r"%([\w.-]+)", self.operands)
+
+    def attribute(self, pattern: str) -> str | None:
+        found = re.search(pattern, self.attributes)
+        return found and found.group(1)
+
+
+class _Module:
+    """Computations by name, and the cost of each."""
+
+    def __init__(self, text: str):
+        counts = re.findall(r"(?:num_partitions|replica_count)=(\d+)", text[:10_000])
+        self.num_devices = math.prod(map(int, counts))
+        self.computations: dict[str, dict[str, _Instruction]] = {}
+        for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
+            header = re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line)
+            if header:
+                current = self.computations.setdefault(header.group(2), {})
+                if header.group(1):
+                    self.entry = header.group(2)
+            elif instruction := _parse(line):
+                current[instruction.name] = instruction
+
+    def program(self) -> Program:
+        return self.cost(self.entry)
+
+    @functools.cache  # noqa: B019  A module lives as long as one call of `read`.
+    def cost(self, computation: str) -> Program:
+        inside = self.computations[computation].values()
+        program = sum((self.cost_of(i, computation) for i in inside), Program())
+        if computation.startswith("all-reduce-scatter"):
+            # How a TPU program writes a reduce-scatter: a kernel of its own, described
+            # by an all-reduce and the slice that is kept.
+            program = dataclasses.replace(
+                program,
+                collectives=tuple(
+                    dataclasses.replace(c, kind="reduce-scatter")
+                    for c in program.collectives
+                ),
+            )
+        return program
+
+    def cost_of(self, instruction: _Instruction, computation: str) -> Program:
+        opcode = instruction.opcode
+        types = [
+            self.computations[computation][name].type
+            for name in instruction.operand_names
+            if name in self.computations[computation]
+        ]
+        if opcode == "dot":
+            return Program(_flops_of_dot(instruction, *types))
+        if opcode == "convolution":
+            return Program(_flops_of_convolution(instruction, *types))
+        if opcode == "while":
+            body = self.cost(instruction.attribute(r"body=%?([\w.-]+)"))
+            return body.repeated(self.trips(instruction)) if body != Program() else body
+        if opcode == "conditional":
+            branches = map(self.cost, _branches(instruction))
+            return max(branches, key=lambda branch: (branch.flops, branch.wire))
+        if opcode in ("fusion", "call", "async-start"):
+            return self.cost(instruction.attribute(r"(?:calls|to_apply)=%?([\w.-]+)"))
+        kind = opcode.removesuffix("-start")
+        if kind in KINDS:
+            return Program(collectives=(self.collective(kind, instruction, types),))
+        return Program()
+
+    def collective(self, kind, instruction, types) -> Collective:
+        if kind in ("collective-permute", "ragged-all-to-all"):
+            types = types[:1]  # The others are buffers and offsets.
+        group = _group_size(instruction, self.num_devices)
+        payload = sum(map(_num_bytes, types))
+        return Collective(kind, payload * (group if kind == "all-gather" else 1), group)
+
+    def trips(self, loop: _Instruction) -> int:
+        """Returns how often a loop runs: as noted, or the bound it compares with."""
+        noted = loop.attribute(r'known_trip_count":\{"n":"(\d+)"')
+        if noted:
+            return int(noted)
+        condition = loop.attribute(r"condition=%?([\w.-]+)")
+        bounds = {
+            int(i.operands)
+            for i in self.instructions_under(condition)
+            if i.opcode == "constant" and re.match(r"[su]\d+\[\]", i.type)
+        }
+        if len(bounds) != 1:
+            raise ValueError(
+                f"The loop {loop.name} has the bounds {sorted(bounds)} in its condition"
+                f" {condition}; a trip count is known from exactly one constant."
+            )
+        return bounds.pop()
+
+    def instructions_under(self, computation: str) -> Iterator[_Instruction]:
+        for instruction in self.computations[computation].values():
+            yield instruction
+            called = instruction.attribute(r"(?:calls|to_apply)=%?([\w.-]+)")
+            if called:
+                yield from self.instructions_under(called)
+
+
+def _parse(line: str) -> _Instruction | None:
+    found = re.match(r"\s+(?:ROOT )?%?([\w.-]+) = (.*)", line)
+    if not found:
+        return None
+    name, rest = found.groups()
+    end = _closing(rest) if rest.startswith("(") else rest.index(" ")
+    type_, rest = rest[:end], rest[end:].lstrip()
+    opening = rest.index("(")
+    closing = opening + _closing(rest[opening:])
+    operands, attributes = rest[opening + 1 : closing - 1], rest[closing:]
+    return _Instruction(name, type_, rest[:opening], operands, attributes)
+
+
+def _closing(text: str) -> int:
+    """Returns where the parenthesis that `text` starts with has been closed."""
+    depths = itertools.accumulate((c == "(") - (c == ")") for c in text)
+    return next(i for i, depth in enumerate(depths) if depth == 0) + 1
+
+
+def _arrays(type_: str) -> list[tuple[str, list[int]]]:
+    """Returns element type and shape of each array in a type."""
+    found = re.findall(r"([a-z]\w*)\[([\d,]*)\]", type_)
+    return [(dtype, [int(n) for n in dims.split(",") if n]) for dtype, dims in found]
+
+
+def _shape(type_: str) -> list[int]:
+    ((_, shape),) = _arrays(type_)
+    return shape
+
+
+def _num_bytes(type_: str) -> int:
+    bits = 0
+    for dtype, shape in _arrays(type_):
+        width = re.match(r"[a-z]+(\d+)", dtype)  # None for pred, which has a byte.
+        bits += math.prod(shape) * (int(width.group(1)) if width else 8)
+    return bits // 8
+
+
+def _group_size(instruction: _Instruction, num_devices: int) -> int:
+    if instruction.attribute(r"(source_target_pairs)"):
+        return 2
+    listed = instruction.attribute(r"replica_groups=\{\{([\d,]+)\}")
+    if listed:
+        return len(listed.split(","))
+    counted = instruction.attribute(r"replica_groups=\[\d+,(\d+)\]<=")
+    if counted:
+        return int(counted)
+    named = re.search(
+        r"replica_groups=@?mesh\w*\[(.*?)\] \{(.*?)\}", instruction.attributes
+    )
+    if named:
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", named.group(1)))
+        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named.group(2))
+        return math.prod(int(part or sizes[axis]) for axis, part in axes)
+    return num_devices
+
+
+def _branches(instruction: _Instruction) -> list[str]:
+    names = instruction.attribute(r"branch_computations=\{(.*?)\}")
+    if names is None:
+        return re.findall(
+            r"(?:true|false)_computation=%?([\w.-]+)", instruction.attributes
+        )
+    return re.findall(r"[\w.-]+", names)
+
+
+def _flops_of_dot(instruction: _Instruction, left: str, right: str) -> int:
+    dims = instruction.attribute(r"lhs_contracting_dims=\{([\d,]*)\}") or ""
+    depth = math.prod(_shape(left)[int(dim)] for dim in dims.split(",") if dim)
+    return 2 * math.prod(_shape(instruction.type)) * depth
+
+
+def _flops_of_convolution(instruction: _Instruction, left: str, right: str) -> int:
+    """Counts the products that are not with padding.
+
+    TPU programs write every matrix product as a convolution, and one with a batch dim
+    as one whose window slides over mere padding.
+    """
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
+    assert labels, instruction
+    sizes = [
+        dict(zip(names, _shape(type_), strict=True))
+        for names, type_ in zip(
+            labels.groups(), (left, right, instruction.type), strict=True
+        )
+    ]
+    inputs, kernel, outputs = sizes
+    window = instruction.attribute(r"window=\{(.*?)\}") or ""
+    count = outputs["b"] * outputs["f"] * kernel["i"]
+    for place in range(len(outputs) - 2):
+        dim = str(place)
+        count *= _products(inputs[dim], kernel[dim], outputs[dim], window, place)
+    groups = int(instruction.attribute(r"batch_group_count=(\d+)") or 1)
+    return 2 * count // groups
+
+
+def _products(inputs: int, kernel: int, outputs: int, window: str, place: int) -> int:
+    """Returns how many pairs of output and kernel position meet an input."""
+
+    def entry(name, default):
+        found = re.search(rf"\b{name}=(\S+)", window)
+        return found.group(1).split("x")[place] if found else default
+
+    before = int(entry("pad", "0_0").split("_")[0])
+    stride, spread = int(entry("stride", 1)), int(entry("lhs_dilate", 1))
+    step = int(entry("rhs_dilate", 1))
+    reach = (inputs - 1) * spread
+    places = (
+        o * stride + k * step - before for o in range(outputs) for k in range(kernel)
+    )
+    return sum(0 <= place <= reach and place % spread == 0 for place in places)

@@ -1,0 +1,64 @@
+"""Mutations of what the backward pass keeps: they change memory, and no number."""
+
+import functools
+
+import numpy as np
+import pytest
+
+from maxfdl.errors import MutationError
+from maxfdl.mutations import (
+    mesh,
+    offload_activations,
+    remat,
+    to_linen,
+    unroll_layers,
+)
+from tests import tiny
+from tests.layers.families import assert_same_bits
+
+STEPS = 3
+KEPT = {
+    "names saved": functools.partial(remat, save=("query", "mlp_up")),
+    "input offloaded": offload_activations,
+    "names offloaded too": functools.partial(
+        offload_activations, names=("layer_in", "attention_out"), save=("mlp_gate",)
+    ),
+}
+SLOW = KEPT.keys() - {"names offloaded too"}
+
+
+def on_the_mesh(*mutations):
+    """Trains with parameters, rows and widths cut on eight devices."""
+    cut = functools.partial(mesh, data=2, fsdp=2, tensor=2)
+    return tiny.train(tiny.experiment(cut, *mutations), STEPS, devices=8)
+
+
+@functools.cache
+def reference():
+    return on_the_mesh()
+
+
+@pytest.mark.parametrize(
+    "kept", [pytest.param(k, marks=[pytest.mark.slow] * (k in SLOW)) for k in KEPT]
+)
+def test_losses_on_a_mesh_are_the_same_whatever_is_kept(kept):
+    losses, _ = reference()
+    found, state = on_the_mesh(KEPT[kept])
+    np.testing.assert_allclose(found, losses, rtol=0, atol=1e-6)
+    linen, state_of_linen = on_the_mesh(KEPT[kept], to_linen)
+    assert linen == found
+    assert_same_bits(state_of_linen, state)
+
+
+@pytest.mark.slow
+def test_losses_on_a_mesh_are_the_same_without_a_loop():
+    losses, _ = reference()
+    for kept in KEPT.values():
+        found, _ = on_the_mesh(kept, unroll_layers)
+        np.testing.assert_allclose(found, losses, rtol=0, atol=1e-6)
+
+
+def test_a_policy_and_names_are_not_given_together():
+    message = r"remat policy \(dots\) .* leave it out to save query, key\."
+    with pytest.raises(MutationError, match=message):
+        remat(tiny.experiment(), policy="dots", save=("query", "key"))
