@@ -108,7 +108,8 @@ def _to_hugging_face(run_dir: str, folder: str, source: str | None) -> None:
     abstract = jax.eval_shape(trainer.init)
     parts = {name: abstract[name] for name in trainer.evaluated_from}
     wanted = {name: part for name, part in parts.items() if jax.tree.leaves(part)}
-    variables = trainer.evaluated({**parts, **checkpointer.read(step, wanted)})
+    saved = {**parts, **checkpointer.read(step, wanted)}
+    variables = jax.jit(trainer.evaluated)(saved)
     hf.save(folder, config, variables, source=source)
     print(f"{folder} holds the weights of {run} at step {step}")
     if config.model.later_tokens:

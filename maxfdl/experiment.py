@@ -94,6 +94,9 @@ class Experiment:
         rows, name = self.batch_size_at(1), "batch_size"
         if self.ramp_up is not None:
             name = "ramp_up.start"
+        parts = getattr(self.trainer.keywords["gradients"], "steps", 1)
+        if parts > 1:
+            rows, name = rows // parts, f"{name} / gradients.steps"
         shape = rows, self.sequence_length
         sharding.check(f"{name}, sequence_length", shape, ("batch", "sequence"))
         return sharding

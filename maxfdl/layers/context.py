@@ -11,6 +11,7 @@ from maxfdl.layers.cache import EmptyCache
 from maxfdl.layers.parameter import path_hash
 from maxfdl.ops.later import places_with_later
 from maxfdl.ops.mask import Places
+from maxfdl.sharding.memory import on_device
 from maxfdl.sharding.sharding import Sharding
 
 
@@ -126,9 +127,10 @@ class Context:
     def weight(self, value: jax.Array, axes: tuple[str, ...], dtype: DTypeLike):
         """Returns a parameter ready for use in `dtype`: cast, then gathered.
 
-        The cast comes first so that what crosses the mesh is in the compute type.
+        The cast comes first so that what crosses the mesh is in the compute type. What
+        lies in the memory of the host comes to the device here.
         """
-        value = value.astype(dtype)
+        value = on_device(value).astype(dtype)
         return value if self.sharding is None else self.sharding.gather(value, axes)
 
 

@@ -6,6 +6,7 @@ import jax
 
 from maxfdl.layers.context import Context
 from maxfdl.ops.unembedding import Unembedding
+from maxfdl.sharding.memory import on_device
 
 
 def unembedding_of(
@@ -13,7 +14,7 @@ def unembedding_of(
 ) -> Unembedding:
     """Returns the logits' weights with the fields of a head."""
     return Unembedding(
-        weights=weights,
+        weights=on_device(weights),
         axes=axes,
         dtype=head.dtype,
         dot=head.dot,

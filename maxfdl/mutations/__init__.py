@@ -22,11 +22,11 @@ from maxfdl.mutations.optimizers import (
     use_schedule_free,
     use_sgd,
 )
+from maxfdl.mutations.placement import offload_optimizer, offload_parameters, zero1
 from maxfdl.mutations.rates import learning_rate_by_role, use_schedule, weight_decay
 from maxfdl.mutations.remat import offload_activations, remat
 from maxfdl.mutations.router_losses import router_losses, selection_bias
 from maxfdl.mutations.vocab_tiling import vocab_tiling
-from maxfdl.mutations.zero1 import zero1
 
 __all__ = [
     "average_weights",
@@ -37,6 +37,8 @@ __all__ = [
     "mesh",
     "multi_token_prediction",
     "offload_activations",
+    "offload_optimizer",
+    "offload_parameters",
     "param_dtype",
     "remat",
     "router_losses",

@@ -6,6 +6,7 @@ import fiddle as fdl
 
 from maxfdl.graph import copy, nodes_of
 from maxfdl.mutations.roles import is_experiment, is_trainer
+from maxfdl.train.goal import LossGoal
 from maxfdl.train.ramp_up import BatchRampUp
 
 C = TypeVar("C", bound=fdl.Buildable)
@@ -29,10 +30,10 @@ def batch_ramp_up(cfg: C, *, start: int, steps: int) -> C:
     return out
 
 
-def stop_at_loss(cfg: C, *, loss: float | None) -> C:
+def stop_at_loss(cfg: C, *, loss: float | None, every: int = 100) -> C:
     """Returns a copy of `cfg` that ends when an evaluation finds `loss` or less.
 
-    `stop_at_loss(loss=None)` is the inverse.
+    See `maxfdl.train.goal.LossGoal`. `stop_at_loss(loss=None)` is the inverse.
 
     Raises:
       MutationError: If there is no trainer.
@@ -40,7 +41,7 @@ def stop_at_loss(cfg: C, *, loss: float | None) -> C:
     out = copy(cfg)
     for trainer in nodes_of(out, is_trainer):
         if loss is not None:
-            trainer.stop_at_loss = loss
-        elif "stop_at_loss" in trainer.__arguments__:
-            del trainer.stop_at_loss
+            trainer.goal = fdl.Config(LossGoal, loss=loss, every=every)
+        elif "goal" in trainer.__arguments__:
+            del trainer.goal
     return out

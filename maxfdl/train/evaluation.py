@@ -27,7 +27,8 @@ class Evaluation:
         trainer = self._program.trainer
         if trainer.eval_batches == 0:
             return False
-        at_interval = trainer.eval_every > 0 and step % trainer.eval_every == 0
+        intervals = [trainer.eval_every, trainer.goal.every if trainer.goal else 0]
+        at_interval = any(step % every == 0 for every in intervals if every > 0)
         return at_interval or step == self._steps
 
     def __call__(self, state: State) -> dict[str, float]:

@@ -1,19 +1,25 @@
 """When a run has learnt enough."""
 
+import dataclasses
 from collections.abc import Mapping
 
 
-class Goal:
-    """Whether an evaluation found a loss of at most `loss`; None is never reached."""
+@dataclasses.dataclass(frozen=True)
+class LossGoal:
+    """Ends a run when an evaluation finds a loss of `loss` or less.
 
-    def __init__(self, loss: float | None):
-        self._loss = loss
-        self.reached = False
+    Args:
+      loss: Of held-out text, the whole objective.
+      every: Steps between the evaluations that look; others of the run count, too.
+    """
 
-    @property
-    def wanted(self) -> bool:
-        return self._loss is not None
+    loss: float
+    every: int = 100
 
-    def look_at(self, evaluation: Mapping[str, float]) -> None:
-        if self._loss is not None:
-            self.reached = evaluation["eval_loss"] <= self._loss
+    @staticmethod
+    def check_config(node):
+        if node.every < 1:
+            yield f"LossGoal every ({node.every}) must be at least 1 step."
+
+    def is_reached(self, evaluation: Mapping[str, float]) -> bool:
+        return evaluation["eval_loss"] <= self.loss

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from maxfdl.layers.sinks import merged
+from maxfdl.sharding.memory import on_device
 from maxfdl.sharding.sharding import Sharding
 
 
@@ -26,6 +27,16 @@ class Parts(NamedTuple):
 
 
 Objective = Callable[..., tuple[jax.Array, Parts]]
+
+
+def _gradient(objective: Objective) -> Callable[..., tuple[Any, Parts]]:
+    """Returns the function to the gradients, in the memory of the device, and parts."""
+
+    def gradient(*args):
+        grads, parts = jax.grad(objective, has_aux=True)(*args)
+        return on_device(grads), parts
+
+    return gradient
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +52,7 @@ class WholeBatch:
         sharding: Sharding,
     ) -> tuple[Any, Parts]:
         """Returns the gradients, and the parts of the objective."""
-        gradient = jax.grad(objective, has_aux=True)
-        return gradient(params, layer_state, batch)
+        return _gradient(objective)(params, layer_state, batch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +84,7 @@ class Accumulate:
         sharding: Sharding,
     ) -> tuple[Any, Parts]:
         """Returns the gradients, and the parts of the objective."""
-        gradient = jax.grad(objective, has_aux=True)
+        gradient = _gradient(objective)
 
         def microbatches(x: jax.Array) -> jax.Array:
             x = x.reshape(x.shape[0] // self.steps, self.steps, *x.shape[1:])

@@ -17,7 +17,6 @@ from maxfdl.experiment import Experiment
 from maxfdl.inference import generate
 from maxfdl.train.evaluation import Evaluation
 from maxfdl.train.first_state import first_state
-from maxfdl.train.goal import Goal
 from maxfdl.train.profile import Profile
 from maxfdl.train.program import Program
 from maxfdl.train.progress import say
@@ -70,13 +69,13 @@ def run(experiment: Experiment, directory: RunDirectory, options: RunOptions) ->
         writer.truncate_after(first)
         log = StepLog(program, writer, first, experiment)
         evaluation = Evaluation(program, data, experiment.steps)
-        goal = Goal(trainer.stop_at_loss)
+        goal, reached = trainer.goal, False
         profile = options.profile
         shares_cores = _shares_cores(program)
         step = first
-        if goal.wanted and step and evaluation.due(step):
-            goal.look_at(_evaluated(evaluation, state, step))
-        while step < last and not (stop.reached(step) or goal.reached):
+        if goal and first and evaluation.due(first):
+            reached = goal.is_reached(_evaluated(evaluation, state, first))
+        while step < last and not (stop.reached(step) or reached):
             step += 1
             run_step = steps.at(step)
             batch = run_step.program.place(next(batches))
@@ -95,7 +94,7 @@ def run(experiment: Experiment, directory: RunDirectory, options: RunOptions) ->
                 found = _evaluated(evaluation, state, step)
                 log.write(step, found)
                 log.restart_clock(step)
-                goal.look_at(found)
+                reached = bool(goal and goal.is_reached(found))
             if checkpointer and checkpointer.wants(step):
                 checkpointer.save(step, state, batches, options.graph_json)
         log.flush()
@@ -110,11 +109,11 @@ def run(experiment: Experiment, directory: RunDirectory, options: RunOptions) ->
 
     if log.skipped_in_a_row >= trainer.guard.stop_after:
         raise UserError(_gave_up(log.skipped_in_a_row, step, checkpointer))
-    if goal.reached and step < experiment.steps:
+    if goal and reached and step < experiment.steps:
         _show_sample(program, data, state, experiment)
         say(
-            f"reached the loss {trainer.stop_at_loss} after step {step}; everything is"
-            f" in {directory.path}"
+            f"reached a loss of {goal.loss} after step {step}; everything is in"
+            f" {directory.path}"
         )
     elif step < experiment.steps:
         why = stop.requested or f"--stop_at={options.stop_at}"
@@ -219,7 +218,10 @@ def _show_sample(
         return
     row: Any = data.evaluation(1)[0]["tokens"][0]
     prompt = row[: program.sequence_length - num_tokens]
-    variables = program.evaluated(state)
+    variables = jax.tree.map(
+        lambda x: jax.device_put(x, x.sharding.with_memory_kind("device")),
+        program.evaluated(state),
+    )
     (drawn,) = generate(
         program.trainer.model,
         variables,

@@ -1,4 +1,4 @@
-"""Where the state of training lies: what of it is cut over replicas."""
+"""Where the state of training lies: cut over replicas or not, on device or host."""
 
 import dataclasses
 from typing import Any, Literal
@@ -6,12 +6,15 @@ from typing import Any, Literal
 from jax.sharding import NamedSharding, PartitionSpec
 
 from maxfdl.layers.parameter import Parameter, map_parameters
+from maxfdl.sharding.memory import HOST
 from maxfdl.sharding.sharding import REPLICAS, Sharding
+
+Memory = Literal["device", "host"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Which parts of the state are cut further than the parameters are.
+    """Where parameters lie, and what optimizer and updates keep of each.
 
     Args:
       optimizer: `replicated` along the mesh axis of replicas, as the parameters are;
@@ -19,9 +22,15 @@ class Placement:
         the gradients reach it by one reduce-scatter, and the parameters by one
         all-gather: ZeRO-1, Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054.
         A parameter that has no dim to cut evenly stays whole.
+      memory: Of that state: `device`, or `host`, from where it comes for the update
+        and whereto it returns, which is twice its bytes of traffic a step.
+      param_memory: Of parameters: `device`, or `host`, from where each comes at its
+        place of use, layer by layer, and whereto its gradient goes until the update.
     """
 
     optimizer: Literal["replicated", "sharded"] = "replicated"
+    memory: Memory = "device"
+    param_memory: Memory = "device"
 
     def cuts(self, parameters: dict, sharding: Sharding) -> Any:
         """Returns for each gradient the dim that replicas share out, as a spec."""
@@ -38,7 +47,21 @@ class Placement:
 
         def place(path: str, parameter: Parameter) -> NamedSharding:
             spec = sharding.spec(parameter.full_axes)
-            return NamedSharding(sharding.mesh, self._cut(spec, parameter, sharding))
+            cut = self._cut(spec, parameter, sharding)
+            return _in(self.memory, NamedSharding(sharding.mesh, cut))
+
+        return map_parameters(place, parameters)
+
+    def of_params(self, parameters: dict, sharding: Sharding) -> Any:
+        """Returns where each parameter lies.
+
+        Raises:
+          UserError: If the mesh cannot cut one as the rules say.
+        """
+
+        def place(path: str, parameter: Parameter) -> NamedSharding:
+            sharding.check(path, parameter.full_shape, parameter.full_axes)
+            return _in(self.param_memory, sharding.named(parameter.full_axes))
 
         return map_parameters(place, parameters)
 
@@ -61,3 +84,7 @@ class Placement:
         first = parameter.full_axes[free[0]] == "layers"
         entries[free[0] if first else max(free, key=lambda d: shape[d])] = REPLICAS
         return PartitionSpec(*entries)
+
+
+def _in(memory: Memory, sharding: NamedSharding) -> NamedSharding:
+    return sharding if memory == "device" else sharding.with_memory_kind(HOST)

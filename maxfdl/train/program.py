@@ -115,9 +115,13 @@ class Program:
     def evaluated(self, state: State) -> State:
         """Returns the variables to evaluate, sample and export, which may be those of
         `state` themselves, laid out as the evaluation wants them."""
-        variables = self.trainer.evaluated(state)
-        places = {name: self._state_shardings[name] for name in variables}
-        return jax.device_put(variables, places)
+        parts = {name: state[name] for name in self.trainer.evaluated_from}
+        return parts if parts.keys() == {"params", "state"} else self._evaluated(parts)
+
+    @functools.cached_property
+    def _evaluated(self) -> Callable[[State], State]:
+        places = {name: self._state_shardings[name] for name in ("params", "state")}
+        return jax.jit(self.trainer.evaluated, out_shardings=places)
 
     def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """Puts this process's rows of a batch where the step wants them."""

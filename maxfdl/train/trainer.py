@@ -10,12 +10,14 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 
-from maxfdl.layers.parameter import map_parameters, path_hash
+from maxfdl.layers.parameter import path_hash
 from maxfdl.markers import FromParent
 from maxfdl.model import Model, Output
 from maxfdl.optim.optimizer import Optimizer
+from maxfdl.sharding.memory import on_device
 from maxfdl.sharding.sharding import Sharding
 from maxfdl.train import observed
+from maxfdl.train.goal import LossGoal
 from maxfdl.train.gradients import Accumulate, Parts, WholeBatch
 from maxfdl.train.guard import SkipNonFinite
 from maxfdl.train.loss import Batch, NextTokenLoss, Term, total
@@ -34,8 +36,7 @@ class Trainer:
       log_every: Steps between lines of progress and of metrics.
       eval_every: Steps between evaluations; 0 evaluates at the end only.
       eval_batches: Held-out batches of one evaluation; 0 never evaluates.
-      stop_at_loss: Ends the run when an evaluation finds this `eval_loss` or less;
-        None goes on to the last step.
+      goal: Ends the run when it has learnt enough; None goes on to the last step.
       sample_tokens: Length of the continuation that is shown at the end; 0 for none.
       gradients: How those of a batch come about.
       guard: Which steps count.
@@ -50,7 +51,7 @@ class Trainer:
         log_every: int = 10,
         eval_every: int = 0,
         eval_batches: int = 8,
-        stop_at_loss: float | None = None,
+        goal: LossGoal | None = None,
         sample_tokens: int = 0,
         gradients: WholeBatch | Accumulate,
         guard: SkipNonFinite,
@@ -65,7 +66,7 @@ class Trainer:
         self.log_every = log_every
         self.eval_every = eval_every
         self.eval_batches = eval_batches
-        self.stop_at_loss = stop_at_loss
+        self.goal = goal
         self.sample_tokens = sample_tokens
         self.guard = guard
         self.model = model
@@ -81,11 +82,8 @@ class Trainer:
     def check_config(node):
         if node.log_every < 1:
             yield f"Trainer log_every ({node.log_every}) must be at least 1."
-        if node.stop_at_loss is not None and not node.eval_every:
-            yield (
-                f"Trainer stop_at_loss ({node.stop_at_loss}) needs evaluations on the"
-                " way; set eval_every."
-            )
+        if node.goal is not None and not node.eval_batches:
+            yield "Trainer goal needs evaluations; eval_batches (0) must be positive."
 
     def init(self) -> State:
         """Returns the state before the first step, with fresh weights."""
@@ -118,6 +116,7 @@ class Trainer:
         )
         accepted, guard = self.guard(state["guard"], loss, grad_norms["grad_norm"])
 
+        state = on_device(state)
         params, optimizer = self._optimizer.update(
             grads, state["optimizer"], state["params"], step
         )
@@ -185,6 +184,7 @@ class Trainer:
     def evaluated(self, state: State) -> dict[str, Any]:
         """Returns the variables to evaluate, sample and export: not always those that
         are trained."""
+        state = on_device(state)
         params = state["params"]
         if self._optimizer.averages:
             params = self._optimizer.evaluated(params, state["optimizer"])
@@ -205,7 +205,7 @@ class Trainer:
           UserError: If the mesh cannot cut a parameter as the rules say.
         """
         whole, parameters = self.sharding.named(()), self.model.parameters()
-        params = map_parameters(self._place, parameters)
+        params = self._placement.of_params(parameters, self.sharding)
         moments = self._placement.of_moments(parameters, self.sharding)
         abstract = jax.eval_shape(self.init)
         return {
@@ -218,10 +218,6 @@ class Trainer:
                 each.name: each.shardings(moments, whole) for each in self._updates
             },
         }
-
-    def _place(self, path, parameter):
-        self.sharding.check(path, parameter.full_shape, parameter.full_axes)
-        return self.sharding.named(parameter.full_axes)
 
 
 def _forward(

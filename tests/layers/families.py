@@ -225,6 +225,8 @@ def transformer(family: ModuleType):
             family.PositionEmbedding, initializer=Normal(), length=12
         ),
         head=functools.partial(family.Head, dot=Dot(), initializer=FanIn()),
+        later_token=later_token(family),
+        later_tokens=2,
         features=FEATURES,
         vocab_size=VOCAB,
     )
@@ -322,8 +324,8 @@ def beside_embedding(layer, tokens, embedding, context):
 
 
 def logits_beside_embedding(layer, tokens, embedding, context):
-    hidden, unembedding = layer(tokens, context.at("layer"))
-    return unembedding(hidden + embedding(tokens, context))
+    hidden, unembedding, ahead = layer(tokens, context.at("layer"))
+    return unembedding(sum(ahead, hidden) + embedding(tokens, context))
 
 
 def weights_of(router, tokens, embedding, context):

@@ -1,5 +1,7 @@
 """What layers are told about a call."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,29 +10,40 @@ import pytest
 from maxfdl.layers.context import Context
 
 KEY = jax.random.key(0)
-CONTEXT = Context(positions=jnp.zeros((1, 1), jnp.int32), key=KEY)
+ROWS = jnp.arange(2)
+CONTEXT = Context(positions=jnp.zeros((2, 1), jnp.int32), key=KEY, rows=ROWS)
 
 
 def same(one, other):
     return np.array_equal(jax.random.key_data(one), jax.random.key_data(other))
 
 
-def test_a_place_has_one_key_whoever_asks_first():
-    one = CONTEXT.at("mlp").at("dropout").layer_key()
-    CONTEXT.at("attention").layer_key()
-    assert same(one, CONTEXT.at("mlp").at("dropout").layer_key())
+def test_a_place_has_one_key_a_row_whoever_asks_first():
+    one = CONTEXT.at("mlp").at("dropout").row_keys()
+    CONTEXT.at("attention").row_keys()
+    assert same(one, CONTEXT.at("mlp").at("dropout").row_keys())
 
 
 def test_places_repeats_and_steps_have_different_keys():
     at = CONTEXT.at("dropout")
     keys = [
-        at.layer_key(),
-        CONTEXT.at("other").layer_key(),
-        at.for_layer(0).layer_key(),
-        at.for_layer(1).layer_key(),
-        Context(at.positions, key=jax.random.key(1)).at("dropout").layer_key(),
+        at.row_keys(),
+        CONTEXT.at("other").row_keys(),
+        at.for_layer(0).row_keys(),
+        at.for_layer(1).row_keys(),
+        Context(at.positions, key=jax.random.key(1), rows=ROWS)
+        .at("dropout")
+        .row_keys(),
     ]
-    assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == len(keys)
+    keys = [key for of_place in keys for key in jax.random.key_data(of_place).tolist()]
+    assert len(set(map(tuple, keys))) == 5 * 2
+
+
+def test_the_key_of_a_row_follows_from_its_number():
+    at = CONTEXT.at("dropout")
+    other = dataclasses.replace(at, rows=jnp.asarray([7, 1]))
+    assert same(at.row_keys()[1], other.row_keys()[1])
+    assert not same(at.row_keys()[0], other.row_keys()[0])
 
 
 def test_without_a_key_repeats_have_none():

@@ -91,7 +91,7 @@ CASES = {
         undo=lambda cfg: "average_weights(decay=0.0)",
     ),
     "batch_ramp_up": Case(
-        call="batch_ramp_up(start=4, steps=4)",
+        call="batch_ramp_up(start=2, steps=8)",
         decides="sizes of batches",
         undo=lambda cfg: "batch_ramp_up(start=0, steps=0)",
     ),
@@ -101,7 +101,7 @@ CASES = {
         undo=lambda cfg: f"compute_dtype(dtype={cfg.model.dtype})",
     ),
     "gradient_accumulation": Case(
-        call="gradient_accumulation(steps=4)",
+        call="gradient_accumulation(steps=2)",
         decides="microbatches",
         undo=_accumulation,
     ),
@@ -120,6 +120,16 @@ CASES = {
         call="offload_activations(save=('query', 'key'))",
         decides="remat",
         undo=_remat,
+    ),
+    "offload_optimizer": Case(
+        call="offload_optimizer",
+        decides="memory of the optimizer's state",
+        undo=lambda cfg: "offload_optimizer(memory=device)",
+    ),
+    "offload_parameters": Case(
+        call="offload_parameters",
+        decides="memory of parameters",
+        undo=lambda cfg: "offload_parameters(memory=device)",
     ),
     "param_dtype": Case(
         call="param_dtype(dtype=bfloat16)",

@@ -118,15 +118,14 @@ def test_layers_of_a_stack_are_clipped_one_by_one():
 
 def test_a_run_reports_and_bounds_the_scores():
     config = tiny.experiment(functools.partial(use_muonclip, threshold=0.5))
+    config.optimizer.schedule.peak = 0.0  # what moves is the clip's
     program = tiny.program(config)
     run, state = program.compile_step().run, program.init()
     found = []
     for _ in range(4):
         state, metrics = run(state, program.place(tiny.batch(0)))
         found.append(float(metrics["max_logit"]))
-    assert found[0] > 0.55
-    # Each step moves weights before they are clipped, and others after that.
-    assert max(found[1:]) < 0.55
+    assert found[0] > 0.55 and found[-1] <= 0.5 * (1 + 1e-3)
 
 
 def test_maxima_of_microbatches_are_compared_and_not_added():

@@ -256,7 +256,7 @@ def test_flops_of_a_step_are_those_of_the_formula(program):
 
 
 def test_refuses_to_log_never():
-    node = types.SimpleNamespace(log_every=0, stop_at_loss=None, eval_every=0)
+    node = types.SimpleNamespace(log_every=0, goal=None)
     expected = "Trainer log_every (0) must be at least 1."
     assert list(Trainer.check_config(node)) == [expected]
 

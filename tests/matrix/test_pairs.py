@@ -1,0 +1,122 @@
+"""Every pair of mutations together, in each kind of network and both families.
+
+Rows of a covering array hold every pair at least once. Each row compiles and takes one
+finite step; where its mutations promise the same numbers, loss and gradients are those
+of the plain graph in NNX on one device.
+"""
+
+import functools
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import zoo_smoke
+from maxfdl import graph
+from maxfdl.mutations import mesh, router_losses, selection_bias, to_linen
+from maxfdl.train.program import Program
+from tests.matrix.covering import covering
+from tests.mutations.cases import CASES, apply
+
+ROWS, LENGTH = 32, 16
+NETWORKS = {"llama": "llama2", "mixtral": "mixtral", "deepseek": "deepseek_v3"}
+# What suits batches of this size, and terms that are sums over the rows of a batch.
+CALLS = {name: case.call for name, case in CASES.items()} | {
+    "batch_ramp_up": "batch_ramp_up(start=16, steps=8)",
+    "multi_token_prediction": "multi_token_prediction(depth=1)",
+    "router_losses": "router_losses(sequence_balance=1e-2, z=1e-3)",
+}
+# Loss and gradients of the first step depend on these alone.
+CHANGES = ("multi_token_prediction", "router_losses")
+LESS_EXACT = ("compute_dtype", "param_dtype")
+
+
+def choices():
+    """Returns what there is to choose from: mutations that decide the same, or none."""
+    decided = {}
+    for name, case in CASES.items():
+        decided.setdefault(case.decides, ["-"]).append(name)
+    del decided["family"]
+    return list(decided.values())
+
+
+MATRIX = [tuple(sorted(set(row) - {"-"})) for row in covering(choices())]
+
+
+def plain(network):
+    config = zoo_smoke.experiment(NETWORKS[network])
+    config.batch_size, config.sequence_length = ROWS, LENGTH
+    config.model.embedding.initializer.stddev = 1.0
+    config.optimizer.schedule.warmup_steps = 0
+    for stack in config.model.decoder.stacks:
+        stack.repeats = min(stack.repeats, 2)
+    config = selection_bias(router_losses(config), rate=0.0)
+    return mesh(config, data=-1, fsdp=1, tensor=1)
+
+
+def step(config, devices):
+    """Returns the state before and after the first step, and its metrics."""
+    experiment = graph.build(graph.validate(config))
+    trainer = experiment.make_trainer(experiment.make_sharding(jax.devices()[:devices]))
+    program = Program(trainer, experiment.batch_size_at(1), LENGTH)
+    places = (trainer.state_shardings(), None)
+    state = program.init()
+    before = jax.device_get(state)
+    run = jax.jit(trainer.step, donate_argnums=0, out_shardings=places)
+    lowered = run.lower(program.abstract_state(), program.abstract_batch())
+    # Half of the time here is XLA's, and little of it is spent on speed that matters.
+    compiled = lowered.compile({"xla_backend_optimization_level": 1})
+    batch = next(iter(experiment.make_batches(experiment.make_data(trainer.model))))
+    state, metrics = compiled(state, program.place(batch))
+    return before, jax.device_get(state), jax.device_get(metrics)
+
+
+@functools.cache
+def reference(network, changes, ramps):
+    calls = [CALLS[name] for name in (*changes, *["batch_ramp_up"] * ramps)]
+    return step(apply(plain(network), *calls), devices=1)[2]
+
+
+def test_the_matrix_holds_every_pair():
+    names = set(CASES) - {"to_linen", "to_nnx"}
+    together = {pair for row in MATRIX for pair in itertools.combinations(row, 2)}
+    for a, b in itertools.combinations(sorted(names), 2):
+        assert (a, b) in together or CASES[a].decides == CASES[b].decides
+
+
+def cases():
+    for i, names in enumerate(MATRIX):
+        for j, (network, family) in enumerate(
+            itertools.product(NETWORKS, ("nnx", "linen"))
+        ):
+            marks = () if (i, j) in ((0, 0), (1, 3), (2, 4)) else pytest.mark.slow
+            yield pytest.param(
+                network, family, names, marks=marks, id=f"{network}-{family}-{i}"
+            )
+
+
+@pytest.mark.parametrize(("network", "family", "names"), cases())
+def test_together_they_take_a_step(network, family, names):
+    config = plain(network)
+    if family == "linen":
+        config = to_linen(config)
+    config = apply(config, *[CALLS[name] for name in names])
+    devices = 8 if {"mesh", "zero1"} & set(names) else 1
+    before, after, metrics = step(config, devices)
+
+    assert all(np.all(np.isfinite(value)) for value in metrics.values())
+    assert metrics["skipped"] == 0 and after["step"] == 1
+    for leaf in jax.tree.leaves(after):
+        assert np.all(np.isfinite(leaf))
+    moved = jax.tree.map(lambda a, b: np.any(a != b), before["params"], after["params"])
+    assert all(jax.tree.leaves(moved))
+
+    changes = tuple(name for name in CHANGES if name in names)
+    expected = reference(network, changes, "batch_ramp_up" in names)
+    rtol = 5e-2 if set(LESS_EXACT) & set(names) else 1e-5
+    for name, value in expected.items():
+        if name in metrics and not name.startswith(("param_norm", "learning_rate")):
+            np.testing.assert_allclose(
+                np.float32(metrics[name]), value, rtol=rtol, atol=rtol, err_msg=name
+            )

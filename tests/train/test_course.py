@@ -1,0 +1,90 @@
+"""The course of whole runs: batches that grow, goals, and giving up."""
+
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from maxfdl import graph
+from maxfdl.errors import UserError
+from maxfdl.mutations import average_weights, batch_ramp_up, stop_at_loss
+from maxfdl.train.loop import RunOptions, run
+from maxfdl.train.run_directory import RunDirectory
+from tests import tiny
+from tests.layers.families import assert_same_bits
+
+
+def train(config, path, stop_at=None):
+    """Returns the last state and the lines of metrics of a run in the folder `path`."""
+    options = RunOptions(graph_json=graph.dump_json(config), stop_at=stop_at)
+    path.mkdir(exist_ok=True)
+    experiment = graph.build(graph.validate(config))
+    try:
+        state = run(experiment, RunDirectory(path), options)
+    finally:
+        text = (path / "metrics.jsonl").read_text()
+    return jax.device_get(state), [json.loads(line) for line in text.splitlines()]
+
+
+def experiment(*mutations):
+    config = tiny.experiment(*mutations)
+    config.trainer.log_every = 1
+    config.trainer.eval_batches = 1
+    config.metrics.tensorboard = False
+    config.mesh.fsdp = 1  # of the eight devices, so that a batch of two fits
+    config.mesh.data = 1
+    config.mesh.tensor = -1
+    config.sharding.heads = config.sharding.kv_heads = ()
+    return config
+
+
+def test_batches_grow_and_go_on_where_they_stopped(tmp_path):
+    ramp = functools.partial(batch_ramp_up, start=2, steps=8)
+    config = experiment(ramp, average_weights)
+    config.steps = 10
+    whole, lines = train(config, tmp_path / "whole")
+    steps = [line for line in lines if "loss" in line]
+    tokens = np.cumsum([2] * 4 + [4] * 4 + [8] * 2) * tiny.LENGTH
+    assert [line["tokens_seen"] for line in steps] == tokens.tolist()
+    for stop_at in (1, 5, None):  # inside a batch, and inside another
+        cut, again = train(config, tmp_path / "cut", stop_at)
+    assert_same_bits(cut, whole)
+    losses = [[x["loss"] for x in some if "loss" in x] for some in (lines, again)]
+    assert losses[0] == losses[1]
+
+
+def test_a_goal_ends_the_run_and_it_stays_ended(tmp_path, capsys):
+    config = experiment(functools.partial(stop_at_loss, loss=100.0, every=3))
+    state, lines = train(config, tmp_path)
+    assert state["step"] == 3 and [x["step"] for x in lines] == [1, 2, 3, 3]
+    assert "reached a loss of 100.0 after step 3" in capsys.readouterr().out
+    state, again = train(config, tmp_path)
+    assert state["step"] == 3 and again == lines
+    assert "reached a loss of 100.0 after step 3" in capsys.readouterr().out
+
+
+def test_a_goal_that_is_not_reached_changes_nothing(tmp_path, capsys):
+    config = experiment(functools.partial(stop_at_loss, loss=0.1, every=3))
+    config.steps = 4
+    state, _ = train(config, tmp_path)
+    assert state["step"] == 4
+    assert "finished 4 steps" in capsys.readouterr().out
+
+
+def test_after_so_many_refused_steps_the_run_gives_up_and_keeps_what_was_good(tmp_path):
+    config = experiment()
+    config.optimizer.schedule.peak = 1e30  # good for one step
+    config.optimizer.schedule.warmup_steps = 0
+    config.trainer.guard.stop_after = 3
+    with pytest.raises(UserError, match="the last 3 steps, up to step 5, changed noth"):
+        train(config, tmp_path / "run")
+    config.steps = 1
+    first, _ = train(config, tmp_path / "one")
+    program = tiny.program(config, 8)
+    saved = graph.build(config).checkpoint(directory=tmp_path / "run" / "checkpoints")
+    abstract = program.abstract_state()
+    state = saved.read(5, {"params": abstract["params"], "guard": abstract["guard"]})
+    assert_same_bits(jax.device_get(state["params"]), first["params"])
+    assert state["guard"]["skipped"] == 4
