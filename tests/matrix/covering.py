@@ -4,9 +4,13 @@ import itertools
 import random
 from collections.abc import Sequence
 
+NONE = "-"
+
 
 def covering(choices: Sequence[Sequence[str]], seed: int = 0) -> list[tuple[str, ...]]:
     """Returns rows with one of each of `choices`, in which every pair is in some row.
+
+    A choice may be `NONE`, whose pairs need not be there.
 
     Greedy: each row takes as many of the pairs still missing as it can (Cohen et al.
     1997, AETG).
@@ -17,6 +21,7 @@ def covering(choices: Sequence[Sequence[str]], seed: int = 0) -> list[tuple[str,
         for (i, left), (j, right) in itertools.combinations(enumerate(choices), 2)
         for a in left
         for b in right
+        if NONE not in (a, b)
     }
     rows = []
     while missing:

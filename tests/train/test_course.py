@@ -78,7 +78,7 @@ def test_after_so_many_refused_steps_the_run_gives_up_and_keeps_what_was_good(tm
     config.optimizer.schedule.peak = 1e30  # good for one step
     config.optimizer.schedule.warmup_steps = 0
     config.trainer.guard.stop_after = 3
-    with pytest.raises(UserError, match="the last 3 steps, up to step 5, changed noth"):
+    with pytest.raises(UserError, match="the last 4 steps, up to step 5, changed noth"):
         train(config, tmp_path / "run")
     config.steps = 1
     first, _ = train(config, tmp_path / "one")
