@@ -1,5 +1,7 @@
 """A Llama on random tokens in the shape that speed is compared to MaxText in."""
 
+from typing import Any
+
 import fiddle as fdl
 
 from fdl_configs import data, optimizers
@@ -14,7 +16,7 @@ def experiment(num_experts: int = 0) -> fdl.Config[Experiment]:
 
     With experts each is as wide as the dense layer, and a token goes to two of them.
     """
-    sizes = dict(
+    sizes: dict[str, Any] = dict(
         features=512,
         num_layers=8,
         num_heads=8,

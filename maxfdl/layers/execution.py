@@ -15,6 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.ad_checkpoint import checkpoint_policies as policies
 
 from maxfdl.layers.context import Context
+from maxfdl.sharding.memory import on_device
 
 LayerFn = Callable[[Any, Any, jax.Array, Context], tuple[jax.Array, Any]]
 Policy = Literal["none", "full", "dots", "dots_no_batch", "attention_out"]
@@ -132,13 +133,14 @@ class Unroll(Execution):
     """A copy of the body for every repeat: XLA may fuse across layers.
 
     The stacked arrays are cut by `lax.split`, whose transpose is one concatenation;
-    indexing would add up a full-sized gradient per repeat.
+    indexing would add up a full-sized gradient per repeat. Those on the host are
+    fetched whole, for XLA cuts none there.
     """
 
     in_loop = False
 
     def __call__(self, body: Callable, x: jax.Array, per_repeat: Any):
-        leaves, treedef = jax.tree.flatten(per_repeat)
+        leaves, treedef = jax.tree.flatten(on_device(per_repeat))
         repeats = leaves[0].shape[0]
         cut = [lax.split(leaf, [1] * repeats, axis=0) for leaf in leaves]
         outs = []

@@ -36,8 +36,11 @@ class Sharding:
 
     @property
     def num_replicas(self) -> int:
-        """Whole models that see other rows of the batch."""
-        return self.mesh.shape[REPLICAS] if REPLICAS in self.batch_axes() else 1
+        """Whole models that see other rows of the batch: 1 where rules cut parameters
+        along the axis of replicas, too."""
+        rules = dataclasses.asdict(self.rules)
+        cut_by = {name for name, axes in rules.items() if REPLICAS in axes}
+        return self.mesh.shape[REPLICAS] if cut_by == {"batch"} else 1
 
     def everywhere(self, x: jax.Array) -> jax.Array:
         """Returns `x` added up over the shards that run apart; no gradient flows."""

@@ -23,7 +23,8 @@ class Placement:
         all-gather: ZeRO-1, Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054.
         A parameter that has no dim to cut evenly stays whole.
       memory: Of that state: `device`, or `host`, from where it comes for the update
-        and whereto it returns, which is twice its bytes of traffic a step.
+        and whereto it returns, which is twice its bytes of traffic a step. All of it
+        comes at once, so this makes room for activations and none for the update.
       param_memory: Of parameters: `device`, or `host`, from where each comes at its
         place of use, layer by layer, and whereto its gradient goes until the update.
     """

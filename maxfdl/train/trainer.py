@@ -110,10 +110,8 @@ class Trainer:
         step, parameters = state["step"], self.model.parameters()
         weights = self.weights(batch)
         grads, (sums, layer_state, sinks) = self.gradients(state, batch)
-        loss, grad_norms = (
-            total(sums, weights),
-            observed.norms("grad_norm", grads, parameters),
-        )
+        grad_norms = observed.norms("grad_norm", grads, parameters)
+        loss = total(sums, weights)
         accepted, guard = self.guard(state["guard"], loss, grad_norms["grad_norm"])
 
         state = on_device(state)
@@ -189,14 +187,18 @@ class Trainer:
         if self._optimizer.averages:
             params = self._optimizer.evaluated(params, state["optimizer"])
         for update in self._updates:
-            params = update.evaluated(params, state["updates"][update.name])
+            if update.averages:
+                params = update.evaluated(params, state["updates"][update.name])
         return {"params": params, "state": state["state"]}
 
     @property
     def evaluated_from(self) -> tuple[str, ...]:
         """Names of the parts of the state that `evaluated` looks at."""
-        averages = ("optimizer",) if self._optimizer.averages else ()
-        return ("params", "state", *averages, *(("updates",) if self._updates else ()))
+        averages = {
+            "optimizer": self._optimizer.averages,
+            "updates": any(each.averages for each in self._updates),
+        }
+        return ("params", "state", *(name for name, keeps in averages.items() if keeps))
 
     def state_shardings(self) -> State:
         """Returns where each leaf of the state lies on the mesh.

@@ -11,10 +11,12 @@ Variables = dict[str, Any]
 class Update:
     """Changes the variables once per step, after the optimizer; may remember things.
 
-    `name` is where the state of training keeps what it remembers.
+    `name` is where the state of training keeps what it remembers; `averages` says that
+    `evaluated` makes other weights of it than those that are trained.
     """
 
     name: ClassVar[str]
+    averages: ClassVar[bool] = False
 
     def init(self, params: Any) -> Any:
         """Returns what is remembered before the first step."""

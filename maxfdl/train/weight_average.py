@@ -23,6 +23,7 @@ class WeightAverage(Update):
     """
 
     name = "weight_average"
+    averages = True
     decay: float = 0.999
 
     @staticmethod

@@ -102,7 +102,7 @@ def cases():
         for j, (network, family) in enumerate(
             itertools.product(NETWORKS, ("nnx", "linen"))
         ):
-            marks = () if (i, j) in ((0, 0), (1, 3), (2, 4)) else pytest.mark.slow
+            marks = () if (i, j) == (1, 3) else pytest.mark.slow
             yield pytest.param(
                 network, family, names, marks=marks, id=f"{network}-{family}-{i}"
             )

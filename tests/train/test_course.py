@@ -65,6 +65,7 @@ def test_a_goal_ends_the_run_and_it_stays_ended(tmp_path, capsys):
     assert "reached a loss of 100.0 after step 3" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_goal_that_is_not_reached_changes_nothing(tmp_path, capsys):
     config = experiment(functools.partial(stop_at_loss, loss=0.1, every=3))
     config.steps = 4

@@ -138,10 +138,10 @@ def test_microbatches_give_the_gradients_of_the_batch(family, steps, mutations):
     "mutations",
     [
         (on(data=8), zero1, in_parts(2), to_linen),
-        (on(data=2, fsdp=2, tensor=2), in_parts(4), in_tiles),
         *[
             pytest.param(mutations, marks=pytest.mark.slow)
             for mutations in [
+                (on(data=2, fsdp=2, tensor=2), in_parts(4), in_tiles),
                 (on(data=8),),
                 (on(fsdp=8), in_parts(2)),
                 (on(fsdp=4, tensor=2), to_linen, unroll_layers, in_tiles),
@@ -212,6 +212,7 @@ def test_replicas_share_out_the_state_of_the_optimizer():
         assert leaf.addressable_shards[0].data.shape == leaf.shape
 
 
+@pytest.mark.slow
 def test_five_steps_with_shared_out_state_are_those_without():
     mutations = [on(data=4), in_parts(2)]
     losses, state = tiny.train(tiny.experiment(*mutations), 5, devices=4)
@@ -221,7 +222,9 @@ def test_five_steps_with_shared_out_state_are_those_without():
     jax.tree.map(close, other["params"], state["params"])
 
 
-@pytest.mark.parametrize("name", ["loss", "one shard"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("loss", marks=pytest.mark.slow), "one shard"]
+)
 def test_a_nan_anywhere_leaves_replicas_as_they_were(name):
     program = tiny.program(tiny.experiment(on(data=8), in_parts(1), zero1), 8)
     run, state = program.compile_step().run, program.init()
@@ -236,7 +239,13 @@ def test_a_nan_anywhere_leaves_replicas_as_they_were(name):
 
 
 @pytest.mark.parametrize(
-    "mutations", [(), (in_parts(4),), (on(data=8), in_parts(2))], ids=names_of
+    "mutations",
+    [
+        pytest.param((), marks=pytest.mark.slow),
+        pytest.param((in_parts(4),), marks=pytest.mark.slow),
+        (on(data=8), in_parts(2)),
+    ],
+    ids=names_of,
 )
 def test_biases_of_routers_move_alike_however_a_batch_is_cut(mutations):
     config = config_of("deepseek_v3")
