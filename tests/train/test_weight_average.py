@@ -28,8 +28,10 @@ def test_it_is_the_weighted_mean_of_all_weights_so_far():
 def test_a_run_evaluates_it_and_trains_as_without():
     losses, state = tiny.train(tiny.experiment(average_weights), 3)
     alone, other = tiny.train(tiny.experiment(), 3)
-    assert losses == alone
-    jax.tree.map(np.testing.assert_array_equal, state["params"], other["params"])
+    # Two programs: the compiler may order sums otherwise.
+    np.testing.assert_allclose(losses, alone, rtol=1e-6)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)  # noqa: E731
+    jax.tree.map(close, state["params"], other["params"])
     program = tiny.program(tiny.experiment(average_weights))
     found = program.evaluated(state)["params"]
     means = state["updates"]["weight_average"]["average"]
