@@ -32,7 +32,8 @@ def zero1(cfg: C, *, optimizer: Literal["sharded", "replicated"] = "sharded") ->
 def offload_optimizer(cfg: C, *, memory: Memory = "host") -> C:
     """Returns a copy of `cfg` that keeps the optimizer's state in the host's memory.
 
-    Same updates to the last bit. See `maxfdl.train.placement.Placement`.
+    Same updates to the last bit. It makes room for activations and none for the update,
+    whose peak grows: see `maxfdl.train.placement.Placement`.
     `offload_optimizer(memory=device)` is the inverse.
 
     Raises:
