@@ -1,9 +1,10 @@
-"""Eight virtual devices on the CPU, compiled programs kept, shapes of ops checked.
+"""Eight virtual devices on the CPU, programs compiled in haste, shapes of ops checked.
 
 JAX reads the environment when it is imported, and jaxtyping checks what is imported
 after its hook is in place: both come before any import of the library.
 """
 
+import importlib.metadata
 import os
 import pathlib
 
@@ -14,7 +15,16 @@ _PLACE_OF_CACHE = os.environ.get("MAXFDL_CACHE") or (
 )
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+# Tests compile much and run little: code that is not optimized takes half the time.
+_XLA_FLAGS = [
+    "--xla_force_host_platform_device_count=8",
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+]
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    _XLA_FLAGS.append("--xla_cpu_use_fusion_emitters=false")  # Later ones lack it.
+
+os.environ.setdefault("XLA_FLAGS", " ".join(_XLA_FLAGS))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{_PLACE_OF_CACHE}/xla")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 

@@ -1,7 +1,8 @@
 """Reads compiled programs: FLOPs and collectives, counted as often as they run.
 
 XLA's own `cost_analysis` counts the body of a loop once. Here it counts once per trip,
-for the text of CPU and of TPU programs. A kernel behind a custom call counts nothing.
+for the text of CPU and of TPU programs. A kernel behind a custom call counts nothing,
+and what a loop does whose trips depend on data is not a number.
 """
 
 import dataclasses
@@ -38,7 +39,7 @@ class Collective:
     kind: str
     payload: int
     group: int
-    times: int = 1
+    times: float = 1
     in_loop: bool = False
 
     @property
@@ -54,7 +55,7 @@ class Collective:
 class Program:
     """What one device does in one run: matrix products and exchanges."""
 
-    flops: int = 0
+    flops: float = 0
     collectives: tuple[Collective, ...] = ()
 
     @property
@@ -65,7 +66,7 @@ class Program:
     def __add__(self, other: "Program") -> "Program":
         return Program(self.flops + other.flops, self.collectives + other.collectives)
 
-    def repeated(self, times: int) -> "Program":
+    def repeated(self, times: float) -> "Program":
         """Returns the program of a loop that runs this one so often."""
         inside = (
             dataclasses.replace(c, times=c.times * times, in_loop=True)
@@ -75,11 +76,7 @@ class Program:
 
 
 def read(text: str) -> Program:
-    """Returns what the program does, from `compiled.as_text()`.
-
-    Raises:
-      ValueError: If a loop whose body counts for something has no known trip count.
-    """
+    """Returns what the program does, from `compiled.as_text()`."""
     return _Module(text).program()
 
 
@@ -168,8 +165,8 @@ class _Module:
         payload = sum(map(_num_bytes, types))
         return Collective(kind, payload * (group if kind == "all-gather" else 1), group)
 
-    def trips(self, loop: _Instruction) -> int:
-        """Returns how often a loop runs: as noted, or the bound it compares with."""
+    def trips(self, loop: _Instruction) -> float:
+        """Returns how often a loop runs: as noted, or its one constant bound."""
         noted = loop.attribute(r'known_trip_count":\{"n":"(\d+)"')
         if noted:
             return int(noted)
@@ -179,12 +176,7 @@ class _Module:
             for i in self.instructions_under(condition)
             if i.opcode == "constant" and re.match(r"[su]\d+\[\]", i.type)
         }
-        if len(bounds) != 1:
-            raise ValueError(
-                f"The loop {loop.name} has the bounds {sorted(bounds)} in its condition"
-                f" {condition}; a trip count is known from exactly one constant."
-            )
-        return bounds.pop()
+        return bounds.pop() if len(bounds) == 1 else math.nan
 
     def instructions_under(self, computation: str) -> Iterator[_Instruction]:
         for instruction in self.computations[computation].values():

@@ -1,8 +1,9 @@
 """The reader of compiled programs, on programs whose cost is known."""
 
+import math
+
 import jax
 import jax.numpy as jnp
-import pytest
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -93,13 +94,19 @@ def test_payload_is_the_whole_array_and_wire_what_leaves_a_device():
     assert program.wire == program.collectives[0].payload == row
 
 
-def test_a_loop_of_unknown_length_is_refused_if_it_counts():
+def test_what_a_loop_of_unknown_length_counts_is_not_a_number():
     def function(x, kernel, length):
         return lax.fori_loop(0, length, lambda _, x: jnp.tanh(x @ kernel), x)
 
     x, kernel = jnp.ones((ROWS, WIDTH)), jnp.ones((WIDTH, WIDTH))
-    with pytest.raises(ValueError, match="a trip count is known from exactly one"):
-        program_of(function, x, kernel, 3)
+    assert math.isnan(program_of(function, x, kernel, 3).flops)
+
+    def exchange(x):
+        length = jnp.int32(x[0, 0])
+        return lax.fori_loop(0, length, lambda _, x: lax.psum(x, "batch"), x)
+
+    (found,) = on_mesh(exchange, CUT).collectives
+    assert found.in_loop and math.isnan(found.wire)
 
 
 TPU_PROGRAM = """\

@@ -6,7 +6,7 @@ import fiddle as fdl
 
 from maxfdl.graph import copy, nodes_of
 from maxfdl.mutations.roles import is_trainer
-from maxfdl.train.placement import Memory
+from maxfdl.train.placement import Memory, Placement
 
 C = TypeVar("C", bound=fdl.Buildable)
 
@@ -20,46 +20,43 @@ def zero1(cfg: C, *, optimizer: Literal["sharded", "replicated"] = "sharded") ->
     Raises:
       MutationError: If there is no trainer.
     """
-    out = copy(cfg)
-    for trainer in nodes_of(out, is_trainer):
-        if optimizer == "sharded":
-            trainer.placement.optimizer = optimizer
-        elif "optimizer" in trainer.placement.__arguments__:
-            del trainer.placement.optimizer
-    return out
+    return _placed(cfg, optimizer=optimizer)
 
 
 def offload_optimizer(cfg: C, *, memory: Memory = "host") -> C:
     """Returns a copy of `cfg` that keeps the optimizer's state in the host's memory.
 
-    Same updates to the last bit. It makes room for activations and none for the update,
-    whose peak grows: see `maxfdl.train.placement.Placement`.
+    Same updates within float32 rounding; that of one layer at a time is on the device,
+    if layers are stacked. See `maxfdl.train.placement.Placement`.
     `offload_optimizer(memory=device)` is the inverse.
 
     Raises:
       MutationError: If there is no trainer.
     """
-    return _with_memory(cfg, "memory", memory)
+    return _placed(cfg, memory=memory)
 
 
 def offload_parameters(cfg: C, *, memory: Memory = "host") -> C:
     """Returns a copy of `cfg` that keeps parameters in the host's memory.
 
-    A layer's come to the device when it runs. Same numbers to the last bit. See
+    A layer's come to the device when it runs, and for its update; `unroll_layers`
+    fetches all of a stack. Same numbers within float32 rounding. See
     `maxfdl.train.placement.Placement`. `offload_parameters(memory=device)` is the
     inverse.
 
     Raises:
       MutationError: If there is no trainer.
     """
-    return _with_memory(cfg, "param_memory", memory)
+    return _placed(cfg, param_memory=memory)
 
 
-def _with_memory(cfg: C, field: str, memory: Memory) -> C:
+def _placed(cfg: C, **fields: str) -> C:
+    """Returns a copy of `cfg` with these fields of placement; a default is left out."""
     out = copy(cfg)
     for trainer in nodes_of(out, is_trainer):
-        if memory == "host":
-            setattr(trainer.placement, field, memory)
-        elif field in trainer.placement.__arguments__:
-            delattr(trainer.placement, field)
+        for name, value in fields.items():
+            if value != getattr(Placement, name):
+                setattr(trainer.placement, name, value)
+            elif name in trainer.placement.__arguments__:
+                delattr(trainer.placement, name)
     return out

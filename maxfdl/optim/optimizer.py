@@ -6,6 +6,7 @@ import jax
 import optax
 
 from maxfdl.markers import FromParent
+from maxfdl.optim import by_repeat
 from maxfdl.optim.schedule_free import ScheduleFree
 from maxfdl.optim.schedules import Schedule
 from maxfdl.optim.transforms import (
@@ -46,29 +47,55 @@ class Optimizer:
         self._schedule = schedule
         self._steps = steps
         self._averaging = averaging
+        self._parameters = parameters
+        self._clip = clip.transform() if clip else optax.identity()
+        self._parts = (rule, weight_decay, rate_factors)
+
+    def _transform(self, parameters: dict) -> optax.GradientTransformationExtraArgs:
+        """Returns what follows the clipping, for parameters with these declarations."""
         none = optax.identity()
-        self._transform = optax.chain(
-            none if clip is None else clip.transform(),
-            rule.transform(parameters),
-            none if weight_decay is None else weight_decay.transform(parameters),
-            none if rate_factors is None else rate_factors.transform(parameters),
+        return optax.chain(
+            *(p.transform(parameters) if p else none for p in self._parts),
             times_minus_rate(),
-            none if averaging is None else averaging.transform(),
+            self._averaging.transform() if self._averaging else none,
         )
 
     def init(self, params: Any) -> Any:
-        return self._transform.init(params)
+        rest: Any = self._transform(self._parameters).init(params)
+        return (self._clip.init(params), *rest)
 
     def learning_rate(self, step: jax.Array) -> jax.Array:
         return self._schedule(step, self._steps)
 
     def update(
-        self, grads: Any, state: Any, params: Any, step: jax.Array
+        self,
+        grads: Any,
+        state: Any,
+        params: Any,
+        step: jax.Array,
+        accepted: jax.Array | bool = True,
     ) -> tuple[Any, Any]:
-        """Returns the new parameters and the new state of the optimizer."""
+        """Returns the new parameters and the new state; the old ones if not accepted.
+
+        What lies on the host is updated there, see `maxfdl.optim.by_repeat`.
+        """
         rate = self.learning_rate(step)
-        updates, state = self._transform.update(grads, state, params, rate=rate)
-        return optax.apply_updates(params, updates), state
+        clip, *rest = state
+        clipped, clip = self._clip.update(grads, clip)
+
+        def change(declared, old, grads):
+            params, state = old
+            transform = self._transform(declared)
+            updates, state = transform.update(grads, state, params, rate=rate)
+            return optax.apply_updates(params, updates), state
+
+        def start(declared, params):
+            return (params, self._transform(declared).init(params)), params
+
+        params, rest = by_repeat.changed(
+            change, start, self._parameters, (params, tuple(rest)), clipped, accepted
+        )
+        return params, (clip, *rest)
 
     @property
     def averages(self) -> bool:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from maxfdl.layers.parameter import DType, map_parameters
+from maxfdl.layers.parameter import DType
 
 
 class UpdateRule:
@@ -143,7 +143,7 @@ class ByRole:
 
     def of(self, parameters: dict) -> dict:
         """Returns the number of each parameter, a tree like their declarations."""
-        return map_parameters(lambda _, p: getattr(self, p.role), parameters)
+        return jax.tree.map(lambda p: getattr(self, p.role), parameters)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,11 @@ HOST = "pinned_host"
 """Memory of the host that devices copy from and to by themselves."""
 
 
+def is_on_host(x: jax.Array) -> bool:
+    """Returns whether an array of a traced function is in the memory of the host."""
+    return jax.typeof(x).memory_space == jax.memory.Space.Host
+
+
 def on_device(tree: Any) -> Any:
     """Returns arrays of a traced function in the memory of the device.
 
@@ -16,8 +21,11 @@ def on_device(tree: Any) -> Any:
     """
 
     def move(x: jax.Array) -> jax.Array:
-        if jax.typeof(x).memory_space == jax.memory.Space.Device:
-            return x
-        return jax.device_put(x, jax.memory.Space.Device)
+        return jax.device_put(x, jax.memory.Space.Device) if is_on_host(x) else x
 
     return jax.tree.map(move, tree)
+
+
+def beside(old: jax.Array, new: jax.Array) -> jax.Array:
+    """Returns `new`, which is on the device, in the memory in which `old` is."""
+    return jax.device_put(new, jax.memory.Space.Host) if is_on_host(old) else new

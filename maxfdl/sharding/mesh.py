@@ -50,7 +50,11 @@ class MeshShape:
         return sizes
 
     def build(self, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-        """Returns the mesh over `devices` (default: all), tensor axis innermost."""
+        """Returns the mesh over `devices` (default: all), tensor axis innermost.
+
+        An axis of the machine's network is shared by two of the mesh's only where no
+        other assignment of whole axes fits.
+        """
         devices = jax.devices() if devices is None else devices
         sizes = self.sizes(len(devices))
         if devices[0].platform == "cpu":
@@ -58,7 +62,9 @@ class MeshShape:
         else:
             from jax.experimental import mesh_utils
 
-            array = mesh_utils.create_device_mesh(tuple(sizes.values()), devices)
+            array = mesh_utils.create_device_mesh(
+                tuple(sizes.values()), devices, allow_split_physical_axes=True
+            )
         return jax.sharding.Mesh(array, tuple(sizes))
 
 

@@ -6,11 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
-from maxfdl.layers.parameter import Parameter, Role
+from maxfdl.layers.parameter import Role
 from maxfdl.layers.sinks import Counts, HeadScores, Max
 from maxfdl.ops import balance
 from maxfdl.ops.mask import Places
+from maxfdl.sharding.memory import is_on_host, on_device
 from maxfdl.train.auxiliary import router_loads
 
 Metrics = dict[str, jax.Array]
@@ -18,14 +20,24 @@ Metrics = dict[str, jax.Array]
 
 def norms(name: str, tree: Any, parameters: dict) -> Metrics:
     """Returns the L2 norm of a tree like the parameters, and of each role's part."""
-    by_role: dict[Role, list[jax.Array]] = {}
-    is_declaration = lambda node: isinstance(node, Parameter)  # noqa: E731
-    declared = jax.tree.leaves(parameters, is_leaf=is_declaration)
-    for parameter, leaf in zip(declared, jax.tree.leaves(tree), strict=True):
-        by_role.setdefault(parameter.role, []).append(leaf)
-    whole = {f"{name}/{role}": optax.tree.norm(part) for role, part in by_role.items()}
-    squares = [jnp.square(norm) for norm in whole.values()]
-    return {name: jnp.sqrt(sum(squares, jnp.zeros(())))} | whole
+    squares: dict[Role, jax.Array] = {}
+    declared, leaves = jax.tree.leaves(parameters), jax.tree.leaves(tree)
+    for role, leaf in zip((p.role for p in declared), leaves, strict=True):
+        squares[role] = squares.get(role, jnp.zeros(())) + _square(leaf)
+    of_roles = {f"{name}/{role}": jnp.sqrt(part) for role, part in squares.items()}
+    return {name: jnp.sqrt(sum(squares.values()))} | of_roles
+
+
+def _square(x: jax.Array) -> jax.Array:
+    """Returns the squared L2 norm; what lies on the host is fetched in parts."""
+    if not is_on_host(x):
+        return optax.tree.norm(x, squared=True)
+
+    def add(i: jax.Array, total: jax.Array) -> jax.Array:
+        part = on_device(lax.dynamic_slice_in_dim(x, i, 1, 0))
+        return total + optax.tree.norm(part, squared=True)
+
+    return lax.fori_loop(0, x.shape[0], add, jnp.zeros(()))
 
 
 def packing(batch: Mapping[str, jax.Array]) -> Metrics:

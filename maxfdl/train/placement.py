@@ -22,11 +22,12 @@ class Placement:
         the gradients reach it by one reduce-scatter, and the parameters by one
         all-gather: ZeRO-1, Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054.
         A parameter that has no dim to cut evenly stays whole.
-      memory: Of that state: `device`, or `host`, from where it comes for the update
-        and whereto it returns, which is twice its bytes of traffic a step. All of it
-        comes at once, so this makes room for activations and none for the update.
+      memory: Of that state: `device`, or `host`, from where that of one layer after the
+        other comes for the update and whereto it returns: twice its bytes of traffic a
+        step, and at no time more than a layer's on the device.
       param_memory: Of parameters: `device`, or `host`, from where each comes at its
-        place of use, layer by layer, and whereto its gradient goes until the update.
+        place of use, layer by layer, and once more for the update. Gradients stay on
+        the device.
     """
 
     optimizer: Literal["replicated", "sharded"] = "replicated"
@@ -71,8 +72,8 @@ class Placement:
     ) -> PartitionSpec:
         """Returns a parameter's spec with one more dim cut, if there is one.
 
-        Layers come first, so that what looks at whole matrices finds them; then the
-        longest dim.
+        Layers come first, so that what looks at whole matrices finds them, but not on
+        the host, from where they come one by one; then the longest dim.
         """
         parts = sharding.num_replicas
         if self.optimizer == "replicated" or parts == 1:
@@ -80,10 +81,12 @@ class Placement:
         shape = parameter.full_shape
         entries = [*spec, *[None] * (len(shape) - len(spec))]
         free = [d for d, e in enumerate(entries) if e is None and not shape[d] % parts]
-        if not free:
+        layers = [d for d in free if parameter.full_axes[d] == "layers"]
+        others = sorted(set(free) - set(layers), key=lambda d: -shape[d])
+        choices = others if self.memory == "host" else layers + others
+        if not choices:
             return spec
-        first = parameter.full_axes[free[0]] == "layers"
-        entries[free[0] if first else max(free, key=lambda d: shape[d])] = REPLICAS
+        entries[choices[0]] = REPLICAS
         return PartitionSpec(*entries)
 
 

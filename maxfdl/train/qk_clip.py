@@ -4,7 +4,6 @@ Letters: L layers of a stack, H heads, K width of a query or key.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,7 +11,8 @@ import jax.numpy as jnp
 
 from maxfdl.layers.parameter import Parameter
 from maxfdl.layers.sinks import HeadScores
-from maxfdl.train.updates import Update, Variables
+from maxfdl.sharding.memory import beside, on_device
+from maxfdl.train.updates import Step, Update, Variables
 
 _HEADS = ("heads", "kv_heads")
 
@@ -40,51 +40,55 @@ class QkClip(Update):
             yield f"QkClip threshold ({node.threshold}) must be positive."
 
     def __call__(
-        self,
-        variables: Variables,
-        memory: Any,
-        sinks: Mapping[str, Any],
-        parameters: dict,
+        self, variables: Variables, memory: Any, step: Step
     ) -> tuple[Variables, Any]:
         params = variables["params"]
-        for path, scores in sinks.items():
+        for path, scores in step.sinks.items():
             if isinstance(scores, HeadScores):
+                highest = jnp.where(step.accepted, scores.highest.value, 0.0)
+                factors = jnp.where(
+                    highest > self.threshold, self.threshold / highest, 1.0
+                )
                 *layer, _ = path.split("/")
-                params = self._clipped(params, parameters, layer, scores)
+                params = _clipped(
+                    params, step.parameters, layer, factors, scores.shared
+                )
         return variables | {"params": params}, memory
 
-    def _clipped(
-        self, params: Any, parameters: Any, path: list[str], scores: HeadScores
-    ) -> Any:
-        """Returns parameters in which the attention at `path` is clipped."""
-        if path:
-            name, *rest = path
-            inner = self._clipped(params[name], parameters[name], rest, scores)
-            return {**params, name: inner}
-        highest = scores.highest.value
-        factors = jnp.where(highest > self.threshold, self.threshold / highest, 1.0)
-        heads, key_heads = (_num_heads(parameters[n]) for n in ("query", "key"))
-        roots = jnp.sqrt(factors)
-        own = roots if key_heads == heads else factors
-        width = _width(parameters["query"])
-        per_feature = jnp.concatenate(
-            [
-                jnp.repeat(own[..., None], width - scores.shared, axis=-1),
-                jnp.repeat(factors[..., None], scores.shared, axis=-1),
-            ],
-            axis=-1,
-        )
-        query = _scaled(params["query"], parameters["query"], per_feature)
-        clipped = {**params, "query": query}
-        if key_heads == heads:
-            clipped["key"] = _scaled(params["key"], parameters["key"], roots[..., None])
-        return clipped
+
+def _clipped(
+    params: Any, parameters: Any, path: list[str], factors: jax.Array, shared: int
+) -> Any:
+    """Returns parameters in which the attention at `path` is clipped.
+
+    Args:
+      factors: [L?, H] of scores.
+      shared: Features at the end of each query whose key the heads share.
+    """
+    if path:
+        name, *rest = path
+        inner = _clipped(params[name], parameters[name], rest, factors, shared)
+        return {**params, name: inner}
+    heads, key_heads = (_num_heads(parameters[n]) for n in ("query", "key"))
+    roots = jnp.sqrt(factors)
+    own = roots if key_heads == heads else factors
+    width = _width(parameters["query"])
+    per_feature = jnp.concatenate(
+        [
+            jnp.repeat(own[..., None], width - shared, axis=-1),
+            jnp.repeat(factors[..., None], shared, axis=-1),
+        ],
+        axis=-1,
+    )
+    query = _scaled(params["query"], parameters["query"], per_feature)
+    clipped = {**params, "query": query}
+    if key_heads == heads:
+        clipped["key"] = _scaled(params["key"], parameters["key"], roots[..., None])
+    return clipped
 
 
 def _of_heads(declared: Any) -> list[Parameter]:
-    is_declaration = lambda node: isinstance(node, Parameter)  # noqa: E731
-    leaves = jax.tree.leaves(declared, is_leaf=is_declaration)
-    return [leaf for leaf in leaves if set(_HEADS) & set(leaf.axes)]
+    return [p for p in jax.tree.leaves(declared) if set(_HEADS) & set(p.axes)]
 
 
 def _num_heads(declared: Any) -> int:
@@ -109,9 +113,8 @@ def _scaled(params: Any, declared: Any, factors: jax.Array) -> Any:
         kept = {"layers", "head_dim", *_HEADS}
         wide = [a in kept for a in parameter.full_axes]
         sizes = iter(factors.shape)
-        return (
-            value * factors.reshape([next(sizes) if w else 1 for w in wide])
-        ).astype(value.dtype)
+        shape = [next(sizes) if w else 1 for w in wide]
+        scaled = on_device(value) * factors.reshape(shape)
+        return beside(value, scaled.astype(value.dtype))
 
-    is_declaration = lambda node: isinstance(node, Parameter)  # noqa: E731
-    return jax.tree.map(scale, declared, params, is_leaf=is_declaration)
+    return jax.tree.map(scale, declared, params)

@@ -1,14 +1,13 @@
 """What a step does with what routers of experts did."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from maxfdl.train.auxiliary import router_loads
-from maxfdl.train.updates import Update, Variables
+from maxfdl.train.updates import Step, Update, Variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,25 +25,24 @@ class SelectionBias(Update):
     rate: float = 1e-3
 
     def __call__(
-        self,
-        variables: Variables,
-        memory: Any,
-        sinks: Mapping[str, Any],
-        parameters: dict,
+        self, variables: Variables, memory: Any, step: Step
     ) -> tuple[Variables, Any]:
         state = variables["state"]
-        for path, load in router_loads(sinks).items():
+        for path, load in router_loads(step.sinks).items():
             *router, _ = path.split("/")
-            state = self._updated(state, router, load.counts.value)
+            state = self._updated(state, router, load.counts.value, step.accepted)
         return variables | {"state": state}, memory
 
-    def _updated(self, node: Any, path: list[str], counts: jax.Array) -> Any:
+    def _updated(
+        self, node: Any, path: list[str], counts: jax.Array, accepted: jax.Array
+    ) -> Any:
         if path:
             if path[0] not in node:  # a router that has no bias
                 return node
-            inner = self._updated(node[path[0]], path[1:], counts)
+            inner = self._updated(node[path[0]], path[1:], counts, accepted)
             return {**node, path[0]: inner}
         counts = counts.astype(jnp.float32)
         lacking = jnp.mean(counts, axis=-1, keepdims=True) - counts
         bias = node["selection_bias"]
-        return {**node, "selection_bias": bias + self.rate * jnp.sign(lacking)}
+        moved = bias + self.rate * jnp.sign(lacking)
+        return {**node, "selection_bias": jnp.where(accepted, moved, bias)}

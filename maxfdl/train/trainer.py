@@ -23,7 +23,7 @@ from maxfdl.train.guard import SkipNonFinite
 from maxfdl.train.loss import Batch, NextTokenLoss, Term, total
 from maxfdl.train.placement import Placement
 from maxfdl.train.replicas import on_replicas
-from maxfdl.train.updates import Update, updated
+from maxfdl.train.updates import Step, Update, updated
 
 State = dict[str, Any]
 Metrics = dict[str, jax.Array]
@@ -114,20 +114,19 @@ class Trainer:
         loss = total(sums, weights)
         accepted, guard = self.guard(state["guard"], loss, grad_norms["grad_norm"])
 
-        state = on_device(state)
         params, optimizer = self._optimizer.update(
-            grads, state["optimizer"], state["params"], step
+            grads, state["optimizer"], state["params"], step, accepted
+        )
+        layer_state = jax.tree.map(
+            lambda new, old: jnp.where(accepted, new, old), layer_state, state["state"]
         )
         variables, memories = updated(
             self._updates,
             {"params": params, "state": layer_state},
             state["updates"],
-            sinks,
-            parameters,
+            Step(sinks, parameters, accepted),
         )
-        new = {**variables, "optimizer": optimizer, "updates": memories}
-        old = {name: state[name] for name in new}
-        kept = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), new, old)
+        kept = {**variables, "optimizer": optimizer, "updates": memories}
         metrics = {
             "loss": loss,
             **{name: Term(sums[name], weights[name]).mean for name in sums},

@@ -2,9 +2,23 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
+
+import jax
 
 Variables = dict[str, Any]
+
+
+class Step(NamedTuple):
+    """What an update may look at.
+
+    Fields: `sinks`, what layers left during the step, of the whole batch; `parameters`,
+    declarations, a tree like `params`; `accepted`, whether the step counts.
+    """
+
+    sinks: Mapping[str, Any]
+    parameters: dict
+    accepted: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,19 +42,16 @@ class Update:
         return {}
 
     def __call__(
-        self,
-        variables: Variables,
-        memory: Any,
-        sinks: Mapping[str, Any],
-        parameters: dict,
+        self, variables: Variables, memory: Any, step: Step
     ) -> tuple[Variables, Any]:
         """Returns the variables and the memory after a step.
+
+        What it gets is what it returns if the step does not count, and what lies on the
+        host returns there.
 
         Args:
           variables: `params` as the optimizer left them, and `state` of the layers.
           memory: As it was before the step.
-          sinks: What layers left during the step, of the whole batch.
-          parameters: Declarations, a tree like `params`.
         """
         raise NotImplementedError
 
@@ -53,13 +64,10 @@ def updated(
     updates: Sequence[Update],
     variables: Variables,
     memories: Mapping[str, Any],
-    sinks: Mapping[str, Any],
-    parameters: dict,
+    step: Step,
 ) -> tuple[Variables, dict[str, Any]]:
     """Returns what all `updates` make of the variables, in order, and remember."""
     kept = {}
     for update in updates:
-        variables, kept[update.name] = update(
-            variables, memories[update.name], sinks, parameters
-        )
+        variables, kept[update.name] = update(variables, memories[update.name], step)
     return variables, kept

@@ -1,13 +1,13 @@
 """The running average of the weights."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from maxfdl.train.updates import Update, Variables
+from maxfdl.optim import by_repeat
+from maxfdl.train.updates import Step, Update, Variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,21 +42,31 @@ class WeightAverage(Update):
         return {"average": of_params, "steps": other}
 
     def __call__(
-        self,
-        variables: Variables,
-        memory: Any,
-        sinks: Mapping[str, Any],
-        parameters: dict,
+        self, variables: Variables, memory: Any, step: Step
     ) -> tuple[Variables, Any]:
         steps = memory["steps"] + 1
         n = steps.astype(jnp.float32)
         stays = self.decay * (1.0 - self.decay ** (n - 1.0)) / (1.0 - self.decay**n)
-        average = jax.tree.map(
-            lambda a, p: a + (1.0 - stays) * (p.astype(a.dtype) - a),
+
+        def change(declared, average, params):
+            return jax.tree.map(
+                lambda a, p: a + (1.0 - stays) * (p.astype(a.dtype) - a),
+                average,
+                params,
+            )
+
+        average = by_repeat.changed(
+            change,
+            lambda declared, params: (params, params),
+            step.parameters,
             memory["average"],
             variables["params"],
+            step.accepted,
         )
-        return variables, {"average": average, "steps": steps}
+        return variables, {
+            "average": average,
+            "steps": jnp.where(step.accepted, steps, memory["steps"]),
+        }
 
     def evaluated(self, params: Any, memory: Any) -> Any:
         """Returns the average; before the first step, the weights."""

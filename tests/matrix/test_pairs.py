@@ -55,16 +55,11 @@ def plain(network):
     return mesh(config, data=-1, fsdp=1, tensor=1)
 
 
-# Half of the time here is XLA's, and none of it need go into speed.
-QUICK = {"xla_backend_optimization_level": 0}
-
-
 @functools.cache
 def weights(network, *calls):
     """Returns variables on the host: drawing them compiles as long as a step."""
     model = graph.build(apply(plain(network), *calls)).make_model()
-    draw = jax.jit(model.init).lower(jax.random.key(0)).compile(QUICK)
-    return jax.device_get(draw(jax.random.key(0)))
+    return jax.device_get(jax.jit(model.init)(jax.random.key(0)))
 
 
 def step(config, network, names, devices):
@@ -79,7 +74,7 @@ def step(config, network, names, devices):
     run = jax.jit(trainer.step, out_shardings=(places, None))
     lowered = run.lower(program.abstract_state(), program.abstract_batch())
     batch = next(iter(experiment.make_batches(experiment.make_data(trainer.model))))
-    state, metrics = lowered.compile(QUICK)(state, program.place(batch))
+    state, metrics = lowered.compile()(state, program.place(batch))
     return before["params"], jax.device_get(state), jax.device_get(metrics)
 
 

@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from maxfdl.ops.cost import count_flops
+from maxfdl.ops.cross_entropy import CrossEntropy
 from maxfdl.ops.dot import Dot
 from maxfdl.ops.tiled_cross_entropy import TiledCrossEntropy, _sum_and_cut
 from maxfdl.ops.unembedding import Unembedding
@@ -112,8 +113,12 @@ def test_tiles_are_as_good_as_the_whole(loss, head):
     numbers = {k: v for k, v in head.items() if k != "tied"}
     expected = in_float64(inputs, loss.z_loss, **numbers)
     np.testing.assert_allclose(value, expected[0], rtol=1e-6)
-    assert relative(d_hidden, expected[1]) < 1e-6
-    assert relative(d_weights.T if "tied" in head else d_weights, expected[2]) < 1e-6
+    # The floor of float32 is where untiled gradients are.
+    whole = CrossEntropy(z_loss=loss.z_loss)
+    _, untiled = value_and_gradients(whole, inputs, **numbers)
+    ours = d_hidden, d_weights.T if "tied" in head else d_weights
+    for tiled, floor, exact in zip(ours, untiled, expected[1:], strict=True):
+        assert relative(tiled, exact) < max(1e-6, 1.1 * relative(floor, exact))
 
 
 @pytest.mark.parametrize("fsdp", [1, 8])

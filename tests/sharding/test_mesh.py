@@ -5,6 +5,7 @@ import types
 import jax
 import numpy as np
 import pytest
+from jax.experimental import topologies
 
 from maxfdl.errors import UserError
 from maxfdl.sharding.mesh import MeshShape, axis_names
@@ -68,3 +69,18 @@ def test_refuses_sizes_that_make_no_sense(axes, problem):
 
 def test_accepts_sizes_that_do():
     assert not list(MeshShape.check_config(MeshShape(data=2, fsdp=-1, tensor=2)))
+
+
+@pytest.mark.slow
+def test_two_axes_may_share_one_of_the_machine(monkeypatch):
+    """2 x 8 chips of a square of 4 x 4."""
+    pytest.importorskip("libtpu")
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    chips = topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4")
+    mesh = MeshShape(data=2, fsdp=8).build(chips.devices)
+    assert mesh.devices.shape == (2, 8, 1)
+    # Each replica has half of the square, and not every other chip of it.
+    for half in mesh.devices:
+        x, y = (len({chip.coords[i] for chip in half.flat}) for i in (0, 1))
+        assert x * y == 8

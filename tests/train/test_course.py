@@ -3,6 +3,7 @@
 import functools
 import json
 
+import fiddle as fdl
 import jax
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from maxfdl import graph
 from maxfdl.errors import UserError
 from maxfdl.mutations import average_weights, batch_ramp_up, stop_at_loss
+from maxfdl.optim.schedules import WarmupConstant
 from maxfdl.train.loop import RunOptions, run
 from maxfdl.train.run_directory import RunDirectory
 from tests import tiny
@@ -76,8 +78,8 @@ def test_a_goal_that_is_not_reached_changes_nothing(tmp_path, capsys):
 
 def test_after_so_many_refused_steps_the_run_gives_up_and_keeps_what_was_good(tmp_path):
     config = experiment()
-    config.optimizer.schedule.peak = 1e30  # good for one step
-    config.optimizer.schedule.warmup_steps = 0
+    # Good for one step, and the same program however long the run is.
+    config.optimizer.schedule = fdl.Config(WarmupConstant, peak=1e30)
     config.trainer.guard.stop_after = 3
     with pytest.raises(UserError, match="the last 4 steps, up to step 5, changed noth"):
         train(config, tmp_path / "run")

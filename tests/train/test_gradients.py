@@ -25,6 +25,7 @@ from maxfdl.mutations import (
 from maxfdl.train.auxiliary import router_loads
 from maxfdl.train.program import Program
 from maxfdl.train.router import SelectionBias
+from maxfdl.train.updates import Step
 from tests import hlo, tiny
 from tests.layers.families import assert_same_bits
 
@@ -258,7 +259,9 @@ def test_biases_of_routers_move_alike_however_a_batch_is_cut(mutations):
     state = program.init()
     _, parts = grads(state, program.place(ragged_batch()))
     variables = {"params": state["params"], "state": parts.layer_state}
-    moved, _ = SelectionBias(rate=0.1)(variables, {}, parts.sinks, {})
+    moved, _ = SelectionBias(rate=0.1)(
+        variables, {}, Step(parts.sinks, {}, jnp.array(True))
+    )
     (bias,) = jax.tree.leaves(moved["state"]["decoder"])
     (load,) = [
         load for path, load in router_loads(parts.sinks).items() if "decoder" in path

@@ -12,6 +12,7 @@ from maxfdl.layers.sinks import HeadScores, Max
 from maxfdl.layers.watch import WatchScores
 from maxfdl.mutations import gradient_accumulation, use_adamw, use_muonclip
 from maxfdl.train.qk_clip import QkClip
+from maxfdl.train.updates import Step
 from tests import tiny
 from tests.layers import families
 from tests.layers.families import FEATURES, Case, assert_same_bits, on_vectors
@@ -60,7 +61,7 @@ def clipped(model, params, threshold):
     sinks, before = scores_of(model, params)
     variables = {"params": params, "state": {}}
     update = QkClip(threshold=threshold)
-    after, _ = update(variables, {}, sinks, model.parameters())
+    after, _ = update(variables, {}, Step(sinks, model.parameters(), jnp.array(True)))
     return before, after["params"], scores_of(model, after["params"])[1]
 
 
@@ -106,9 +107,8 @@ def test_layers_of_a_stack_are_clipped_one_by_one():
     highest = np.float32([[50, 200, 400, 100], [100, 99, 10, 1], [1, 1, 1, 1600]])
     sink = HeadScores(Max(jnp.asarray(highest)))
     path = "decoder/stacks_0/layers_0/attention"
-    new, _ = update(
-        {"params": params, "state": {}}, {}, {f"{path}/scores": sink}, declared
-    )
+    step = Step({f"{path}/scores": sink}, declared, jnp.array(True))
+    new, _ = update({"params": params, "state": {}}, {}, step)
     old, new = leaves(params), leaves(new["params"])
     factors = np.minimum(1.0, 100.0 / highest)[:, None, :, None]  # [L, D, H, K]
     name = f"{path}/query/kernel"

@@ -1,6 +1,5 @@
 """Tests of stopping between two steps."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -15,27 +14,36 @@ from maxfdl.train.signals import StopRequest
 def test_the_first_signal_becomes_a_flag(name):
     with StopRequest() as stop:
         assert stop.requested is None
-        os.kill(os.getpid(), getattr(signal, name))
+        signal.raise_signal(getattr(signal, name))
         assert stop.requested == name
 
 
 def test_one_process_stops_after_the_step_under_way():
     with StopRequest() as stop:
         assert not stop.reached(1)
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         assert stop.reached(2)
 
 
+@pytest.fixture
+def as_in_a_terminal():
+    """Lets Ctrl-C interrupt, which a shell turns off in what it runs beside itself."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("as_in_a_terminal")
 def test_a_second_ctrl_c_interrupts_at_once():
     with StopRequest(), pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_a_second_sigterm_changes_nothing():
     with StopRequest() as stop:
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         assert stop.requested == "SIGTERM"
 
 

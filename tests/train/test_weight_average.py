@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maxfdl.mutations import average_weights
+from maxfdl.train.updates import Step
 from maxfdl.train.weight_average import WeightAverage
 from tests import tiny
 
@@ -17,7 +18,7 @@ def test_it_is_the_weighted_mean_of_all_weights_so_far():
     assert first["w"].tolist() == [1.0] * 3  # nothing was averaged yet
     for n in range(1, 6):
         variables = {"params": {"w": jnp.asarray(weights[n - 1])}, "state": {}}
-        kept, memory = update(variables, memory, {}, {})
+        kept, memory = update(variables, memory, Step({}, {}, jnp.array(True)))
         assert kept is variables
         shares = 0.8 ** np.arange(n - 1, -1, -1, dtype=np.float64)
         mean = shares @ weights[:n] / shares.sum()
