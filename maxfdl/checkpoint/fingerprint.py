@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from maxfdl.sharding.memory import on_device
+
 # Odd numbers, so that multiplying by a weight modulo 2**32 loses no bit.
 _STRIDES = (2654435761, 2246822519, 3266489917, 668265263, 374761393)
 
@@ -21,7 +23,8 @@ def fingerprint(tree: Any) -> list[int]:
     order, so every mesh gives the same number. A change inside one element of up to 32
     bits is always found, any other with probability `1 - 2**-32`.
 
-    Cost: one read of every array on its own devices, and no copy of it.
+    Cost: one read of every array on its own devices, and no copy of it; what lies in
+    the memory of the host is fetched.
     """
     leaves = jax.tree.leaves(tree)
     # One compilation serves all leaves that live on the same devices.
@@ -47,7 +50,7 @@ def _checksums(leaves: list[jax.Array]) -> list[jax.Array]:
 
 
 def _checksum(array: jax.Array) -> jax.Array:
-    bits = _bits(jnp.asarray(array))
+    bits = _bits(on_device(jnp.asarray(array)))
     weights = jnp.zeros(bits.shape, jnp.uint32)
     for dim in range(bits.ndim):
         position = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, dim)

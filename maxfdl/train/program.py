@@ -81,7 +81,8 @@ class Program:
             out_shardings=self._state_shardings,
             donate_argnums=0,
         )
-        return start(variables)
+        places = {name: self._state_shardings[name] for name in variables}
+        return start(jax.device_put(dict(variables), places))
 
     def _quick_to_compile(self) -> dict[str, int]:
         """Options for what runs once: on a CPU, XLA's random bits compile for seconds.

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from maxfdl import graph
 from maxfdl.checkpoint.checkpointer import Checkpointer
 from maxfdl.errors import UserError
+from maxfdl.mutations import offload_optimizer, offload_parameters, use_schedule_free
 from maxfdl.train.first_state import first_state
 from tests import goldens, tiny
 from tests.hf.variants import loaded
@@ -87,6 +88,23 @@ def test_back_again_the_files_are_equal_to_the_bit(converted, tmp_path):
     assert written == expected
 
 
+@pytest.mark.slow
+def test_of_a_run_that_averages_its_weights_the_average_is_written(tmp_path):
+    directory, folder = tmp_path / "run", tmp_path / "folder"
+    run("maxfdl.launch", EXPERIMENT, f"--run_dir={directory}", "average_weights",
+        "steps=3")  # fmt: skip
+    run("maxfdl.convert", f"--from_run={directory}", f"--to_hf={folder}")
+    written = first_state(tiny.program(loaded("llama3").config), str(folder))["params"]
+    config = graph.load_json((directory / "config.json").read_text())
+    abstract = tiny.program(config).abstract_state()
+    parts = {name: abstract[name] for name in ("params", "updates")}
+    saved = Checkpointer(directory=directory / "checkpoints").read(3, parts)
+    average = saved["updates"]["weight_average"]["average"]
+    jax.tree.map(np.testing.assert_array_equal, written, average)
+    moved = jax.tree.map(lambda a, b: np.any(a != b), written, saved["params"])
+    assert all(jax.tree.leaves(moved))
+
+
 def test_the_launcher_goes_on_from_there_as_from_the_folder(converted, trained):
     run("maxfdl.launch", f"--fdl_config_file={converted / 'config.json'}",
         f"--run_dir={converted}")  # fmt: skip
@@ -111,9 +129,13 @@ def test_a_folder_that_does_not_fit_is_one_error(tmp_path):
     assert errors == f"error: {tmp_path} holds no *.safetensors file; fetch it again.\n"
 
 
+@pytest.mark.parametrize("offload", [False, True], ids=["device", "host"])
 @pytest.mark.parametrize("devices", [1, 8])
-def test_a_run_begins_with_the_weights_of_a_folder(devices):
-    program = tiny.program(loaded("llama3").config, devices)
+def test_a_run_begins_with_the_weights_of_a_folder(devices, offload):
+    config = loaded("llama3").config
+    if offload:
+        config = offload_optimizer(offload_parameters(config))
+    program = tiny.program(config, devices)
     state = first_state(program, str(FOLDER))
     expected = loaded("llama3").variables["params"]
     jax.tree.map(np.testing.assert_array_equal, state["params"], expected)
@@ -125,8 +147,12 @@ def test_a_run_begins_with_the_weights_of_a_folder(devices):
     assert int(state["step"]) == 0
 
 
-def test_a_run_begins_with_the_weights_of_a_run(trained):
-    program = tiny.program(loaded("llama3").config)
+@pytest.mark.parametrize("offload", [False, True], ids=["device", "host"])
+def test_a_run_begins_with_the_weights_of_a_run(trained, offload):
+    config = loaded("llama3").config
+    if offload:
+        config = use_schedule_free(offload_optimizer(offload_parameters(config)))
+    program = tiny.program(config)
     state = first_state(program, str(trained))
     checkpointer = Checkpointer(directory=trained / "checkpoints")
     abstract = {"params": program.abstract_state()["params"]}

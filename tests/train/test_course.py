@@ -10,7 +10,13 @@ import pytest
 
 from maxfdl import graph
 from maxfdl.errors import UserError
-from maxfdl.mutations import average_weights, batch_ramp_up, stop_at_loss
+from maxfdl.mutations import (
+    average_weights,
+    batch_ramp_up,
+    offload_optimizer,
+    offload_parameters,
+    stop_at_loss,
+)
 from maxfdl.optim.schedules import WarmupConstant
 from maxfdl.train.loop import RunOptions, run
 from maxfdl.train.run_directory import RunDirectory
@@ -55,6 +61,21 @@ def test_batches_grow_and_go_on_where_they_stopped(tmp_path):
     assert_same_bits(cut, whole)
     losses = [[x["loss"] for x in some if "loss" in x] for some in (lines, again)]
     assert losses[0] == losses[1]
+
+
+def test_a_run_goes_on_from_state_that_lies_on_the_host(tmp_path):
+    config = experiment(offload_optimizer, offload_parameters, average_weights)
+    config.steps = 4
+    config.trainer.eval_every = 2
+    whole, lines = train(config, tmp_path / "whole")
+    for stop_at in (2, None):
+        cut, again = train(config, tmp_path / "cut", stop_at)
+    assert_same_bits(cut, whole)
+    for name in ("loss", "eval_loss"):
+        found, expected = (
+            [x[name] for x in some if name in x] for some in (again, lines)
+        )
+        assert found == expected and np.all(np.isfinite(found))
 
 
 def test_a_goal_ends_the_run_and_it_stays_ended(tmp_path, capsys):
