@@ -13,7 +13,6 @@ the folder that the run started from.
 import pathlib
 import shlex
 import sys
-from typing import Any
 
 from absl import flags
 
@@ -86,33 +85,13 @@ def _to_run(folder: str, run_dir: str) -> None:
 
 
 def _to_hugging_face(run_dir: str, folder: str, source: str | None) -> None:
-    import jax
+    from maxfdl import hf
+    from maxfdl.train.saved_run import read_run
 
-    from maxfdl import graph, hf
-    from maxfdl.checkpoint.checkpointer import Checkpointer
-    from maxfdl.sharding.mesh import MeshShape
-    from maxfdl.sharding.sharding import Sharding
-
-    run = pathlib.Path(run_dir)
-    path = run / "config.json"
-    if not path.is_file():
-        raise UserError(f"{run} must be the directory of a run, with a config.json.")
-    config: Any = graph.load_json(path.read_text(), trust=tuple(FLAGS.trust))
-    experiment = graph.build(config)
-    alone = MeshShape(data=1, fsdp=1, tensor=1).build(jax.devices()[:1])
-    trainer = experiment.make_trainer(Sharding(alone, experiment.sharding))
-    checkpointer = Checkpointer(directory=run / "checkpoints")
-    step = checkpointer.latest()
-    if step is None:
-        raise UserError(f"{run} has saved no checkpoint.")
-    abstract = jax.eval_shape(trainer.init)
-    parts = {name: abstract[name] for name in trainer.evaluated_from}
-    wanted = {name: part for name, part in parts.items() if jax.tree.leaves(part)}
-    saved = {**parts, **checkpointer.read(step, wanted)}
-    variables = jax.jit(trainer.evaluated)(saved)
-    hf.save(folder, config, variables, source=source)
-    print(f"{folder} holds the weights of {run} at step {step}")
-    if config.model.later_tokens:
+    run = read_run(pathlib.Path(run_dir), FLAGS.trust)
+    hf.save(folder, run.config, run.variables, source=source)
+    print(f"{folder} holds the weights of {run_dir} at step {run.step}")
+    if run.config.model.later_tokens:
         print("the modules that predict later tokens are left out")
 
 

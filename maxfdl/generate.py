@@ -157,33 +157,16 @@ def _from_gguf(file: pathlib.Path) -> Any:
 
 
 def _from_run(folder: pathlib.Path) -> Any:
-    import jax
-
-    from maxfdl import graph
-    from maxfdl.checkpoint.checkpointer import Checkpointer
     from maxfdl.inference.text import Writer
+    from maxfdl.train.saved_run import read_run
 
-    file = folder / "config.json"
-    if not file.is_file():
-        raise UserError(
-            f"{folder} must be the directory of a run, with its config.json."
-        )
-    config = graph.load_json(file.read_text(), trust=tuple(FLAGS.trust))
-    experiment: Any = graph.build(config)
-    model = experiment.make_model()
-    checkpointer = Checkpointer(directory=folder / "checkpoints")
-    newest = checkpointer.latest()
-    if newest is None:
-        raise UserError(f"{folder} has saved no checkpoint; train for longer.")
-    abstract = jax.eval_shape(model.init, jax.random.key(0))
-    # An empty part holds no leaves, and so is no part of what was saved.
-    wanted = {name: part for name, part in abstract.items() if part}
-    variables = {**abstract, **checkpointer.read(newest, wanted)}
-    tokenizer = experiment.make_data(model).tokenizer
+    run = read_run(folder, FLAGS.trust)
+    model = run.experiment.make_model()
+    tokenizer = run.experiment.make_data(model).tokenizer
     begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     return Writer(
         model=model,
-        variables=variables,
+        variables=run.variables,
         encode=lambda text: begin + tokenizer.encode(text),
         encode_chat=tokenizer.encode,
         decode=tokenizer.decode,

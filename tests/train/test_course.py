@@ -20,6 +20,7 @@ from maxfdl.mutations import (
 from maxfdl.optim.schedules import WarmupConstant
 from maxfdl.train.loop import RunOptions, run
 from maxfdl.train.run_directory import RunDirectory
+from maxfdl.train.saved_run import read_run
 from tests import tiny
 from tests.layers.families import assert_same_bits
 
@@ -61,6 +62,12 @@ def test_batches_grow_and_go_on_where_they_stopped(tmp_path):
     assert_same_bits(cut, whole)
     losses = [[x["loss"] for x in some if "loss" in x] for some in (lines, again)]
     assert losses[0] == losses[1]
+    # What is sampled from and exported is the average.
+    (tmp_path / "whole" / "config.json").write_text(graph.dump_json(config))
+    saved = read_run(tmp_path / "whole")
+    average = whole["updates"]["weight_average"]["average"]
+    assert saved.step == 10
+    assert_same_bits(jax.device_get(saved.variables["params"]), average)
 
 
 def test_a_run_goes_on_from_state_that_lies_on_the_host(tmp_path):

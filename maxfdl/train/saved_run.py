@@ -1,0 +1,61 @@
+"""A run on disk, read to sample from it or to export it."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from maxfdl import graph
+from maxfdl.checkpoint.checkpointer import Checkpointer
+from maxfdl.errors import UserError
+from maxfdl.experiment import Experiment
+from maxfdl.sharding.mesh import MeshShape
+from maxfdl.sharding.sharding import Sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedRun:
+    """The newest checkpoint of a run, on one device.
+
+    Args:
+      config: The graph of the run.
+      experiment: What it builds.
+      step: Steps that were taken.
+      variables: What the run evaluates: an average if it keeps one.
+    """
+
+    config: Any
+    experiment: Experiment
+    step: int
+    variables: dict[str, Any]
+
+
+def read_run(folder: pathlib.Path, trust: Sequence[str] = ()) -> SavedRun:
+    """Returns what the run in `folder` saved last.
+
+    Raises:
+      UserError: If there is no run, or none that saved anything.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        raise UserError(
+            f"{folder} must be the directory of a run, with its config.json."
+        )
+    config: Any = graph.load_json(file.read_text(), trust=tuple(trust))
+    checkpointer = Checkpointer(directory=folder / "checkpoints")
+    step = checkpointer.latest()
+    if step is None:
+        raise UserError(f"{folder} has saved no checkpoint; train for longer.")
+    experiment: Experiment = graph.build(config)
+    alone = MeshShape(data=1, fsdp=1, tensor=1).build(jax.devices()[:1])
+    trainer = experiment.make_trainer(Sharding(alone, experiment.sharding))
+    abstract = jax.eval_shape(trainer.init)
+    parts = {name: abstract[name] for name in trainer.evaluated_from}
+    # An empty part holds no leaves, and so is no part of what was saved.
+    wanted = {name: part for name, part in parts.items() if jax.tree.leaves(part)}
+    saved = {**parts, **checkpointer.read(step, wanted)}
+    if parts.keys() != {"params", "state"}:
+        saved = jax.jit(trainer.evaluated)(saved)
+    return SavedRun(config, experiment, step, saved)
