@@ -86,7 +86,7 @@ def _to_run(folder: str, run_dir: str) -> None:
 
 def _to_hugging_face(run_dir: str, folder: str, source: str | None) -> None:
     from maxfdl import hf
-    from maxfdl.train.saved_run import read_run
+    from maxfdl.saved_run import read_run
 
     run = read_run(pathlib.Path(run_dir), FLAGS.trust)
     hf.save(folder, run.config, run.variables, source=source)

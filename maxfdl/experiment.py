@@ -72,6 +72,19 @@ class Experiment:
         for field in ("steps", "batch_size", "sequence_length"):
             if getattr(node, field) < 1:
                 yield f"Experiment {field} ({getattr(node, field)}) must be positive."
+        ahead = getattr(node.model, "later_tokens", 0)
+        has_loss = getattr(node.loss, "later_tokens", None) is not None
+        if bool(ahead) != has_loss:
+            yield (
+                f"Experiment model.later_tokens ({ahead}) and loss.later_tokens"
+                f" ({'set' if has_loss else 'None'}) must come together:"
+                " multi_token_prediction(depth=) sets or drops both."
+            )
+        if ahead >= node.sequence_length:
+            yield (
+                f"Experiment model.later_tokens ({ahead}) must be below"
+                f" sequence_length ({node.sequence_length})."
+            )
         smallest, name = node.batch_size, "batch_size"
         if node.ramp_up is not None:
             yield from BatchRampUp.problems(node.ramp_up, node.batch_size)
@@ -91,15 +104,19 @@ class Experiment:
             batch evenly.
         """
         sharding = Sharding(self.mesh.build(devices), self.sharding)
+        self.check_rows(sharding)
+        return sharding
+
+    def check_rows(self, sharding: Sharding) -> None:
+        """Raises a UserError unless the mesh cuts the smallest batch evenly."""
         rows, name = self.batch_size_at(1), "batch_size"
         if self.ramp_up is not None:
             name = "ramp_up.start"
-        parts = getattr(self.trainer.keywords["gradients"], "steps", 1)
+        parts = self.trainer.keywords["gradients"].steps
         if parts > 1:
             rows, name = rows // parts, f"{name} / gradients.steps"
         shape = rows, self.sequence_length
         sharding.check(f"{name}, sequence_length", shape, ("batch", "sequence"))
-        return sharding
 
     def batch_size_at(self, step: int) -> int:
         """Returns the sequences in the global batch of `step`, counted from 1."""

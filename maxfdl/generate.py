@@ -158,7 +158,7 @@ def _from_gguf(file: pathlib.Path) -> Any:
 
 def _from_run(folder: pathlib.Path) -> Any:
     from maxfdl.inference.text import Writer
-    from maxfdl.train.saved_run import read_run
+    from maxfdl.saved_run import read_run
 
     run = read_run(folder, FLAGS.trust)
     model = run.experiment.make_model()

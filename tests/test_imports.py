@@ -23,10 +23,10 @@ LIBRARY = {
     "sharding": WORDS,
     "layers": WORDS | {"ops", "sharding"},
     "model": WORDS | {"ops", "sharding", "layers"},
-    "optim": WORDS | {"layers.parameter"},
+    "optim": WORDS | {"layers.parameter", "sharding.memory"},
     "inference": WORDS | {"ops", "layers.cache", "model"},
     "data": WORDS,
-    "checkpoint": WORDS,
+    "checkpoint": WORDS | {"sharding.memory"},
     "train": WORDS
     | {"ops", "sharding", "layers.parameter", "layers.sinks", "model", "optim"}
     | {"data", "checkpoint"}
@@ -40,9 +40,12 @@ KNOW_FIDDLE = {
     "gguf": WORDS | {"hf", "train.runtime"},
     "commandline": WORDS | {"graph"},
     "report": WORDS | LIBRARY.keys() | {"graph"},
+    "saved_run": WORDS | LIBRARY.keys() | {"graph"},
 } | dict.fromkeys(
     ENTRY_POINTS,
-    WORDS | LIBRARY.keys() | {"graph", "hf", "gguf", "commandline", "report"},
+    WORDS
+    | LIBRARY.keys()
+    | {"graph", "hf", "gguf", "commandline", "report", "saved_run"},
 )
 ALLOWED = LIBRARY | KNOW_FIDDLE
 

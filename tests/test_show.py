@@ -67,6 +67,7 @@ def test_json_holds_what_the_text_says(tmp_path):
         "sequence_length",
         "batch_sharding",
         "state_bytes_per_device",
+        "state_bytes_on_host",
         "modules",
     }
     assert facts["mesh"] == {"data": 1, "fsdp": 4, "tensor": 2}

@@ -107,10 +107,14 @@ class DotProductAttention:
     ) -> Float[Array, " H"]:
         """Returns the highest score of each head, before the cap, of visible keys.
 
-        Padding does not count, and no gradient flows. Costs up to `T T H K` FLOPs a
-        row; where `xla` attends, XLA finds that the scores are there already.
+        Padding does not count, and no gradient flows. Where `xla` attends, XLA finds
+        that the scores are there already; beside a kernel it costs up to `T T H K`
+        FLOPs a row and the memory of a quarter of the scores. No model FLOPs.
         """
         q_BTHK, k_BSGK = jax.lax.stop_gradient((q_BTHK, k_BSGK))
+        return declare_flops(self._highest_scores, 0)(q_BTHK, k_BSGK, mask)
+
+    def _highest_scores(self, q_BTHK, k_BSGK, mask):
         real_BT = counted(mask.queries)
         highest = jnp.full(q_BTHK.shape[2], _MASKED)
         scale = self._scale(q_BTHK.shape[-1])

@@ -51,6 +51,10 @@ class Adafactor(UpdateRule):
                 f"Adafactor epsilon ({node.epsilon}) must be at least 1e-18, for its"
                 " square must be a float32."
             )
+        if node.min_scale < 0:
+            yield f"Adafactor min_scale ({node.min_scale}) must not be negative."
+        if node.max_rms <= 0:
+            yield f"Adafactor max_rms ({node.max_rms}) must be positive."
 
     def transform(self, parameters: dict) -> optax.GradientTransformation:
         def init(params):

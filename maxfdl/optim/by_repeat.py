@@ -29,6 +29,8 @@ def changed(
 ) -> Any:
     """Returns `change(declared, old, given)` if accepted, else `old`, where that lies.
 
+    Types stay those of `old`: a rule may well make float32 moments of bfloat16 ones.
+
     If anything lies on the host, stacks are changed repeat by repeat, so a layer must
     change by itself. Numbers are then the same within float32 rounding.
 
@@ -45,7 +47,9 @@ def changed(
     """
     if not any(map(is_on_host, jax.tree.leaves((old, given)))):
         new = change(declared, old, given)
-        return jax.tree.map(lambda n, o: jnp.where(accepted, n, o), new, old)
+        return jax.tree.map(
+            lambda n, o: jnp.where(accepted, n.astype(o.dtype), o), new, old
+        )
     arrays, olds = _by_path((old, given)), _by_path((old,))
 
     def part(is_in: Callable[[Parameter], bool]):
@@ -64,8 +68,9 @@ def changed(
     names, change_part = part(lambda p: p.repeats is None)
     at_once = {name: on_device(arrays[name]) for name in names}
     new = {
-        name: beside(olds[name], jnp.where(accepted, x, at_once[name]))
+        name: beside(old, jnp.where(accepted, x.astype(old.dtype), at_once[name]))
         for name, x in change_part(at_once).items()
+        for old in [olds[name]]
     }
     for repeats in {p.repeats for p in jax.tree.leaves(declared)} - {None}:
         names, change_part = part(lambda p, repeats=repeats: p.repeats == repeats)
@@ -95,7 +100,9 @@ def _in_loop(
         }
         new = change(cut | shared)
         return {
-            name: lax.dynamic_update_slice_in_dim(x, beside(x, new[name]), k, 0)
+            name: lax.dynamic_update_slice_in_dim(
+                x, beside(x, new[name].astype(x.dtype)), k, 0
+            )
             for name, x in stacked.items()
         }
 

@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Float
 
 from maxfdl.layers.parameter import Parameter
-from maxfdl.optim.transforms import UpdateRule
+from maxfdl.optim.transforms import UpdateRule, problems_of_shares
 
 Coefficients = tuple[tuple[float, float, float], ...]
 
@@ -61,6 +61,10 @@ class Muon(UpdateRule):
     nesterov: bool = True
     scale: Literal["spectral", "rms"] = "spectral"
     coefficients: Coefficients = STANDARD
+
+    @staticmethod
+    def check_config(node):
+        yield from problems_of_shares(node, "Muon", "momentum")
 
     def transform(self, parameters: dict) -> optax.GradientTransformation:
         def of(label):

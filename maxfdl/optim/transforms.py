@@ -1,6 +1,7 @@
 """The parts of an optimizer, as nodes that each make one Optax transform."""
 
 import dataclasses
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,14 @@ class UpdateRule:
         raise NotImplementedError
 
 
+def problems_of_shares(node, name: str, *fields: str) -> Iterator[str]:
+    """Yields a sentence for each field that is no share of the past."""
+    for field in fields:
+        value = getattr(node, field)
+        if not 0.0 <= value < 1.0:
+            yield f"{name} {field} ({value}) must be at least 0 and below 1."
+
+
 @dataclasses.dataclass(frozen=True)
 class Adam(UpdateRule):
     """Bias-corrected first moment over the root of the second (Kingma & Ba 2015).
@@ -34,6 +43,15 @@ class Adam(UpdateRule):
     b2: float = 0.95
     epsilon: float = 1e-8
     moment_dtype: DType | None = None
+
+    @staticmethod
+    def check_config(node):
+        yield from problems_of_shares(node, "Adam", "b1", "b2")
+        if node.b1 == 0.0 and node.moment_dtype is not None:
+            yield (
+                f"Adam moment_dtype ({node.moment_dtype}) is of the first moment, which"
+                " b1 (0.0) leaves out."
+            )
 
     def transform(self, parameters: dict) -> optax.GradientTransformation:
         if self.b1 == 0.0:
@@ -60,6 +78,10 @@ class AdamPax(UpdateRule):
     b1: float = 0.9
     b2: float = 0.95
     epsilon: float = 1e-8
+
+    @staticmethod
+    def check_config(node):
+        yield from problems_of_shares(node, "AdamPax", "b1", "b2")
 
     def transform(self, parameters: dict) -> optax.GradientTransformation:
         def init(params):
@@ -100,6 +122,10 @@ class Sgd(UpdateRule):
     momentum: float = 0.0
     nesterov: bool = False
 
+    @staticmethod
+    def check_config(node):
+        yield from problems_of_shares(node, "Sgd", "momentum")
+
     def transform(self, parameters: dict) -> optax.GradientTransformation:
         if self.momentum == 0.0:
             return optax.identity()
@@ -118,6 +144,10 @@ class Lion(UpdateRule):
     b1: float = 0.9
     b2: float = 0.99
 
+    @staticmethod
+    def check_config(node):
+        yield from problems_of_shares(node, "Lion", "b1", "b2")
+
     def transform(self, parameters: dict) -> optax.GradientTransformation:
         return optax.scale_by_lion(b1=self.b1, b2=self.b2)
 
@@ -127,6 +157,11 @@ class ClipByGlobalNorm:
     """Scales all gradients together so that their L2 norm is at most `max_norm`."""
 
     max_norm: float = 1.0
+
+    @staticmethod
+    def check_config(node):
+        if node.max_norm <= 0:
+            yield f"ClipByGlobalNorm max_norm ({node.max_norm}) must be positive."
 
     def transform(self) -> optax.GradientTransformation:
         return optax.clip_by_global_norm(self.max_norm)
@@ -140,6 +175,15 @@ class ByRole:
     embedding: float = 1.0
     scale: float = 1.0
     bias: float = 1.0
+
+    @staticmethod
+    def check_config(node):
+        for role in ("kernel", "embedding", "scale", "bias"):
+            if getattr(node, role) < 0:
+                yield (
+                    f"ByRole {role} ({getattr(node, role)}) must not be negative; 0"
+                    " leaves the role out."
+                )
 
     def of(self, parameters: dict) -> dict:
         """Returns the number of each parameter, a tree like their declarations."""
@@ -160,6 +204,12 @@ class WeightDecay(ByRole):
     rate: float = 0.1
     scale: float = 0.0
     bias: float = 0.0
+
+    @staticmethod
+    def check_config(node):
+        yield from ByRole.check_config(node)
+        if node.rate < 0:
+            yield f"WeightDecay rate ({node.rate}) must not be negative."
 
     def transform(self, parameters: dict) -> optax.GradientTransformation:
         rates = jax.tree.map(lambda share: self.rate * share, self.of(parameters))

@@ -15,6 +15,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from maxfdl.experiment import Experiment
 from maxfdl.layers.parameter import Parameter, map_parameters
+from maxfdl.sharding.memory import HOST
 from maxfdl.sharding.mesh import MeshShape
 from maxfdl.sharding.sharding import Sharding
 from maxfdl.train.program import Program
@@ -51,7 +52,9 @@ class Facts:
       mesh: Devices along each mesh axis.
       batch_size, sequence_length: Of the global batch.
       batch_sharding: Of [batch_size, sequence_length].
-      state_bytes_per_device: By top-level name of the train state.
+      state_bytes_per_device: By top-level name of the train state, what lies in the
+        memory of a device.
+      state_bytes_on_host: Likewise, what lies in that of its host.
       flops_per_step: Of the matrix products forward and backward (three times the
         forward pass); causal attention counts half, recomputation does not count.
     """
@@ -62,6 +65,7 @@ class Facts:
     sequence_length: int
     batch_sharding: Spec
     state_bytes_per_device: dict[str, int]
+    state_bytes_on_host: dict[str, int]
     flops_per_step: int
 
     @property
@@ -90,7 +94,8 @@ class Facts:
 
     def as_json(self) -> dict[str, Any]:
         """Returns fields and totals as what JSON holds."""
-        state = self.state_bytes_per_device
+        by_memory = ("state_bytes_per_device", "state_bytes_on_host")
+        states = {name: getattr(self, name) for name in by_memory}
         totals = (
             "num_parameters",
             "num_parameters_by_role",
@@ -101,7 +106,7 @@ class Facts:
         return {
             **{name: getattr(self, name) for name in totals},
             **dataclasses.asdict(self),
-            "state_bytes_per_device": {**state, "total": sum(state.values())},
+            **{k: {**v, "total": sum(v.values())} for k, v in states.items()},
         }
 
 
@@ -121,13 +126,22 @@ def facts_of(experiment: Experiment, devices_here: int) -> Facts:
         batch_size=experiment.batch_size,
         sequence_length=experiment.sequence_length,
         batch_sharding=tuple(sharding.spec(_BATCH_AXES)),
-        state_bytes_per_device={k: bytes_per_device(v) for k, v in state.items()},
+        state_bytes_per_device={
+            k: bytes_per_device(v) - bytes_on_host(v) for k, v in state.items()
+        },
+        state_bytes_on_host={k: bytes_on_host(v) for k, v in state.items()},
         flops_per_step=program.model_flops(),
     )
 
 
+def bytes_on_host(tree: Any) -> int:
+    """Returns those of `bytes_per_device` that are in the memory of the host."""
+    leaves = jax.tree.leaves(tree)
+    return bytes_per_device([x for x in leaves if x.sharding.memory_kind == HOST])
+
+
 def bytes_per_device(tree: Any) -> int:
-    """Returns the bytes that one device holds of a tree of arrays, maybe abstract."""
+    """Returns the bytes that one device keeps of a tree of arrays, maybe abstract."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -141,8 +155,7 @@ def _planned_sharding(experiment: Experiment, devices_here: int) -> Sharding:
         tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes)
     )
     sharding = Sharding(mesh, experiment.sharding)
-    shape = (experiment.batch_size, experiment.sequence_length)
-    sharding.check("batch_size, sequence_length", shape, _BATCH_AXES)
+    experiment.check_rows(sharding)
     return sharding
 
 

@@ -34,6 +34,8 @@ def summary(facts: Facts, attention: Sequence[str], platform: str, here: int):
     """Returns the totals, a line each."""
     roles = facts.num_parameters_by_role.items()
     state = facts.state_bytes_per_device
+    on_host = sum(facts.state_bytes_on_host.values())
+    beside = f", and {size_text(on_host)} on its host" if on_host else ""
     axes = " x ".join(f"{name} {size}" for name, size in facts.mesh.items())
     return [
         f"parameters: {facts.num_parameters:,}"
@@ -42,7 +44,8 @@ def summary(facts: Facts, attention: Sequence[str], platform: str, here: int):
         " attention counted half)",
         f"mesh: {axes} = {devices_text(facts.num_devices)} ({here} {platform} here)",
         f"state per device: {size_text(sum(state.values()))} (params"
-        f" {size_text(state['params'])}, optimizer {size_text(state['optimizer'])})",
+        f" {size_text(state['params'])}, optimizer {size_text(state['optimizer'])})"
+        f"{beside}",
         f"batch: {facts.batch_size} x {facts.sequence_length} ="
         f" {facts.tokens_per_step:,} tokens a step, sharded"
         f" {spec_text(facts.batch_sharding)}",

@@ -17,7 +17,8 @@ def first_state(program: Program, init_from: str | None) -> State:
     Args:
       program: What is trained.
       init_from: Whose weights to start with: a model folder of Hugging Face, or the
-        directory of a run; of that, the newest checkpoint. None draws them.
+        directory of a run; of that, the newest checkpoint, and the weights that were
+        trained, not an average of them. None draws them.
 
     Raises:
       UserError: If there are no such weights, or if they are of another network.

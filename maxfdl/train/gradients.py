@@ -1,6 +1,6 @@
 """How the gradients of a batch come about: at once, or microbatch by microbatch.
 
-An objective is `objective(params, layer_state, batch, key) -> loss, parts`, with parts
+An objective is `objective(params, layer_state, batch) -> loss, parts`, with parts
 the sums of its terms, the new state of the layers, and their sinks. Its terms are
 divided by weights of the whole batch, so that gradients of parts add up and are never
 divided afterwards.
@@ -8,7 +8,7 @@ divided afterwards.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,8 @@ def _gradient(objective: Objective) -> Callable[..., tuple[Any, Parts]]:
 @dataclasses.dataclass(frozen=True)
 class WholeBatch:
     """The gradients of all rows at once."""
+
+    steps: ClassVar[int] = 1
 
     def __call__(
         self,

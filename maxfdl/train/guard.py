@@ -20,7 +20,7 @@ class SkipNonFinite:
     @staticmethod
     def check_config(node):
         if node.stop_after < 1:
-            yield f"{_name(node)} stop_after ({node.stop_after}) must be at least 1."
+            yield f"SkipNonFinite stop_after ({node.stop_after}) must be at least 1."
 
     def init(self) -> dict[str, jax.Array]:
         """Returns the state before the first step: steps refused, and in a row."""
@@ -61,9 +61,9 @@ class SkipSpikes(SkipNonFinite):
     def check_config(node):
         yield from SkipNonFinite.check_config(node)
         if node.window < 4:
-            yield f"{_name(node)} window ({node.window}) must be at least 4 steps."
+            yield f"SkipSpikes window ({node.window}) must be at least 4 steps."
         if node.deviations <= 0:
-            yield f"{_name(node)} deviations ({node.deviations}) must be positive."
+            yield f"SkipSpikes deviations ({node.deviations}) must be positive."
 
     def init(self) -> dict[str, jax.Array]:
         seen = jnp.zeros((2, self.window), jnp.float32)
@@ -87,7 +87,3 @@ class SkipSpikes(SkipNonFinite):
             "seen": jnp.where(finite, remembered, seen),
             "num_seen": number + jnp.where(finite, 1, 0),
         }
-
-
-def _name(node: Any) -> str:
-    return getattr(node, "__fn_or_cls__", type(node)).__name__

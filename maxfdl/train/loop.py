@@ -88,7 +88,9 @@ def run(experiment: Experiment, directory: RunDirectory, options: RunOptions) ->
                 profile.after(step, state)
             log.add(step, metrics)
             if log.skipped_in_a_row >= trainer.guard.stop_after:
-                break
+                log.flush()  # the step under way may be a good one
+                if log.skipped_in_a_row >= trainer.guard.stop_after:
+                    break
             if evaluation.due(step):
                 log.flush()
                 found = _evaluated(evaluation, state, step)

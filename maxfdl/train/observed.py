@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from maxfdl.layers.parameter import Role
+from maxfdl.layers.parameter import Parameter, Role
 from maxfdl.layers.sinks import Counts, HeadScores, Max
 from maxfdl.ops import balance
 from maxfdl.ops.mask import Places
@@ -22,16 +22,17 @@ def norms(name: str, tree: Any, parameters: dict) -> Metrics:
     """Returns the L2 norm of a tree like the parameters, and of each role's part."""
     squares: dict[Role, jax.Array] = {}
     declared, leaves = jax.tree.leaves(parameters), jax.tree.leaves(tree)
-    for role, leaf in zip((p.role for p in declared), leaves, strict=True):
-        squares[role] = squares.get(role, jnp.zeros(())) + _square(leaf)
+    for parameter, leaf in zip(declared, leaves, strict=True):
+        so_far = squares.get(parameter.role, jnp.zeros(()))
+        squares[parameter.role] = so_far + _square(parameter, leaf)
     of_roles = {f"{name}/{role}": jnp.sqrt(part) for role, part in squares.items()}
     return {name: jnp.sqrt(sum(squares.values()))} | of_roles
 
 
-def _square(x: jax.Array) -> jax.Array:
-    """Returns the squared L2 norm; what lies on the host is fetched in parts."""
-    if not is_on_host(x):
-        return optax.tree.norm(x, squared=True)
+def _square(parameter: Parameter, x: jax.Array) -> jax.Array:
+    """Returns the squared L2 norm; stacks on the host are fetched layer by layer."""
+    if parameter.repeats is None or not is_on_host(x):
+        return optax.tree.norm(on_device(x), squared=True)
 
     def add(i: jax.Array, total: jax.Array) -> jax.Array:
         part = on_device(lax.dynamic_slice_in_dim(x, i, 1, 0))

@@ -24,10 +24,11 @@ class Placement:
         A parameter that has no dim to cut evenly stays whole.
       memory: Of that state: `device`, or `host`, from where that of one layer after the
         other comes for the update and whereto it returns: twice its bytes of traffic a
-        step, and at no time more than a layer's on the device.
+        step. At no time is more on the device than a layer's of each stack, and what
+        belongs to no stack.
       param_memory: Of parameters: `device`, or `host`, from where each comes at its
-        place of use, layer by layer, and once more for the update. Gradients stay on
-        the device.
+        place of use, layer by layer, and once more for the update. Without remat the
+        backward pass keeps what came. Gradients are on the device for the update.
     """
 
     optimizer: Literal["replicated", "sharded"] = "replicated"
@@ -83,7 +84,8 @@ class Placement:
         free = [d for d, e in enumerate(entries) if e is None and not shape[d] % parts]
         layers = [d for d in free if parameter.full_axes[d] == "layers"]
         others = sorted(set(free) - set(layers), key=lambda d: -shape[d])
-        choices = others if self.memory == "host" else layers + others
+        on_host = "host" in (self.memory, self.param_memory)
+        choices = others if on_host else layers + others
         if not choices:
             return spec
         entries[choices[0]] = REPLICAS

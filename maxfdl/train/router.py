@@ -24,6 +24,11 @@ class SelectionBias(Update):
     name = "selection_bias"
     rate: float = 1e-3
 
+    @staticmethod
+    def check_config(node):
+        if node.rate < 0:
+            yield f"SelectionBias rate ({node.rate}) must not be negative."
+
     def __call__(
         self, variables: Variables, memory: Any, step: Step
     ) -> tuple[Variables, Any]:

@@ -75,6 +75,8 @@ def step(config, network, names, devices):
     lowered = run.lower(program.abstract_state(), program.abstract_batch())
     batch = next(iter(experiment.make_batches(experiment.make_data(trainer.model))))
     state, metrics = lowered.compile()(state, program.place(batch))
+    kind = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
+    assert kind(state) == kind(program.abstract_state())  # fit for the next step
     return before["params"], jax.device_get(state), jax.device_get(metrics)
 
 

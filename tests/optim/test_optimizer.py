@@ -1,11 +1,25 @@
 """The optimizer against torch, and what it decays."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from maxfdl import graph
+from maxfdl.errors import ConfigError
 from maxfdl.layers.parameter import Parameter
+from maxfdl.mutations import (
+    learning_rate_by_role,
+    multi_token_prediction,
+    selection_bias,
+    use_adafactor,
+    use_adamw,
+    use_lion,
+    use_muon,
+    weight_decay,
+)
 from maxfdl.ops.initializers import Constant
 from maxfdl.optim.adafactor import Adafactor, Factors
 from maxfdl.optim.muon import Muon
@@ -21,7 +35,7 @@ from maxfdl.optim.transforms import (
     Sgd,
     WeightDecay,
 )
-from tests import goldens
+from tests import goldens, tiny
 
 GOLDEN = goldens.algorithm("optimizers")
 NAMES = ("w0", "w1", "w2", "b")
@@ -247,3 +261,42 @@ def test_a_leaf_belongs_to_the_parameter_with_the_longest_path():
     params = {"w": {"w": jnp.ones(4)}, "v": jnp.ones(4)}
     here = {"w": {"w": "ww"}, "v": "v"}
     assert make(parameters).shardings(params, here, "elsewhere")[1].mu == here
+
+
+@pytest.mark.parametrize(
+    ("mutation", "problem"),
+    [
+        (functools.partial(use_adamw, b1=1.0), "Adam b1 (1.0) must be at least 0 and"),
+        (functools.partial(use_lion, b2=-0.1), "Lion b2 (-0.1) must be at least 0 and"),
+        (functools.partial(use_muon, momentum=1.5), "Muon momentum (1.5) must be at"),
+        (
+            functools.partial(use_adafactor, min_scale=-1.0),
+            "Adafactor min_scale (-1.0)",
+        ),
+        (
+            functools.partial(weight_decay, rate=-1.0),
+            "WeightDecay rate (-1.0) must not",
+        ),
+        (
+            functools.partial(learning_rate_by_role, bias=-2.0),
+            "ByRole bias (-2.0) must",
+        ),
+        (
+            functools.partial(selection_bias, rate=-1e-3),
+            "SelectionBias rate (-0.001) m",
+        ),
+    ],
+)
+def test_numbers_out_of_range_are_refused(mutation, problem):
+    with pytest.raises(ConfigError) as error:
+        graph.validate(mutation(tiny.experiment()))
+    assert problem in str(error.value)
+
+
+def test_later_tokens_and_their_loss_come_together():
+    config = multi_token_prediction(tiny.experiment(), depth=2)
+    config.loss.later_tokens = None
+    with pytest.raises(ConfigError, match=r"later_tokens \(2\) and .* must come toget"):
+        graph.validate(config)
+    with pytest.raises(ConfigError, match=r"\(16\) must be below sequence_length"):
+        graph.validate(multi_token_prediction(tiny.experiment(), depth=16))

@@ -75,6 +75,24 @@ def test_recomputation_is_no_work_of_the_model():
     assert facts(f"{SMOKE}+remat(full)").flops_per_step == facts(SMOKE).flops_per_step
 
 
+def test_looking_at_scores_is_no_work_of_the_model_either():
+    clipped = facts(f"{SMOKE}+use_muonclip")
+    assert clipped.flops_per_step == facts(SMOKE).flops_per_step
+
+
+def test_what_lies_on_the_host_is_told_apart():
+    alone, found = facts(SMOKE), facts(f"{SMOKE}+offload_optimizer")
+    both = zip(
+        found.state_bytes_per_device.values(),
+        found.state_bytes_on_host.values(),
+        strict=True,
+    )
+    assert [sum(pair) for pair in both] == [*alone.state_bytes_per_device.values()]
+    assert set(alone.state_bytes_on_host.values()) == {0}
+    assert found.state_bytes_per_device["optimizer"] == 4  # the count of steps
+    assert found.state_bytes_on_host["params"] == 0
+
+
 @pytest.mark.parametrize("mesh", ["data=8", "fsdp=8", "fsdp=4,tensor=2"])
 def test_bytes_per_device_are_those_of_arrays_on_eight_devices(mesh):
     expression = f"{SMOKE}+mesh({mesh})"

@@ -18,9 +18,9 @@ from maxfdl.mutations import (
     stop_at_loss,
 )
 from maxfdl.optim.schedules import WarmupConstant
+from maxfdl.saved_run import read_run
 from maxfdl.train.loop import RunOptions, run
 from maxfdl.train.run_directory import RunDirectory
-from maxfdl.train.saved_run import read_run
 from tests import tiny
 from tests.layers.families import assert_same_bits
 

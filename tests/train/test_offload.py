@@ -15,6 +15,7 @@ from maxfdl.mutations import (
     mesh,
     offload_optimizer,
     offload_parameters,
+    param_dtype,
     remat,
     to_linen,
     unroll_layers,
@@ -43,6 +44,11 @@ CASES = {
         to_linen,
     ),
     "unrolled": (unroll_layers,),
+    # Gradients are float32, moments bfloat16, and stay so.
+    "bfloat16": (
+        functools.partial(param_dtype, dtype="bfloat16"),
+        functools.partial(gradient_accumulation, steps=2),
+    ),
 }
 offloads = pytest.mark.parametrize(
     "offload",
