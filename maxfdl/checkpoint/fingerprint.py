@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from maxfdl.sharding.memory import on_device
+from maxfdl.sharding.memory import HOST, on_device
 
 # Odd numbers, so that multiplying by a weight modulo 2**32 loses no bit.
 _STRIDES = (2654435761, 2246822519, 3266489917, 668265263, 374761393)
@@ -23,14 +23,15 @@ def fingerprint(tree: Any) -> list[int]:
     order, so every mesh gives the same number. A change inside one element of up to 32
     bits is always found, any other with probability `1 - 2**-32`.
 
-    Cost: one read of every array on its own devices, and no copy of it; what lies in
-    the memory of the host is fetched.
+    Cost: one read of every array on its own devices, and no copy of it. What lies in
+    the memory of the host is fetched, one array after the other.
     """
     leaves = jax.tree.leaves(tree)
-    # One compilation serves all leaves that live on the same devices.
+    # One program serves all leaves that live on the same devices. Each that is on the
+    # host has its own, for XLA may fetch all of a program's at once.
     groups = collections.defaultdict(list)
     for index, leaf in enumerate(leaves):
-        groups[_devices(leaf)].append(index)
+        groups[_devices(leaf), index if _on_host(leaf) else None].append(index)
     sums: list[Any] = [None] * len(leaves)
     for indices in groups.values():
         for index, value in zip(
@@ -42,6 +43,10 @@ def fingerprint(tree: Any) -> list[int]:
 
 def _devices(leaf: Any) -> frozenset[Any]:
     return frozenset(leaf.devices()) if isinstance(leaf, jax.Array) else frozenset()
+
+
+def _on_host(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and leaf.sharding.memory_kind == HOST
 
 
 @jax.jit
