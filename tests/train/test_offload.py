@@ -144,6 +144,8 @@ def test_on_a_tpu_one_layer_at_a_time_is_on_the_device(monkeypatch, chips):
         state * 2 / 3, rel=0.02
     )
     assert optimizer.argument_size_in_bytes == pytest.approx(state / 3, rel=0.02)
-    assert optimizer.temp_size_in_bytes <= 1.05 * on_device.temp_size_in_bytes
+    # Weights, gradient and moments of one layer of the eight; all are 4 / 3 of `state`.
+    one_layer = state / 3 * 4 / 8
+    assert optimizer.temp_size_in_bytes <= on_device.temp_size_in_bytes + one_layer
     assert both.host_argument_size_in_bytes == pytest.approx(state, rel=0.02)
-    assert both.temp_size_in_bytes <= 1.15 * on_device.temp_size_in_bytes
+    assert both.temp_size_in_bytes <= on_device.temp_size_in_bytes + one_layer
