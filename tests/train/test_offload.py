@@ -148,4 +148,6 @@ def test_on_a_tpu_one_layer_at_a_time_is_on_the_device(monkeypatch, chips):
     one_layer = state / 3 * 4 / 8
     assert optimizer.temp_size_in_bytes <= on_device.temp_size_in_bytes + one_layer
     assert both.host_argument_size_in_bytes == pytest.approx(state, rel=0.02)
-    assert both.temp_size_in_bytes <= on_device.temp_size_in_bytes + one_layer
+    # Gradients stay where they are; on several chips more comes with the weights.
+    peak = state + on_device.temp_size_in_bytes
+    assert both.argument_size_in_bytes + both.temp_size_in_bytes <= 0.75 * peak
