@@ -121,7 +121,7 @@ def test_a_gradient_of_zero_moves_nothing():
 
 
 def test_refuses_a_floor_whose_square_is_no_float32():
-    node = types.SimpleNamespace(epsilon=1e-30)
+    node = types.SimpleNamespace(epsilon=1e-30, min_scale=1e-3, max_rms=1.0)
     assert list(Adafactor.check_config(node)) == [
         "Adafactor epsilon (1e-30) must be at least 1e-18, for its square must be a"
         " float32."
