@@ -34,9 +34,10 @@ def fingerprint(tree: Any) -> list[int]:
         groups[_devices(leaf), index if _on_host(leaf) else None].append(index)
     sums: list[Any] = [None] * len(leaves)
     for indices in groups.values():
-        for index, value in zip(
-            indices, _checksums([leaves[i] for i in indices]), strict=True
-        ):
+        # One program at a time: the next would fetch its array already, and programs of
+        # several CPU devices wait for one another's threads for ever.
+        values = jax.block_until_ready(_checksums([leaves[i] for i in indices]))
+        for index, value in zip(indices, values, strict=True):
             sums[index] = value
     return [int(value) for value in jax.device_get(sums)]
 
