@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from maxfdl.layers.context import Context
 from maxfdl.layers.linen.module import Module, param
+from maxfdl.layers.look_up import look_up
 from maxfdl.layers.parameter import Parameter
 from maxfdl.markers import FromParent
 from maxfdl.ops.initializers import Initializer
@@ -42,7 +43,7 @@ class Embedding(Module, kw_only=True):
 
     def __call__(self, tokens: jax.Array, context: Context) -> jax.Array:
         table = context.weight(self.table, ("vocab", "embed"), self.dtype)
-        x = jnp.take(table, tokens, axis=0)
+        x = look_up(table, tokens, context)
         return context.constrain(x, "batch", "sequence", "embed")
 
 

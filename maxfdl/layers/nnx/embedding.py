@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maxfdl.layers.context import Context
+from maxfdl.layers.look_up import look_up
 from maxfdl.layers.nnx.module import Module, param
 from maxfdl.layers.parameter import Parameter
 from maxfdl.markers import FromParent
@@ -47,7 +48,7 @@ class Embedding(Module):
 
     def __call__(self, tokens: jax.Array, context: Context) -> jax.Array:
         table = context.weight(self.table[...], ("vocab", "embed"), self.dtype)
-        x = jnp.take(table, tokens, axis=0)
+        x = look_up(table, tokens, context)
         return context.constrain(x, "batch", "sequence", "embed")
 
 
