@@ -5,7 +5,7 @@ from typing import TypeVar
 import fiddle as fdl
 
 from maxfdl.errors import MutationError
-from maxfdl.graph import copy, nodes_of
+from maxfdl.graph import copy, iterate, nodes_of
 from maxfdl.layers.execution import Name, Policy, SaveNamed
 from maxfdl.mutations.roles import is_stack
 
@@ -20,13 +20,15 @@ def remat(cfg: C, *, policy: Policy = "full", save: tuple[Name, ...] = ()) -> C:
     `maxfdl.layers.execution` for the policies and the names.
 
     Raises:
-      MutationError: If there is no stack, or `save` comes with another policy.
+      MutationError: If there is no stack, no layer of a stack gives a tensor that is
+        named, or `save` comes with another policy.
     """
     if save and policy != "full":
         raise MutationError(
             f"remat policy ({policy}) decides alone what is kept; leave it out to save"
             f" {', '.join(save)}."
         )
+    _check_given(cfg, save)
     out = copy(cfg)
     for stack in nodes_of(out, is_stack):
         stack.remat = fdl.Config(SaveNamed, save=save) if save else policy
@@ -43,9 +45,27 @@ def offload_activations(
     `maxfdl.layers.execution.SaveNamed` for the names.
 
     Raises:
-      MutationError: If there is no stack.
+      MutationError: If there is no stack, or no layer of a stack gives a tensor that
+        is named.
     """
+    _check_given(cfg, (*names, *save))
     out = copy(cfg)
     for stack in nodes_of(out, is_stack):
         stack.remat = fdl.Config(SaveNamed, save=save, offload=names)
     return out
+
+
+def _check_given(cfg: fdl.Buildable, names: tuple[Name, ...]) -> None:
+    """Raises unless a layer in a stack of `cfg` gives each of `names`."""
+    made = [
+        fdl.get_callable(node)
+        for stack in nodes_of(cfg, is_stack)
+        for _, node in iterate(stack)
+    ]
+    given = {name for each in made for name in getattr(each, "named_tensors", ())}
+    missing = [name for name in names if name not in given]
+    if missing:
+        raise MutationError(
+            f"No layer in this graph's stacks gives {', '.join(missing)}; they give"
+            f" {', '.join(sorted(given))}."
+        )

@@ -1,11 +1,16 @@
 """Mutations of what the backward pass keeps: they change memory, and no number."""
 
 import functools
+from typing import get_args
 
+import jax
 import numpy as np
 import pytest
 
+from experiments import zoo_smoke
+from maxfdl import graph
 from maxfdl.errors import MutationError
+from maxfdl.layers.execution import Name
 from maxfdl.mutations import (
     mesh,
     offload_activations,
@@ -15,6 +20,7 @@ from maxfdl.mutations import (
 )
 from tests import tiny
 from tests.layers.families import assert_same_bits
+from tests.layers.test_remat import named_tensors
 
 STEPS = 3
 KEPT = {
@@ -62,3 +68,32 @@ def test_a_policy_and_names_are_not_given_together():
     message = r"remat policy \(dots\) .* leave it out to save query, key\."
     with pytest.raises(MutationError, match=message):
         remat(tiny.experiment(), policy="dots", save=("query", "key"))
+
+
+def may_be_saved(config, name):
+    try:
+        remat(config, save=(name,))
+    except MutationError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("backend", [lambda cfg: cfg, to_linen], ids=["nnx", "linen"])
+@pytest.mark.parametrize("family", ["gpt2", "mixtral", "deepseek_v3", "qwen3_next"])
+def test_only_what_the_layers_give_may_be_saved(family, backend):
+    config = backend(zoo_smoke.experiment(family))
+    made = graph.build(config)
+    model = made.make_trainer(made.make_sharding(jax.devices()[:1])).model
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    tokens = jax.ShapeDtypeStruct((2, 16), "int32")
+    traced = jax.make_jaxpr(lambda *args: model.apply(*args).hidden)(variables, tokens)
+    given = {name for name, _ in named_tensors(traced.jaxpr)}
+    assert {name for name in get_args(Name) if may_be_saved(config, name)} == given
+
+
+def test_a_tensor_that_no_layer_gives_is_named_with_those_there_are():
+    message = r"gives expert_up; they give attention_out, .*, mlp_up, query, value\."
+    with pytest.raises(MutationError, match=message):
+        remat(tiny.experiment(), save=("query", "expert_up"))
+    with pytest.raises(MutationError, match="gives router_logits;"):
+        offload_activations(tiny.experiment(), save=("router_logits",))

@@ -65,6 +65,7 @@ class Attention(Module, kw_only=True):
       watch: Leaves the sink `scores`, a `HeadScores`; None leaves none.
     """
 
+    named_tensors = ("query", "key", "value", "attention_out", "attention_projected")
     check_config = staticmethod(check_attention)
 
     query: Callable[..., Linear]

@@ -68,6 +68,7 @@ class GatedDeltaNet(Module, kw_only=True):
       value_dim: V.
     """
 
+    named_tensors = ("query", "key", "value", "attention_out", "attention_projected")
     check_config = staticmethod(check_gated_delta_net)
 
     query: Callable[..., Linear]

@@ -53,6 +53,7 @@ class LatentAttention(Module, kw_only=True):
         that looks at a cache leaves none either.
     """
 
+    named_tensors = ("query", "key", "value", "attention_out", "attention_projected")
     check_config = staticmethod(check_latent_attention)
 
     query: Callable[..., Linear | LowRankLinear]

@@ -29,6 +29,8 @@ class GatedMlp(Module, kw_only=True):
       glu: How gate and value make a hidden feature.
     """
 
+    named_tensors = ("mlp_gate", "mlp_up", "mlp_down")
+
     gate: Callable[..., Linear]
     up: Callable[..., Linear]
     down: Callable[..., Linear]
@@ -60,6 +62,8 @@ class Mlp(Module, kw_only=True):
       hidden: F.
       activation: Name of the function between the projections.
     """
+
+    named_tensors = ("mlp_up", "mlp_down")
 
     up: Callable[..., Linear]
     down: Callable[..., Linear]

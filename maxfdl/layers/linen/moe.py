@@ -43,6 +43,8 @@ class Router(Module, kw_only=True):
       num_experts: E.
     """
 
+    named_tensors = ("router_logits",)
+
     routing: TopK
     initializer: Initializer
     use_bias: bool = False
@@ -146,6 +148,8 @@ class Experts(Module, kw_only=True):
       weighted: Whether a token's weight scales what the expert gives or what it gets.
       num_experts: E.
     """
+
+    named_tensors = ("expert_gate", "expert_up", "expert_down")
 
     gate: Callable[..., GroupedLinear]
     up: Callable[..., GroupedLinear]

@@ -26,6 +26,7 @@ class Stack(Module, kw_only=True):
       remat: What the backward pass keeps.
     """
 
+    named_tensors = ("layer_in",)
     check_config = staticmethod(check_stack)
 
     layers: Sequence[Callable[..., Module]]

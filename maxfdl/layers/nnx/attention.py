@@ -69,6 +69,7 @@ class Attention(Module):
       watch: Leaves the sink `scores`, a `HeadScores`; None leaves none.
     """
 
+    named_tensors = ("query", "key", "value", "attention_out", "attention_projected")
     check_config = staticmethod(check_attention)
 
     def __init__(

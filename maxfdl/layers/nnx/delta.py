@@ -70,6 +70,7 @@ class GatedDeltaNet(Module):
       value_dim: V.
     """
 
+    named_tensors = ("query", "key", "value", "attention_out", "attention_projected")
     check_config = staticmethod(check_gated_delta_net)
 
     def __init__(

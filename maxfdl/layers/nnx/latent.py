@@ -53,6 +53,7 @@ class LatentAttention(Module):
         that looks at a cache leaves none either.
     """
 
+    named_tensors = ("query", "key", "value", "attention_out", "attention_projected")
     check_config = staticmethod(check_latent_attention)
 
     def __init__(

@@ -29,6 +29,8 @@ class GatedMlp(Module):
       glu: How gate and value make a hidden feature.
     """
 
+    named_tensors = ("mlp_gate", "mlp_up", "mlp_down")
+
     def __init__(
         self,
         *,
@@ -64,6 +66,8 @@ class Mlp(Module):
       hidden: F.
       activation: Name of the function between the projections.
     """
+
+    named_tensors = ("mlp_up", "mlp_down")
 
     def __init__(
         self,

@@ -43,6 +43,8 @@ class Router(Module):
       num_experts: E.
     """
 
+    named_tensors = ("router_logits",)
+
     def __init__(
         self,
         *,
@@ -150,6 +152,8 @@ class Experts(Module):
       weighted: Whether a token's weight scales what the expert gives or what it gets.
       num_experts: E.
     """
+
+    named_tensors = ("expert_gate", "expert_up", "expert_down")
 
     def __init__(
         self,

@@ -26,6 +26,7 @@ class Stack(Module):
       remat: What the backward pass keeps.
     """
 
+    named_tensors = ("layer_in",)
     check_config = staticmethod(check_stack)
 
     def __init__(
