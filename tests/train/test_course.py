@@ -1,10 +1,12 @@
 """The course of whole runs: batches that grow, goals, and giving up."""
 
+import dataclasses
 import functools
 import json
 
 import fiddle as fdl
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,6 +21,7 @@ from maxfdl.mutations import (
 )
 from maxfdl.optim.schedules import WarmupConstant
 from maxfdl.saved_run import read_run
+from maxfdl.train.guard import SkipNonFinite
 from maxfdl.train.loop import RunOptions, run
 from maxfdl.train.run_directory import RunDirectory
 from tests import tiny
@@ -27,7 +30,9 @@ from tests.layers.families import assert_same_bits
 
 def train(config, path, stop_at=None):
     """Returns the last state and the lines of metrics of a run in the folder `path`."""
-    options = RunOptions(graph_json=graph.dump_json(config), stop_at=stop_at)
+    options = RunOptions(
+        graph_json=graph.dump_json(config, trust=[__name__]), stop_at=stop_at
+    )
     path.mkdir(exist_ok=True)
     experiment = graph.build(graph.validate(config))
     try:
@@ -119,3 +124,25 @@ def test_after_so_many_refused_steps_the_run_gives_up_and_keeps_what_was_good(tm
     state = saved.read(5, {"params": abstract["params"], "guard": abstract["guard"]})
     assert_same_bits(jax.device_get(state["params"]), first["params"])
     assert state["guard"]["skipped"] == 4
+
+
+@dataclasses.dataclass(frozen=True)
+class RefusesSome(SkipNonFinite):
+    """Refuses the second step and the third."""
+
+    def init(self):
+        return super().init() | {"steps": jnp.zeros((), jnp.int32)}
+
+    def __call__(self, state, loss, grad_norm):
+        step = state["steps"] + 1
+        accepted = (step != 2) & (step != 3)
+        return accepted, self._counted(state, accepted) | {"steps": step}
+
+
+def test_a_run_that_recovers_in_the_step_under_way_goes_on(tmp_path):
+    config = experiment()
+    config.steps = 5
+    config.trainer.guard = fdl.Config(RefusesSome, stop_after=2)
+    state, lines = train(config, tmp_path)
+    steps = [line["skipped_in_a_row"] for line in lines if "loss" in line]
+    assert state["step"] == 5 and steps == [0, 1, 2, 0, 0]
