@@ -197,7 +197,10 @@ def _on_device(loss, unembedding, gradients, hidden, stored, targets, weights):
         )
         kernel = unembedding.as_kernel(stored)
         logits = unembedding.logits(tile, kernel)
-        normaliser = jax.nn.logsumexp(logits, axis=-1)
+        highest = jnp.max(logits, axis=-1, keepdims=True)
+        odds = jnp.exp(logits - highest)
+        total = jnp.sum(odds, axis=-1, keepdims=True)
+        normaliser = jnp.squeeze(highest + jnp.log(total), -1)
         is_target = jnp.arange(logits.shape[-1]) == y[..., None]
         of_target = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
         squares = loss.z_loss * jnp.sum(w * jnp.square(normaliser))
@@ -206,8 +209,8 @@ def _on_device(loss, unembedding, gradients, hidden, stored, targets, weights):
         if d_stored is None:
             return (whole, z_loss, hidden, None), None
         slope = (1.0 + 2.0 * loss.z_loss * normaliser)[..., None]
-        odds = jnp.exp(logits - normaliser[..., None])
-        d_logits = w[..., None] * (slope * odds - is_target)
+        # Not exp(logits - normaliser), which has the rounding of a larger number.
+        d_logits = w[..., None] * (slope * odds / total - is_target)
         if unembedding.soft_cap is not None:
             d_logits = d_logits * (1.0 - jnp.square(logits / unembedding.soft_cap))
         if unembedding.scale != 1.0:

@@ -21,13 +21,13 @@ from maxfdl.sharding.sharding import Sharding
 ROWS, TOKENS, WIDTH, VOCAB = 8, 13, 16, 37  # 37 is divisible by nothing
 
 
-def problem(dtype=jnp.float32, vocab=VOCAB):
+def problem(dtype=jnp.float32, vocab=VOCAB, rows=ROWS):
     rng = np.random.default_rng(0)
     return {
-        "hidden": jnp.asarray(rng.normal(size=(ROWS, TOKENS, WIDTH)), dtype),
+        "hidden": jnp.asarray(rng.normal(size=(rows, TOKENS, WIDTH)), dtype),
         "weights": jnp.float32(rng.normal(size=(WIDTH, vocab))),
-        "targets": jnp.int32(rng.integers(0, vocab, (ROWS, TOKENS))),
-        "token_weights": jnp.float32(rng.integers(0, 3, (ROWS, TOKENS)) / 2),
+        "targets": jnp.int32(rng.integers(0, vocab, (rows, TOKENS))),
+        "token_weights": jnp.float32(rng.integers(0, 3, (rows, TOKENS)) / 2),
     }
 
 
@@ -99,7 +99,7 @@ TILES = [
     TiledCrossEntropy(num_tiles=4),
     TiledCrossEntropy(num_tiles=TOKENS, z_loss=0.1),
     TiledCrossEntropy(num_tiles=3 * TOKENS, z_loss=0.1),
-    TiledCrossEntropy(tokens_per_tile=24),
+    TiledCrossEntropy(tokens_per_tile=24 * 8),
     TiledCrossEntropy(tokens_per_tile=10_000),
 ]
 HEADS = [{}, {"tied": True}, {"scale": 0.25}, {"soft_cap": 2.0, "scale": 3.0}]
@@ -108,7 +108,7 @@ HEADS = [{}, {"tied": True}, {"scale": 0.25}, {"soft_cap": 2.0, "scale": 3.0}]
 @pytest.mark.parametrize("head", HEADS, ids=str)
 @pytest.mark.parametrize("loss", TILES, ids=str)
 def test_tiles_are_as_good_as_the_whole(loss, head):
-    inputs = problem()
+    inputs = problem(rows=8 * ROWS)  # in which a token's luck with rounding is small
     value, (d_hidden, d_weights) = value_and_gradients(loss, inputs, **head)
     numbers = {k: v for k, v in head.items() if k != "tied"}
     expected = in_float64(inputs, loss.z_loss, **numbers)
