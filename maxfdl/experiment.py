@@ -85,6 +85,14 @@ class Experiment:
                 f"Experiment model.later_tokens ({ahead}) must be below"
                 f" sequence_length ({node.sequence_length})."
             )
+        for field in ("dtype", "param_dtype"):
+            is_narrow = getattr(node.model, field, None) == "float16"
+            if is_narrow and getattr(node.trainer.guard, "loss_scale", None) is None:
+                yield (
+                    f"Experiment model.{field} (float16) needs a"
+                    " trainer.guard.loss_scale, for gradients below 6e-8 are 0 in it:"
+                    " apply loss_scale, or take bfloat16."
+                )
         smallest, name = node.batch_size, "batch_size"
         if node.ramp_up is not None:
             yield from BatchRampUp.problems(node.ramp_up, node.batch_size)

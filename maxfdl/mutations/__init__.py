@@ -9,7 +9,7 @@ from maxfdl.mutations.dtypes import compute_dtype, param_dtype
 from maxfdl.mutations.execution import scan_layers, unroll_layers
 from maxfdl.mutations.family import to_linen, to_nnx
 from maxfdl.mutations.gradient_accumulation import gradient_accumulation
-from maxfdl.mutations.guards import average_weights, skip_spikes
+from maxfdl.mutations.guards import average_weights, loss_scale, skip_spikes
 from maxfdl.mutations.mesh import mesh
 from maxfdl.mutations.multi_token_prediction import multi_token_prediction
 from maxfdl.mutations.optimizers import (
@@ -34,6 +34,7 @@ __all__ = [
     "compute_dtype",
     "gradient_accumulation",
     "learning_rate_by_role",
+    "loss_scale",
     "mesh",
     "multi_token_prediction",
     "offload_activations",

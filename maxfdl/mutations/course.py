@@ -5,6 +5,7 @@ from typing import TypeVar
 import fiddle as fdl
 
 from maxfdl.graph import copy, nodes_of
+from maxfdl.mutations.fields import put
 from maxfdl.mutations.roles import is_experiment, is_trainer
 from maxfdl.train.goal import LossGoal
 from maxfdl.train.ramp_up import BatchRampUp
@@ -23,10 +24,8 @@ def batch_ramp_up(cfg: C, *, start: int, steps: int) -> C:
     """
     out = copy(cfg)
     for experiment in nodes_of(out, is_experiment):
-        if start:
-            experiment.ramp_up = fdl.Config(BatchRampUp, start=start, steps=steps)
-        elif "ramp_up" in experiment.__arguments__:
-            del experiment.ramp_up
+        ramp_up = fdl.Config(BatchRampUp, start=start, steps=steps)
+        put(experiment, "ramp_up", ramp_up if start else None)
     return out
 
 
@@ -40,8 +39,6 @@ def stop_at_loss(cfg: C, *, loss: float | None, every: int = 100) -> C:
     """
     out = copy(cfg)
     for trainer in nodes_of(out, is_trainer):
-        if loss is not None:
-            trainer.goal = fdl.Config(LossGoal, loss=loss, every=every)
-        elif "goal" in trainer.__arguments__:
-            del trainer.goal
+        goal = fdl.Config(LossGoal, loss=loss, every=every)
+        put(trainer, "goal", goal if loss is not None else None)
     return out

@@ -5,9 +5,11 @@ from typing import TypeVar
 import fiddle as fdl
 
 from maxfdl.graph import copy, nodes_of, swap
+from maxfdl.mutations.fields import put
 from maxfdl.mutations.roles import is_trainer
 from maxfdl.mutations.trainer_updates import put_update
 from maxfdl.train.guard import SkipNonFinite, SkipSpikes
+from maxfdl.train.loss_scale import LossScale
 from maxfdl.train.weight_average import WeightAverage
 
 C = TypeVar("C", bound=fdl.Buildable)
@@ -30,10 +32,26 @@ def skip_spikes(cfg: C, *, window: int = 128, deviations: float = 6.0) -> C:
     return out
 
 
+def loss_scale(cfg: C, *, initial: float = 2.0**16, growth_interval: int = 2000) -> C:
+    """Returns a copy of `cfg` that takes gradients of a scaled loss, for float16.
+
+    See `maxfdl.train.loss_scale.LossScale`. `loss_scale(initial=0.0)` is the inverse.
+
+    Raises:
+      MutationError: If there is no trainer.
+    """
+    out = copy(cfg)
+    for trainer in nodes_of(out, is_trainer):
+        scale = fdl.Config(LossScale, initial=initial, growth_interval=growth_interval)
+        put(trainer.guard, "loss_scale", scale if initial else None)
+    return out
+
+
 def average_weights(cfg: C, *, decay: float = 0.999) -> C:
     """Returns a copy of `cfg` that evaluates and exports an average of its weights.
 
-    See `maxfdl.train.weight_average.WeightAverage`. `average_weights(decay=0.0)` is the
+    It is of the weights that are trained, with `use_schedule_free` too. See
+    `maxfdl.train.weight_average.WeightAverage`. `average_weights(decay=0.0)` is the
     inverse.
 
     Raises:

@@ -6,7 +6,8 @@ import fiddle as fdl
 
 from maxfdl.graph import copy, nodes_of
 from maxfdl.layers import linen, nnx
-from maxfdl.mutations.roles import is_loss, is_transformer
+from maxfdl.mutations.fields import put
+from maxfdl.mutations.roles import is_loss, is_of_nnx, is_transformer
 from maxfdl.ops.dot import Dot
 from maxfdl.ops.initializers import FanIn
 from maxfdl.train.loss import LaterTokenLoss
@@ -26,22 +27,16 @@ def multi_token_prediction(cfg: C, *, depth: int = 1, coefficient: float = 0.3) 
     """
     out = copy(cfg)
     for model in nodes_of(out, is_transformer):
-        for field in ("later_token", "later_tokens"):
-            if field in model.__arguments__:
-                delattr(model, field)
-        if depth:
-            model.later_token = _module(model)
-            model.later_tokens = depth
+        put(model, "later_token", _module(model) if depth else None)
+        put(model, "later_tokens", depth or None)
     for loss in nodes_of(out, is_loss):
-        if depth:
-            loss.later_tokens = fdl.Config(LaterTokenLoss, coefficient=coefficient)
-        elif "later_tokens" in loss.__arguments__:
-            del loss.later_tokens
+        term = fdl.Config(LaterTokenLoss, coefficient=coefficient)
+        put(loss, "later_tokens", term if depth else None)
     return out
 
 
 def _module(model: fdl.Buildable) -> fdl.Partial:
-    family = nnx if fdl.get_callable(model) is nnx.Transformer else linen
+    family = nnx if is_of_nnx(model) else linen
     last = model.decoder.stacks[-1]
     stack = copy(last)
     stack.layers, stack.repeats = [copy(last.layers[-1])], 1

@@ -9,6 +9,7 @@ from typing import Literal, TypeVar
 import fiddle as fdl
 
 from maxfdl.graph import copy, nodes_of
+from maxfdl.mutations.fields import chosen, put
 from maxfdl.mutations.roles import is_optimizer
 from maxfdl.mutations.trainer_updates import put_qk_clip, take_out_qk_clip
 from maxfdl.optim.adafactor import Adafactor
@@ -85,7 +86,7 @@ def use_muon(
         rest=fdl.Config(Adam, b1=0.9, b2=0.95, epsilon=1e-8),
         momentum=momentum,
         scale=scale,
-        coefficients=_COEFFICIENTS[coefficients],
+        coefficients=chosen(_COEFFICIENTS, coefficients, "use_muon coefficients"),
     )
     return _with_rule(cfg, rule)
 
@@ -131,7 +132,8 @@ def use_schedule_free(
 
     The average takes the part of Adam's first moment, of which there is none, and of a
     falling rate: combine it with `use_schedule(kind="constant")`. See
-    `maxfdl.optim.schedule_free.ScheduleFree`. `use_adamw` is the inverse.
+    `maxfdl.optim.schedule_free.ScheduleFree`. Another average, of `average_weights`,
+    would be evaluated in its place. `use_adamw` is the inverse.
 
     Raises:
       MutationError: If there is no optimizer.
@@ -145,8 +147,5 @@ def _with_rule(cfg: C, rule: fdl.Config, averaging: fdl.Config | None = None) ->
     take_out_qk_clip(out)
     for optimizer in nodes_of(out, is_optimizer):
         optimizer.rule = copy(rule)
-        if averaging is not None:
-            optimizer.averaging = copy(averaging)
-        elif "averaging" in optimizer.__arguments__:
-            del optimizer.averaging
+        put(optimizer, "averaging", copy(averaging) if averaging else None)
     return out

@@ -5,6 +5,7 @@ from typing import Literal, TypeVar
 import fiddle as fdl
 
 from maxfdl.graph import copy, nodes_of
+from maxfdl.mutations.fields import put
 from maxfdl.mutations.roles import is_trainer
 from maxfdl.train.placement import Memory, Placement
 
@@ -40,9 +41,9 @@ def offload_parameters(cfg: C, *, memory: Memory = "host") -> C:
     """Returns a copy of `cfg` that keeps parameters in the host's memory.
 
     A layer's come to the device when it runs, and for its update; `unroll_layers`
-    fetches all of a stack. Same numbers within float32 rounding. See
-    `maxfdl.train.placement.Placement`. `offload_parameters(memory=device)` is the
-    inverse.
+    fetches all of a stack, and so does the evaluation of an average. Same numbers
+    within float32 rounding. See `maxfdl.train.placement.Placement`.
+    `offload_parameters(memory=device)` is the inverse.
 
     Raises:
       MutationError: If there is no trainer.
@@ -55,8 +56,6 @@ def _placed(cfg: C, **fields: str) -> C:
     out = copy(cfg)
     for trainer in nodes_of(out, is_trainer):
         for name, value in fields.items():
-            if value != getattr(Placement, name):
-                setattr(trainer.placement, name, value)
-            elif name in trainer.placement.__arguments__:
-                delattr(trainer.placement, name)
+            is_default = value == getattr(Placement, name)
+            put(trainer.placement, name, None if is_default else value)
     return out

@@ -5,6 +5,7 @@ from typing import Literal, TypeVar
 import fiddle as fdl
 
 from maxfdl.graph import copy, nodes_of, swap
+from maxfdl.mutations.fields import chosen, put
 from maxfdl.mutations.roles import is_optimizer
 from maxfdl.optim.schedules import (
     InverseSquareRoot,
@@ -55,7 +56,11 @@ def use_schedule(
     changes = {name: value for name, value in given.items() if value is not None}
     out = copy(cfg)
     for optimizer in nodes_of(out, is_optimizer):
-        swap(optimizer.schedule, _SCHEDULES[kind], **changes)
+        swap(
+            optimizer.schedule,
+            chosen(_SCHEDULES, kind, "use_schedule kind"),
+            **changes,
+        )
     return out
 
 
@@ -78,10 +83,9 @@ def learning_rate_by_role(
     factors = {"kernel": kernel, "embedding": embedding, "scale": scale, "bias": bias}
     out = copy(cfg)
     for optimizer in nodes_of(out, is_optimizer):
-        if set(factors.values()) != {1.0}:
-            optimizer.rate_factors = fdl.Config(RateFactors, **factors)
-        elif "rate_factors" in optimizer.__arguments__:
-            del optimizer.rate_factors
+        is_one_rate = set(factors.values()) == {1.0}
+        node = None if is_one_rate else fdl.Config(RateFactors, **factors)
+        put(optimizer, "rate_factors", node)
     return out
 
 

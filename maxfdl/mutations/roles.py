@@ -14,6 +14,10 @@ def is_transformer(node: fdl.Buildable) -> bool:
     return _is_one_of(node, nnx.Transformer, linen.Transformer)
 
 
+def is_of_nnx(node: fdl.Buildable) -> bool:
+    return _is_one_of(node, nnx.Transformer)
+
+
 def is_stack(node: fdl.Buildable) -> bool:
     return _is_one_of(node, nnx.Stack, linen.Stack)
 

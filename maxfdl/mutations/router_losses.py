@@ -5,6 +5,7 @@ from typing import TypeVar
 import fiddle as fdl
 
 from maxfdl.graph import copy, nodes_of
+from maxfdl.mutations.fields import put
 from maxfdl.mutations.roles import is_loss, is_trainer
 from maxfdl.mutations.trainer_updates import put_update
 from maxfdl.train.auxiliary import BatchBalance, RouterZ, SequenceBalance
@@ -19,7 +20,8 @@ def router_losses(
     """Returns a copy of `cfg` with these terms of its objective, by coefficient.
 
     They replace those that it has; 0 leaves a term out, so `router_losses()` is the
-    inverse. See `maxfdl.train.auxiliary`. A model without routers has terms of 0.
+    inverse. A model without routers is refused when it runs. See
+    `maxfdl.train.auxiliary`.
 
     Raises:
       MutationError: If there is no loss.
@@ -31,21 +33,21 @@ def router_losses(
     }
     out = copy(cfg)
     for loss in nodes_of(out, is_loss):
-        loss.auxiliary = [
+        terms = [
             fdl.Config(term, coefficient=coefficient)
             for term, coefficient in wanted.items()
             if coefficient
         ]
-        if not loss.auxiliary:
-            del loss.auxiliary
+        put(loss, "auxiliary", terms or None)
     return out
 
 
 def selection_bias(cfg: C, *, rate: float) -> C:
     """Returns a copy of `cfg` that evens out experts by their selection biases.
 
-    Each step moves every bias by `rate`, see `maxfdl.train.router.SelectionBias`; for
-    models whose routers have such biases. `selection_bias(rate=0.0)` is the inverse.
+    Each step moves every bias by `rate`, see `maxfdl.train.router.SelectionBias`. A
+    model whose routers have no such biases is refused when it runs.
+    `selection_bias(rate=0.0)` is the inverse.
 
     Raises:
       MutationError: If there is no trainer.

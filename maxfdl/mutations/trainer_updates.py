@@ -7,6 +7,7 @@ from maxfdl.errors import MutationError
 from maxfdl.graph import nodes_of
 from maxfdl.graph.select import iterate
 from maxfdl.layers.watch import WatchScores
+from maxfdl.mutations.fields import put
 from maxfdl.mutations.roles import is_attention, is_trainer
 from maxfdl.train.qk_clip import QkClip
 from maxfdl.train.router import SelectionBias
@@ -30,10 +31,7 @@ def put_update(
     others = [each for each in nodes if of(each) not in _ORDER]
     ours = [each for each in nodes if of(each) in _ORDER]
     ours.sort(key=lambda each: _ORDER.index(of(each)))
-    if others or ours:
-        trainer.updates = others + ours
-    elif "updates" in trainer.__arguments__:
-        del trainer.updates
+    put(trainer, "updates", others + ours or None)
 
 
 def put_qk_clip(cfg: fdl.Buildable, threshold: float) -> None:
@@ -57,7 +55,7 @@ def put_qk_clip(cfg: fdl.Buildable, threshold: float) -> None:
 def take_out_qk_clip(cfg: fdl.Buildable) -> None:
     """Undoes `put_qk_clip`, in place; changes nothing where there is none."""
     for _, node in iterate(cfg):
-        if is_attention(node) and "watch" in node.__arguments__:
-            del node.watch
+        if is_attention(node):
+            put(node, "watch", None)
         elif is_trainer(node):
             put_update(node, QkClip, None)

@@ -6,6 +6,7 @@ import fiddle as fdl
 
 from maxfdl.errors import MutationError
 from maxfdl.graph import copy, nodes_of
+from maxfdl.mutations.fields import put
 from maxfdl.mutations.roles import is_cross_entropy
 from maxfdl.ops.cross_entropy import CrossEntropy
 from maxfdl.ops.tiled_cross_entropy import TiledCrossEntropy
@@ -28,15 +29,12 @@ def vocab_tiling(
         raise MutationError("vocab_tiling takes num_tiles or tokens_per_tile, and one.")
     out = copy(cfg)
     for loss in nodes_of(out, is_cross_entropy):
-        for field in ("num_tiles", "tokens_per_tile"):
-            if field in loss.__arguments__:
-                delattr(loss, field)
+        put(loss, "num_tiles", None)
+        put(loss, "tokens_per_tile", None)
         if num_tiles == 1:
             fdl.update_callable(loss, CrossEntropy)
-            continue
-        fdl.update_callable(loss, TiledCrossEntropy)
-        if num_tiles is not None:
-            loss.num_tiles = num_tiles
         else:
-            loss.tokens_per_tile = tokens_per_tile
+            fdl.update_callable(loss, TiledCrossEntropy)
+            put(loss, "num_tiles", num_tiles)
+            put(loss, "tokens_per_tile", tokens_per_tile)
     return out

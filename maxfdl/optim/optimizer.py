@@ -3,6 +3,7 @@
 from typing import Annotated, Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from maxfdl.markers import FromParent
@@ -20,6 +21,9 @@ from maxfdl.optim.transforms import (
 
 class Optimizer:
     """`params -= lr(step) * factor * (rule(clip(grads)) + decay * params)`.
+
+    All of it in float32, and so is the state, whatever type parameters are stored as:
+    averages of many steps would stand still in bfloat16.
 
     Args:
       clip: Bounds the gradients; None leaves them.
@@ -49,6 +53,7 @@ class Optimizer:
         self._averaging = averaging
         self._parameters = parameters
         self._clip = clip.transform() if clip else optax.identity()
+        self._rate_factors = rate_factors
         self._parts = (rule, weight_decay, rate_factors)
 
     def _transform(self, parameters: dict) -> optax.GradientTransformationExtraArgs:
@@ -61,7 +66,7 @@ class Optimizer:
         )
 
     def init(self, params: Any) -> Any:
-        rest: Any = self._transform(self._parameters).init(params)
+        rest: Any = self._transform(self._parameters).init(_wide(params))
         return (self._clip.init(params), *rest)
 
     def learning_rate(self, step: jax.Array) -> jax.Array:
@@ -81,21 +86,32 @@ class Optimizer:
         """
         rate = self.learning_rate(step)
         clip, *rest = state
-        clipped, clip = self._clip.update(grads, clip)
+        clipped, clip = self._clip.update(self._of_trained(grads), clip)
 
         def change(declared, old, grads):
             params, state = old
-            transform = self._transform(declared)
-            updates, state = transform.update(grads, state, params, rate=rate)
+            transform, params = self._transform(declared), _wide(params)
+            updates, state = transform.update(_wide(grads), state, params, rate=rate)
             return optax.apply_updates(params, updates), state
 
         def start(declared, params):
-            return (params, self._transform(declared).init(params)), params
+            return (params, self._transform(declared).init(_wide(params))), params
 
         params, rest = by_repeat.changed(
             change, start, self._parameters, (params, tuple(rest)), clipped, accepted
         )
         return params, (clip, *rest)
+
+    def _of_trained(self, grads: Any) -> Any:
+        """Returns the gradients, 0 for roles that are frozen."""
+        if self._rate_factors is None:
+            return grads
+        factors = self._rate_factors.of(self._parameters)
+        return jax.tree.map(
+            lambda grad, factor: grad if factor else jnp.zeros_like(grad),
+            grads,
+            factors,
+        )
 
     @property
     def averages(self) -> bool:
@@ -135,3 +151,10 @@ class Optimizer:
             return sharding if leaf.shape == shape else other
 
         return jax.tree.map_with_path(place, jax.eval_shape(self.init, params))
+
+
+def _wide(tree: Any) -> Any:
+    """Returns arrays in float32, those that are as wide as they are."""
+    return jax.tree.map(
+        lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree
+    )

@@ -25,6 +25,8 @@ class Schedule:
 
     @staticmethod
     def check_config(node):
+        if not 0.0 <= node.peak < math.inf:
+            yield f"Schedule peak ({node.peak}) must be finite and not negative."
         if node.warmup_steps < 0:
             yield f"Schedule warmup_steps ({node.warmup_steps}) must be at least 0."
 
@@ -58,6 +60,7 @@ class InverseSquareRoot(Schedule):
 
     @staticmethod
     def check_config(node):
+        yield from Schedule.check_config(node)
         if node.warmup_steps < 1:
             yield (
                 f"InverseSquareRoot warmup_steps ({node.warmup_steps}) must be at least"
@@ -121,7 +124,8 @@ class WarmupStableDecay(Decaying):
     al. 2024, https://arxiv.org/abs/2405.18392).
 
     Args:
-      decay_steps: Steps that the decay takes, of those after the warm-up.
+      decay_steps: Steps that the decay takes; all after the warm-up, if those are
+        fewer.
     """
 
     decay_steps: int

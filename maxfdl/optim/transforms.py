@@ -29,6 +29,12 @@ def problems_of_shares(node, name: str, *fields: str) -> Iterator[str]:
             yield f"{name} {field} ({value}) must be at least 0 and below 1."
 
 
+def problems_of_epsilon(node, name: str) -> Iterator[str]:
+    """Yields a sentence if a parameter that never had a gradient would become NaN."""
+    if not node.epsilon > 0.0:
+        yield f"{name} epsilon ({node.epsilon}) must be positive; 1e-8 is usual."
+
+
 @dataclasses.dataclass(frozen=True)
 class Adam(UpdateRule):
     """Bias-corrected first moment over the root of the second (Kingma & Ba 2015).
@@ -36,7 +42,7 @@ class Adam(UpdateRule):
     State: two arrays per parameter, or the second alone if b1 is 0.
 
     Args:
-      moment_dtype: Type of the first moment; None keeps the parameter's.
+      moment_dtype: Type of the first moment; None is float32.
     """
 
     b1: float = 0.9
@@ -47,6 +53,7 @@ class Adam(UpdateRule):
     @staticmethod
     def check_config(node):
         yield from problems_of_shares(node, "Adam", "b1", "b2")
+        yield from problems_of_epsilon(node, "Adam")
         if node.b1 == 0.0 and node.moment_dtype is not None:
             yield (
                 f"Adam moment_dtype ({node.moment_dtype}) is of the first moment, which"
@@ -82,6 +89,7 @@ class AdamPax(UpdateRule):
     @staticmethod
     def check_config(node):
         yield from problems_of_shares(node, "AdamPax", "b1", "b2")
+        yield from problems_of_epsilon(node, "AdamPax")
 
     def transform(self, parameters: dict) -> optax.GradientTransformation:
         def init(params):
@@ -227,7 +235,10 @@ class WeightDecay(ByRole):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RateFactors(ByRole):
-    """Learning rates of the roles, as multiples of the schedule's; 0 freezes a role."""
+    """Learning rates of the roles, as multiples of the schedule's.
+
+    0 freezes a role, whose gradients then do not count for the clip either.
+    """
 
     def transform(self, parameters: dict) -> optax.GradientTransformation:
         factors = self.of(parameters)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from maxfdl.errors import UserError
 from maxfdl.layers.sinks import RouterLoad
 from maxfdl.ops import balance
 from maxfdl.ops.mask import Places
@@ -53,7 +54,26 @@ def router_loads(sinks: Mapping[str, Any]) -> dict[str, RouterLoad]:
 
 
 @dataclasses.dataclass(frozen=True)
-class SequenceBalance(AuxiliaryLoss):
+class RouterLoss(AuxiliaryLoss):
+    """A term of what routers of experts did."""
+
+    def loads(self, sinks: Mapping[str, Any]) -> list[RouterLoad]:
+        """Returns what all routers left.
+
+        Raises:
+          UserError: If the model has none.
+        """
+        loads = [*router_loads(sinks).values()]
+        if not loads:
+            raise UserError(
+                f"The loss has a term {self.name}, of routers of experts, and this"
+                " model has none: apply router_losses() to drop it."
+            )
+        return loads
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceBalance(RouterLoss):
     """Evenness of experts within each row, added up over layers: DeepSeek-V3's.
 
     It is a mean over rows, so it is the same however a batch is cut.
@@ -66,13 +86,12 @@ class SequenceBalance(AuxiliaryLoss):
         return jnp.sum(rows, dtype=jnp.float32)
 
     def sum(self, sinks: Mapping[str, Any], everywhere: Everywhere) -> jax.Array:
-        loads = router_loads(sinks).values()
-        sums = [jnp.sum(load.sequence_balance.sum) for load in loads]
+        sums = [jnp.sum(load.sequence_balance.sum) for load in self.loads(sinks)]
         return self.coefficient * sum(sums, jnp.zeros(()))
 
 
 @dataclasses.dataclass(frozen=True)
-class RouterZ(AuxiliaryLoss):
+class RouterZ(RouterLoss):
     """Squared logsumexp of router logits, added up over layers: ST-MoE's."""
 
     name = "router_z"
@@ -81,12 +100,12 @@ class RouterZ(AuxiliaryLoss):
         return jnp.sum(_counted(batch), dtype=jnp.float32)
 
     def sum(self, sinks: Mapping[str, Any], everywhere: Everywhere) -> jax.Array:
-        sums = [jnp.sum(load.z.sum) for load in router_loads(sinks).values()]
+        sums = [jnp.sum(load.z.sum) for load in self.loads(sinks)]
         return self.coefficient * sum(sums, jnp.zeros(()))
 
 
 @dataclasses.dataclass(frozen=True)
-class BatchBalance(AuxiliaryLoss):
+class BatchBalance(RouterLoss):
     """Evenness of experts over all tokens and layers together: Switch's and Mixtral's.
 
     It is a product of two means over a batch. How often experts are chosen has no
@@ -101,9 +120,7 @@ class BatchBalance(AuxiliaryLoss):
         return jnp.sum(_counted(batch), dtype=jnp.float32)
 
     def sum(self, sinks: Mapping[str, Any], everywhere: Everywhere) -> jax.Array:
-        loads = router_loads(sinks).values()
-        if not loads:
-            return jnp.zeros(())
+        loads = self.loads(sinks)
         counts = [jnp.atleast_2d(everywhere(load.counts.value)) for load in loads]
         tokens = [jnp.atleast_1d(everywhere(load.probability.weight)) for load in loads]
         shares = [jnp.atleast_2d(load.probability.sum) for load in loads]

@@ -1,12 +1,13 @@
 """The loss on held-out text."""
 
 import functools
-from collections import defaultdict
 from typing import Any
 
 import jax
 import numpy as np
 
+from maxfdl.layers.sinks import merged
+from maxfdl.train.observed import of_sinks
 from maxfdl.train.program import Program
 from maxfdl.train.trainer import State
 
@@ -32,23 +33,22 @@ class Evaluation:
         return at_interval or step == self._steps
 
     def __call__(self, state: State) -> dict[str, float]:
-        """Returns `eval_loss`, each of its terms, and `eval_nats_per_byte`.
+        """Returns `eval_loss`, its terms, what layers left, and `eval_nats_per_byte`.
 
         The last divides cross-entropy by the bytes of text that the targets spell, so
         that it compares across tokenizers.
         """
         variables = self._program.evaluated(state)
-        sums: dict[str, float] = defaultdict(float)
-        weights: dict[str, float] = defaultdict(float)
-        for batch in self._batches:
-            for name, term in self._compiled(variables, batch).items():
-                sums[name] += float(term.sum)
-                weights[name] += float(term.weight)
-        terms = {name: sums[name] / max(weights[name], 1.0) for name in sums}
+        found = [
+            jax.device_get(self._compiled(variables, batch)) for batch in self._batches
+        ]
+        terms, sinks = jax.tree.map(lambda *parts: np.stack(parts), *found)
+        terms = jax.tree.map(lambda parts: np.sum(parts, dtype=np.float64), terms)
+        means = {name: term.mean for name, term in terms.items()}
+        metrics = {"loss": sum(means.values())} | means | of_sinks(merged(sinks))
         return {
-            "eval_loss": sum(terms.values()),
-            **{f"eval_{name}": value for name, value in terms.items()},
-            "eval_nats_per_byte": sums["cross_entropy"] / max(self._num_bytes, 1),
+            **{f"eval_{name}": float(value) for name, value in metrics.items()},
+            "eval_nats_per_byte": terms["cross_entropy"].sum / max(self._num_bytes, 1),
         }
 
     @functools.cached_property

@@ -6,6 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from maxfdl.train.loss_scale import LossScale
+
+State = dict[str, Any]
+
 
 @dataclasses.dataclass(frozen=True)
 class SkipNonFinite:
@@ -13,31 +17,63 @@ class SkipNonFinite:
 
     Args:
       stop_after: How many refused steps in a row end the run.
+      loss_scale: What gradients are computed at; None computes them as they are.
     """
 
     stop_after: int = 10
+    loss_scale: LossScale | None = None
 
     @staticmethod
     def check_config(node):
         if node.stop_after < 1:
             yield f"SkipNonFinite stop_after ({node.stop_after}) must be at least 1."
 
-    def init(self) -> dict[str, jax.Array]:
+    def init(self) -> State:
         """Returns the state before the first step: steps refused, and in a row."""
         zero = jnp.zeros((), jnp.int32)
-        return {"skipped": zero, "skipped_in_a_row": zero}
+        state: State = {"skipped": zero, "skipped_in_a_row": zero}
+        if self.loss_scale is not None:
+            state["loss_scale"] = self.loss_scale.init()
+        return state
 
     def __call__(
-        self, state: dict[str, jax.Array], loss: jax.Array, grad_norm: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        self, state: State, loss: jax.Array, grad_norm: jax.Array
+    ) -> tuple[jax.Array, State]:
         """Returns whether the step counts, and the new state."""
         accepted = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        return accepted, self._counted(state, accepted)
+        if self.loss_scale is not None:
+            scale = self.loss_scale.moved(state["loss_scale"], loss, grad_norm)
+            state = state | {"loss_scale": scale}
+        return accepted, state | self._counted(state, accepted)
 
-    def _counted(self, state: dict[str, Any], accepted: jax.Array) -> dict[str, Any]:
+    def scaled(self, state: State, weights: dict[str, jax.Array]) -> Any:
+        """Returns what to divide the terms of the loss by, for gradients at scale."""
+        if self.loss_scale is None:
+            return weights
+        return {k: w / state["loss_scale"]["scale"] for k, w in weights.items()}
+
+    def unscaled(self, state: State, grads: Any) -> Any:
+        """Returns the gradients of the loss itself, in float32 at least."""
+        if self.loss_scale is None:
+            return grads
+
+        def unscaled(grad: jax.Array) -> jax.Array:
+            wide = jnp.promote_types(grad.dtype, jnp.float32)
+            return grad.astype(wide) / state["loss_scale"]["scale"]
+
+        return jax.tree.map(unscaled, grads)
+
+    def metrics(self, state: State) -> dict[str, jax.Array]:
+        """Returns what to report of the state."""
+        metrics = {name: state[name] for name in ("skipped", "skipped_in_a_row")}
+        if self.loss_scale is not None:
+            metrics["loss_scale"] = state["loss_scale"]["scale"]
+        return metrics
+
+    def _counted(self, state: State, accepted: jax.Array) -> State:
         in_a_row = jnp.where(accepted, 0, state["skipped_in_a_row"] + 1)
         skipped = state["skipped"] + jnp.where(accepted, 0, 1)
-        return state | {"skipped": skipped, "skipped_in_a_row": in_a_row}
+        return {"skipped": skipped, "skipped_in_a_row": in_a_row}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,14 +101,14 @@ class SkipSpikes(SkipNonFinite):
         if node.deviations <= 0:
             yield f"SkipSpikes deviations ({node.deviations}) must be positive."
 
-    def init(self) -> dict[str, jax.Array]:
+    def init(self) -> State:
         seen = jnp.zeros((2, self.window), jnp.float32)
         return super().init() | {"seen": seen, "num_seen": jnp.zeros((), jnp.int32)}
 
     def __call__(
-        self, state: dict[str, jax.Array], loss: jax.Array, grad_norm: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        finite, _ = super().__call__(state, loss, grad_norm)
+        self, state: State, loss: jax.Array, grad_norm: jax.Array
+    ) -> tuple[jax.Array, State]:
+        finite, after = super().__call__(state, loss, grad_norm)
         seen, number = state["seen"], state["num_seen"]
         now = jnp.stack([loss, grad_norm]).astype(jnp.float32)
         known = jnp.minimum(number, self.window)
@@ -83,7 +119,7 @@ class SkipSpikes(SkipNonFinite):
         is_far = jnp.any(now > mean + self.deviations * deviation)
         accepted = finite & ~(is_far & (known >= self.window // 2))
         remembered = seen.at[:, number % self.window].set(now)
-        return accepted, self._counted(state, accepted) | {
+        return accepted, after | self._counted(state, accepted) | {
             "seen": jnp.where(finite, remembered, seen),
             "num_seen": number + jnp.where(finite, 1, 0),
         }

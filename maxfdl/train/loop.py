@@ -199,8 +199,9 @@ def _gave_up(in_a_row: int, step: int, checkpointer: Checkpointer | None) -> str
         kept = f"the state before them is saved as step {step}"
     return (
         f"the last {in_a_row} steps, up to step {step}, changed nothing, for their loss"
-        f" or gradients were not finite, or spikes; {kept}. Look at the data, lower"
-        " optimizer.schedule.peak, or raise trainer.guard.stop_after."
+        f" or gradients were not finite, or spikes; {kept}. Look at the data, or go on"
+        " in another --run_dir with init_from=<this one> and a lower"
+        " optimizer.schedule.peak."
     )
 
 

@@ -9,11 +9,12 @@ import optax
 from jax import lax
 
 from maxfdl.layers.parameter import Parameter, Role
-from maxfdl.layers.sinks import Counts, HeadScores, Max
+from maxfdl.layers.sinks import HeadScores, Last, Max, Mean, RouterLoad
 from maxfdl.ops import balance
 from maxfdl.ops.mask import Places
 from maxfdl.sharding.memory import is_on_host, on_device
 from maxfdl.train.auxiliary import router_loads
+from maxfdl.train.loss import Term
 
 Metrics = dict[str, jax.Array]
 
@@ -61,12 +62,14 @@ def of_sinks(sinks: Mapping[str, Any]) -> Metrics:
     `expert_load` is the greatest count of an expert over the mean of its layer's, in
     any layer: 1 where all are even; `expert_load_least` is the least. `dropped` counts
     copies of tokens that no expert saw, `max_logit` is the highest score of attention.
+    Any other sink gives one number of its name, of all layers that left it together: by
+    its kind, or the mean of the last values.
     """
     ratios = []
     for load in router_loads(sinks).values():
         counts = load.counts.value.astype(jnp.float32)
-        mean = jnp.maximum(jnp.mean(counts, axis=-1, keepdims=True), 1.0)
-        ratios.append((counts / mean).reshape(-1))
+        mean = jnp.mean(counts, axis=-1, keepdims=True)
+        ratios.append((counts / jnp.where(mean > 0, mean, 1.0)).reshape(-1))
     metrics = {}
     if ratios:
         ratio = jnp.concatenate(ratios)
@@ -78,15 +81,27 @@ def of_sinks(sinks: Mapping[str, Any]) -> Metrics:
 
 
 def _together(sinks: Mapping[str, Any]) -> Metrics:
-    """Returns counts added up, and maxima compared, over all layers that left them."""
-    found: Metrics = {}
+    """Returns one number for each name, of all layers that left such a sink."""
+    by_name: dict[str, list[Any]] = {}
     for path, sink in sinks.items():
         name = path.rpartition("/")[2]
         if isinstance(sink, HeadScores):
             name, sink = "max_logit", sink.highest
-        if isinstance(sink, Counts):
-            found[name] = found.get(name, 0) + jnp.sum(sink.value)
-        elif isinstance(sink, Max):
-            highest = jnp.max(sink.value)
-            found[name] = jnp.maximum(found.get(name, highest), highest)
-    return found
+        if not isinstance(sink, RouterLoad):
+            by_name.setdefault(name, []).append(jax.tree.map(jnp.ravel, sink))
+    return {
+        name: _number(jax.tree.map(lambda *parts: jnp.concatenate(parts), *parts))
+        for name, parts in by_name.items()
+    }
+
+
+def _number(sink: Any) -> jax.Array:
+    """Returns what the parts of a sink, along its one dim, are together."""
+    match sink:
+        case Mean():
+            return Term(jnp.sum(sink.sum), jnp.sum(sink.weight)).mean
+        case Max():
+            return jnp.max(sink.value)
+        case Last():
+            return jnp.mean(sink.value)
+    return jnp.sum(sink.value)

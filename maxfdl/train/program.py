@@ -141,8 +141,7 @@ class Program:
         Recomputation is not counted, so that they divide by time to a model FLOP/s.
         """
         variables = self.abstract_state()
-        forward = lambda variables, batch: self.trainer.evaluate(variables, batch)  # noqa: E731
-        return 3 * count_flops(forward, variables, self.abstract_batch())
+        return 3 * count_flops(self.trainer.evaluate, variables, self.abstract_batch())
 
 
 @dataclasses.dataclass(frozen=True)

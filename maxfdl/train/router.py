@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from maxfdl.errors import UserError
 from maxfdl.train.auxiliary import router_loads
 from maxfdl.train.updates import Step, Update, Variables
 
@@ -32,10 +33,16 @@ class SelectionBias(Update):
     def __call__(
         self, variables: Variables, memory: Any, step: Step
     ) -> tuple[Variables, Any]:
-        state = variables["state"]
+        old = state = variables["state"]
         for path, load in router_loads(step.sinks).items():
             *router, _ = path.split("/")
             state = self._updated(state, router, load.counts.value, step.accepted)
+        if state is old:
+            raise UserError(
+                "SelectionBias has nothing to move, for no router of this model has a"
+                " selection bias: set use_selection_bias=True on them, or apply"
+                " selection_bias(rate=0)."
+            )
         return variables | {"state": state}, memory
 
     def _updated(
@@ -45,7 +52,9 @@ class SelectionBias(Update):
             if path[0] not in node:  # a router that has no bias
                 return node
             inner = self._updated(node[path[0]], path[1:], counts, accepted)
-            return {**node, path[0]: inner}
+            return node if inner is node[path[0]] else {**node, path[0]: inner}
+        if "selection_bias" not in node:
+            return node
         counts = counts.astype(jnp.float32)
         lacking = jnp.mean(counts, axis=-1, keepdims=True) - counts
         bias = node["selection_bias"]

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 
+from maxfdl.errors import UserError
 from maxfdl.layers.parameter import path_hash
 from maxfdl.markers import FromParent
 from maxfdl.model import Model, Output
@@ -63,6 +64,11 @@ class Trainer:
         sharding: Annotated[Sharding, FromParent],
         seed: Annotated[int, FromParent],
     ):
+        names = [update.name for update in updates]
+        if len(set(names)) < len(names):
+            raise UserError(
+                f"Trainer updates ({', '.join(names)}) must each come once."
+            )
         self.log_every = log_every
         self.eval_every = eval_every
         self.eval_batches = eval_batches
@@ -82,6 +88,9 @@ class Trainer:
     def check_config(node):
         if node.log_every < 1:
             yield f"Trainer log_every ({node.log_every}) must be at least 1."
+        for field in ("eval_every", "eval_batches", "sample_tokens"):
+            if getattr(node, field) < 0:
+                yield f"Trainer {field} ({getattr(node, field)}) must not be negative."
         if node.goal is not None and not node.eval_batches:
             yield "Trainer goal needs evaluations; eval_batches (0) must be positive."
 
@@ -135,8 +144,7 @@ class Trainer:
             **observed.norms("param_norm", kept["params"], parameters),
             **observed.packing(batch),
             **observed.of_sinks(sinks),
-            "skipped": guard["skipped"],
-            "skipped_in_a_row": guard["skipped_in_a_row"],
+            **self.guard.metrics(guard),
         }
         return {"step": step + 1, "guard": guard, **kept}, metrics
 
@@ -154,7 +162,9 @@ class Trainer:
             self.sharding,
             self._placement.cuts(self.model.parameters(), self.sharding),
         )
-        return whole(state["params"], state["state"], rows, self.weights(batch), key)
+        weights = self.guard.scaled(state["guard"], self.weights(batch))
+        grads, parts = whole(state["params"], state["state"], rows, weights, key)
+        return self.guard.unscaled(state["guard"], grads), parts
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Returns what each term of the objective is divided by."""
@@ -174,13 +184,16 @@ class Trainer:
 
         return self._gradients(objective, params, layer_state, rows, sharding)
 
-    def evaluate(self, variables: Mapping[str, Any], batch: Batch) -> dict[str, Term]:
-        """Returns the loss terms of one batch, without dropout."""
-        return self._loss(_forward(self.model, variables, batch), batch)
+    def evaluate(
+        self, variables: Mapping[str, Any], batch: Batch
+    ) -> tuple[dict[str, Term], dict[str, Any]]:
+        """Returns the loss terms of one batch, without dropout, and its sinks."""
+        output = _forward(self.model, variables, batch)
+        return self._loss(output, batch), output.sinks
 
     def evaluated(self, state: State) -> dict[str, Any]:
         """Returns the variables to evaluate, sample and export: not always those that
-        are trained."""
+        are trained. Of several averages the last counts."""
         state = on_device(state)
         params = state["params"]
         if self._optimizer.averages:

@@ -1,8 +1,8 @@
 """Every pair of mutations together, in each kind of network.
 
 Rows of a covering array hold every pair at least once. Each row compiles and takes one
-finite step; where its mutations promise the same numbers,
-loss and gradients are those of the plain graph in NNX on one device.
+finite step; where its mutations promise the same numbers, its loss, its terms and the
+norms of its gradients are those of the plain graph in NNX on one device.
 """
 
 import functools
@@ -26,6 +26,11 @@ CALLS = {name: case.call for name, case in CASES.items()} | {
     "batch_ramp_up": "batch_ramp_up(start=16, steps=8)",
     "multi_token_prediction": "multi_token_prediction(depth=1)",
     "router_losses": "router_losses(sequence_balance=1e-2, z=1e-3)",
+}
+# Networks that have nothing to apply it to, and refuse it.
+WITHOUT = {
+    "router_losses": ("llama",),
+    "selection_bias": ("llama", "mixtral"),
 }
 # Loss and gradients of the first step depend on these alone.
 CHANGES = ("multi_token_prediction", "router_losses")
@@ -110,6 +115,7 @@ def test_together_they_take_a_step(network, family, names):
     config = plain(network)
     if family == "linen":
         config = to_linen(config)
+    names = tuple(name for name in names if network not in WITHOUT.get(name, ()))
     config = apply(config, *[CALLS[name] for name in names])
     devices = 8 if {"mesh", "zero1"} & set(names) else 1
     before, after, metrics = step(config, network, names, devices)
@@ -124,8 +130,9 @@ def test_together_they_take_a_step(network, family, names):
     changes = tuple(name for name in CHANGES if name in names)
     expected = reference(network, changes, "batch_ramp_up" in names)
     rtol = 5e-2 if set(LESS_EXACT) & set(names) else 1e-5
+    assert expected.keys() <= metrics.keys()
     for name, value in expected.items():
-        if name in metrics and not name.startswith(("param_norm", "learning_rate")):
+        if not name.startswith(("param_norm", "learning_rate")):
             np.testing.assert_allclose(
-                np.float32(metrics[name]), value, rtol=rtol, atol=rtol, err_msg=name
+                np.float32(metrics[name]), value, rtol=rtol, err_msg=name
             )

@@ -110,6 +110,11 @@ CASES = {
         decides="learning rates of roles",
         undo=lambda cfg: "learning_rate_by_role",
     ),
+    "loss_scale": Case(
+        call="loss_scale(initial=1024.0, growth_interval=2)",
+        decides="scale of the loss",
+        undo=lambda cfg: "loss_scale(initial=0.0)",
+    ),
     "mesh": Case(call="mesh(data=2, fsdp=2, tensor=2)", decides="mesh", undo=_mesh),
     "multi_token_prediction": Case(
         call="multi_token_prediction(depth=2)",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from maxfdl import graph
-from maxfdl.errors import ConfigError
+from maxfdl.errors import ConfigError, MutationError
 from maxfdl.layers.parameter import Parameter
 from maxfdl.mutations import (
     learning_rate_by_role,
@@ -18,6 +18,7 @@ from maxfdl.mutations import (
     use_adamw,
     use_lion,
     use_muon,
+    use_schedule,
     weight_decay,
 )
 from maxfdl.ops.initializers import Constant
@@ -224,6 +225,49 @@ def test_the_first_moment_may_be_stored_in_fewer_bits():
     assert state[1].nu["a"].dtype == new["a"].dtype == jnp.float32
 
 
+RULES = [Adam(), AdamPax(), Sgd(momentum=0.99), Lion(), Adafactor(), Muon(rest=Adam())]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_averages_of_bfloat16_parameters_are_those_of_float32(rule):
+    """In bfloat16 an average of slow decay would stand still."""
+    kernel = Parameter((4, 6), ("embed", "mlp"), Constant(), "kernel", 1)
+    optimizer = make({"a": kernel}, rule=rule, averaging=ScheduleFree())
+
+    def state_after(dtype, steps=300):
+        params = {"a": jnp.zeros((4, 6), dtype)}
+        state = optimizer.init(params)
+        grads = {"a": jnp.linspace(0.5, 1.0, 24).reshape(4, 6).astype(jnp.bfloat16)}
+        update = jax.jit(optimizer.update)
+        for step in range(steps):
+            new, state = update(grads, state, params, jnp.int32(step))
+        assert new["a"].dtype == dtype
+        return state
+
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-6),
+        state_after(jnp.bfloat16),
+        state_after(jnp.float32),
+    )
+
+
+def test_the_clip_does_not_count_what_is_frozen():
+    """As in torch, where what is frozen has no gradient."""
+    parameters = declared(a="kernel", b="embedding")
+    optimizer = make(
+        parameters,
+        rule=Sgd(),
+        clip=ClipByGlobalNorm(1.0),
+        schedule=constant(1.0),
+        rate_factors=RateFactors(embedding=0.0),
+    )
+    params = {"a": jnp.zeros(4), "b": jnp.zeros(4)}
+    grads = {"a": jnp.full(4, 0.5), "b": jnp.full(4, 1e6)}
+    new, _ = optimizer.update(grads, optimizer.init(params), params, jnp.int32(0))
+    np.testing.assert_allclose(new["a"], -grads["a"])
+    np.testing.assert_array_equal(new["b"], params["b"])
+
+
 def places_of(optimizer, params):
     """Returns the places of a state whose parameters lie at their own names."""
     names = {name: name for name in params}
@@ -267,6 +311,8 @@ def test_a_leaf_belongs_to_the_parameter_with_the_longest_path():
     ("mutation", "problem"),
     [
         (functools.partial(use_adamw, b1=1.0), "Adam b1 (1.0) must be at least 0 and"),
+        (functools.partial(use_adamw, epsilon=0.0), "Adam epsilon (0.0) must be posit"),
+        (functools.partial(use_schedule, kind="cosine", peak=-1.0), "peak (-1.0) must"),
         (functools.partial(use_lion, b2=-0.1), "Lion b2 (-0.1) must be at least 0 and"),
         (functools.partial(use_muon, momentum=1.5), "Muon momentum (1.5) must be at"),
         (
@@ -291,6 +337,13 @@ def test_numbers_out_of_range_are_refused(mutation, problem):
     with pytest.raises(ConfigError) as error:
         graph.validate(mutation(tiny.experiment()))
     assert problem in str(error.value)
+
+
+def test_a_word_that_is_no_choice_is_refused_in_python_too():
+    with pytest.raises(MutationError, match="'cosin'.*one of constant, .*'cosine'"):
+        use_schedule(tiny.experiment(), kind="cosin")
+    with pytest.raises(MutationError, match=r"'dioni'.* must be .* mean 'dion'\?"):
+        use_muon(tiny.experiment(), coefficients="dioni")
 
 
 def test_later_tokens_and_their_loss_come_together():

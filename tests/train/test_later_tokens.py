@@ -60,7 +60,7 @@ def test_each_term_is_the_mean_over_its_own_tokens(model, variables, mutations, 
     tiled = functools.partial(vocab_tiling, num_tiles=tiles)
     trainer = tiny.program(tiny.experiment(WITH, tiled, *mutations)).trainer
     batch = tiny.batch(0)
-    terms = jax.jit(trainer.evaluate)(variables, arrays(batch))
+    terms, _ = jax.jit(trainer.evaluate)(variables, arrays(batch))
     given = arrays(batch)
     names = ("segment_ids", "positions")
     places = {name: given[name] for name in names}

@@ -1,0 +1,93 @@
+"""What a step and an evaluation report, and of which sinks."""
+
+import functools
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import zoo_smoke
+from maxfdl import graph
+from maxfdl.errors import UserError
+from maxfdl.layers.sinks import (
+    Counts,
+    HeadScores,
+    Last,
+    Max,
+    Mean,
+    RouterLoad,
+    Sum,
+)
+from maxfdl.mutations import average_weights, router_losses, selection_bias
+from maxfdl.train.loop import RunOptions, run
+from maxfdl.train.observed import of_sinks
+from maxfdl.train.run_directory import RunDirectory
+from tests import tiny
+
+
+def load(counts):
+    none = Mean(jnp.zeros(()), jnp.zeros(()))
+    return RouterLoad(Counts(jnp.asarray(counts)), none, none, none)
+
+
+def test_every_kind_of_sink_gives_a_number():
+    """Of a stack of two layers, and of another layer."""
+    kinds = {
+        "sum": (Sum(jnp.float32([1, 2])), Sum(jnp.float32(4)), 7),
+        "mean": (
+            Mean(jnp.float32([1, 2]), jnp.float32([1, 3])),
+            Mean(jnp.float32(9), jnp.float32(2)),
+            12 / 6,
+        ),
+        "max": (Max(jnp.float32([1, -2])), Max(jnp.float32(0.5)), 1),
+        "counts": (Counts(jnp.int32([[1, 2], [3, 4]])), Counts(jnp.int32([5, 6])), 21),
+        "last": (Last(jnp.float32([1, 2])), Last(jnp.float32(6)), 3),
+    }
+    sinks = {f"stacks_0/{name}": stack for name, (stack, _, _) in kinds.items()}
+    sinks |= {f"layer/{name}": layer for name, (_, layer, _) in kinds.items()}
+    sinks["stacks_0/scores"] = HeadScores(Max(jnp.float32([[1, 8], [2, 3]])))
+    expected = {name: number for name, (_, _, number) in kinds.items()}
+    found = {name: float(value) for name, value in of_sinks(sinks).items()}
+    assert found == expected | {"max_logit": 8.0}
+
+
+@pytest.mark.parametrize("counts", [[1, 1, 0, 0], [30, 10, 12, 12], [0, 0, 0, 0]])
+def test_load_is_relative_to_the_mean_of_its_layer(counts):
+    found = of_sinks({"a/load": load(counts), "b/load": load([5, 5, 5, 5])})
+    ratios = np.divide(counts, np.mean(counts) or 1.0)
+    assert found["expert_load"] == max(1.0, *ratios)
+    assert found["expert_load_least"] == min(1.0, *ratios)
+
+
+def test_an_evaluation_reports_experts_and_terms_too(tmp_path):
+    config = zoo_smoke.experiment("mixtral")
+    config.steps, config.metrics.tensorboard = 1, False
+    options = RunOptions(graph_json=graph.dump_json(config))
+    run(graph.build(config), RunDirectory(tmp_path), options)
+    *_, line = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    terms = ("cross_entropy", "router_z", "sequence_balance", "batch_balance")
+    total = sum(line[f"eval_{name}"] for name in terms)
+    assert line["eval_loss"] == pytest.approx(total, rel=1e-6)
+    assert line["eval_expert_load"] >= 1 >= line["eval_expert_load_least"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("mutation", "problem"),
+    [
+        (functools.partial(router_losses, sequence_balance=0.1), "term sequence_balan"),
+        (functools.partial(router_losses, batch_balance=0.1), "a term batch_balance,"),
+        (functools.partial(router_losses, z=0.1), "a term router_z, of routers of exp"),
+        (functools.partial(selection_bias, rate=0.1), "SelectionBias has nothing to m"),
+    ],
+)
+def test_what_acts_on_routers_refuses_a_model_without_them(mutation, problem):
+    with pytest.raises(UserError, match=problem):
+        tiny.program(tiny.experiment(mutation)).compile_step()
+
+
+def test_an_update_comes_once():
+    config = average_weights(tiny.experiment())
+    config.trainer.updates = config.trainer.updates * 2
+    with pytest.raises(UserError, match=r"\(weight_average, weight_average\) must eac"):
+        tiny.program(config)
