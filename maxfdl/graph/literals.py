@@ -6,7 +6,13 @@ import warnings
 from typing import Any, get_origin
 
 from maxfdl.errors import ConfigError, did_you_mean
-from maxfdl.graph.annotations import accepts, alternatives, choices, pretty
+from maxfdl.graph.annotations import (
+    accepts,
+    alternatives,
+    choices,
+    item_hints,
+    pretty,
+)
 from maxfdl.graph.render import brief
 
 _BARE_WORD = re.compile(r"\w[\w.\-]*", re.ASCII)
@@ -50,6 +56,10 @@ def read(name: str, value: Any, hint: Any) -> Any:
         if accepts(each, hint):
             return each
     got = tries[0]
+    for container in alternatives(hint):
+        for key, item, wanted in item_hints(got, container):
+            if not accepts(item, wanted):
+                read(f"{name}[{key!r}]", item, wanted)  # it has a sentence of its own
     near = did_you_mean(str(got), [c for c in choices(hint) if isinstance(c, str)])
     shown = value if isinstance(value, str) else brief(value)
     raise ConfigError(

@@ -1,15 +1,16 @@
 """Mutations: pure functions from graph to graph, the vocabulary of `--fiddler`.
 
-A mutation and its inverse share a file. Each returns a new graph and leaves its input
-alone; doing it twice is doing it once.
+A mutation and its inverse share a file, and so do those that decide one thing. Each
+returns a new graph and leaves its input alone; doing it twice is doing it once.
 """
 
+from maxfdl.mutations.average_weights import average_weights
 from maxfdl.mutations.course import batch_ramp_up, stop_at_loss
 from maxfdl.mutations.dtypes import compute_dtype, param_dtype
 from maxfdl.mutations.execution import scan_layers, unroll_layers
 from maxfdl.mutations.family import to_linen, to_nnx
 from maxfdl.mutations.gradient_accumulation import gradient_accumulation
-from maxfdl.mutations.guards import average_weights, loss_scale, skip_spikes
+from maxfdl.mutations.guards import loss_scale, skip_spikes
 from maxfdl.mutations.mesh import mesh
 from maxfdl.mutations.multi_token_prediction import multi_token_prediction
 from maxfdl.mutations.optimizers import (

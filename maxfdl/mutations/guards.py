@@ -1,4 +1,4 @@
-"""Which steps count, and which weights are evaluated."""
+"""Which steps count, and at what scale their gradients are computed."""
 
 from typing import TypeVar
 
@@ -7,10 +7,8 @@ import fiddle as fdl
 from maxfdl.graph import copy, nodes_of, swap
 from maxfdl.mutations.fields import put
 from maxfdl.mutations.roles import is_trainer
-from maxfdl.mutations.trainer_updates import put_update
 from maxfdl.train.guard import SkipNonFinite, SkipSpikes
 from maxfdl.train.loss_scale import LossScale
-from maxfdl.train.weight_average import WeightAverage
 
 C = TypeVar("C", bound=fdl.Buildable)
 
@@ -44,21 +42,4 @@ def loss_scale(cfg: C, *, initial: float = 2.0**16, growth_interval: int = 2000)
     for trainer in nodes_of(out, is_trainer):
         scale = fdl.Config(LossScale, initial=initial, growth_interval=growth_interval)
         put(trainer.guard, "loss_scale", scale if initial else None)
-    return out
-
-
-def average_weights(cfg: C, *, decay: float = 0.999) -> C:
-    """Returns a copy of `cfg` that evaluates and exports an average of its weights.
-
-    It is of the weights that are trained, with `use_schedule_free` too. See
-    `maxfdl.train.weight_average.WeightAverage`. `average_weights(decay=0.0)` is the
-    inverse.
-
-    Raises:
-      MutationError: If there is no trainer.
-    """
-    out = copy(cfg)
-    for trainer in nodes_of(out, is_trainer):
-        node = fdl.Config(WeightAverage, decay=decay) if decay else None
-        put_update(trainer, WeightAverage, node)
     return out

@@ -9,7 +9,7 @@ import pytest
 
 from experiments import zoo_smoke
 from maxfdl import graph
-from maxfdl.errors import MutationError
+from maxfdl.errors import ConfigError, MutationError
 from maxfdl.layers.execution import Name
 from maxfdl.mutations import (
     mesh,
@@ -21,6 +21,7 @@ from maxfdl.mutations import (
 from tests import tiny
 from tests.layers.families import assert_same_bits
 from tests.layers.test_remat import named_tensors
+from tests.mutations.cases import apply
 
 STEPS = 3
 KEPT = {
@@ -97,3 +98,11 @@ def test_a_tensor_that_no_layer_gives_is_named_with_those_there_are():
         remat(tiny.experiment(), save=("query", "expert_up"))
     with pytest.raises(MutationError, match="gives router_logits;"):
         offload_activations(tiny.experiment(), save=("router_logits",))
+
+
+def test_a_misspelt_name_is_the_item_that_is_refused():
+    message = (
+        r"save\[1\]=mlp_upp: expected Literal\['layer_in', .*'mlp_upp'\. Did you m"
+    )
+    with pytest.raises(ConfigError, match=message):
+        apply(tiny.experiment(), "remat(save=['query', 'mlp_upp'])")

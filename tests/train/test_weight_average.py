@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maxfdl.mutations import average_weights
+from maxfdl.mutations import average_weights, use_schedule_free
 from maxfdl.train.updates import Step
 from maxfdl.train.weight_average import WeightAverage
 from tests import tiny
@@ -39,3 +39,11 @@ def test_a_run_evaluates_it_and_trains_as_without():
     jax.tree.map(np.testing.assert_array_equal, found, means)
     moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), found, state["params"])
     assert all(jax.tree.leaves(moved))
+
+
+def test_with_another_average_it_is_still_of_the_trained_weights():
+    config = tiny.experiment(use_schedule_free, average_weights)
+    _, state = tiny.train(config, 3)
+    found = tiny.program(config).evaluated(state)["params"]
+    average = state["updates"]["weight_average"]["average"]
+    jax.tree.map(np.testing.assert_array_equal, found, average)
