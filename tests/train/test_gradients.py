@@ -50,6 +50,9 @@ def ragged_batch(vocab=128):
     }
 
 
+WITH_ROUTERS = ("mixtral", "deepseek_v3")
+
+
 def config_of(family):
     """Two layers of a kind, all terms of an objective, and embeddings of unit size.
 
@@ -61,8 +64,9 @@ def config_of(family):
     for stack in config.model.decoder.stacks:
         stack.repeats = min(stack.repeats, 2)
     config.model.embedding.initializer.stddev = 1.0
-    # That of a batch is no sum over its parts, see `BatchBalance`.
-    config = router_losses(config, sequence_balance=0.5, z=0.3)
+    if family in WITH_ROUTERS:
+        # That of a batch is no sum over its parts, see `BatchBalance`.
+        config = router_losses(config, sequence_balance=0.5, z=0.3)
     return multi_token_prediction(config, depth=2)
 
 
