@@ -107,7 +107,9 @@ class Program:
 
     def compile_evaluation(self) -> Callable:
         evaluate = jax.jit(
-            self.trainer.evaluate, compiler_options=self._quick_to_compile()
+            self.trainer.evaluate,
+            out_shardings=self.sharding.named(()),  # for every process to read
+            compiler_options=self._quick_to_compile(),
         )
         state = self.abstract_state()
         variables = {name: state[name] for name in ("params", "state")}

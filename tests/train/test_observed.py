@@ -3,6 +3,7 @@
 import functools
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,7 +20,13 @@ from maxfdl.layers.sinks import (
     RouterLoad,
     Sum,
 )
-from maxfdl.mutations import average_weights, router_losses, selection_bias
+from maxfdl.mutations import (
+    average_weights,
+    mesh,
+    router_losses,
+    selection_bias,
+    use_muonclip,
+)
 from maxfdl.train.loop import RunOptions, run
 from maxfdl.train.observed import of_sinks
 from maxfdl.train.run_directory import RunDirectory
@@ -70,6 +77,14 @@ def test_an_evaluation_reports_experts_and_terms_too(tmp_path):
     total = sum(line[f"eval_{name}"] for name in terms)
     assert line["eval_loss"] == pytest.approx(total, rel=1e-6)
     assert line["eval_expert_load"] >= 1 >= line["eval_expert_load_least"] >= 0
+
+
+def test_every_process_can_read_an_evaluation():
+    cut = functools.partial(mesh, data=2, fsdp=2, tensor=2)
+    program = tiny.program(tiny.experiment(cut, use_muonclip), devices=8)
+    terms, sinks = program.compile_evaluation().output_shardings
+    places = jax.tree.leaves((terms, sinks))
+    assert sinks and all(place.is_fully_replicated for place in places)
 
 
 @pytest.mark.parametrize(
