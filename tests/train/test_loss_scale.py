@@ -3,9 +3,11 @@
 import functools
 import types
 
+import fiddle as fdl
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from maxfdl import graph
@@ -21,6 +23,7 @@ from maxfdl.mutations import (
     vocab_tiling,
     zero1,
 )
+from maxfdl.ops.initializers import Normal
 from maxfdl.train.guard import SkipNonFinite, SkipSpikes
 from maxfdl.train.loss_scale import LossScale
 from tests import tiny
@@ -97,6 +100,31 @@ def test_float16_learns_what_float32_does(mutations):
     assert int(state["guard"]["skipped"]) == 0
     reference, _ = tiny.train(tiny.experiment(), STEPS)
     np.testing.assert_allclose(losses, reference, rtol=2e-3)
+
+
+def gradients(*mutations):
+    """Those of the layers, behind a head so small that they are small, too."""
+    config = tiny.experiment(*mutations)
+    config.model.head.initializer = fdl.Config(Normal, stddev=1e-5)
+    program = tiny.program(config)
+    run = jax.jit(program.trainer.gradients)
+    grads, _ = run(program.init(), program.place(tiny.batch(0)))
+    return grads["decoder"]
+
+
+@pytest.mark.parametrize("tiles", [1, 2])
+def test_gradients_that_float16_does_not_hold_are_right_at_scale(tiles):
+    exact = gradients()
+    in_tiles = functools.partial(vocab_tiling, num_tiles=tiles)
+
+    def error(initial):
+        at_scale = functools.partial(loss_scale, initial=initial)
+        found = gradients(in_float16, at_scale, in_tiles)
+        difference = jax.tree.map(jnp.subtract, found, exact)
+        return optax.tree.norm(difference) / optax.tree.norm(exact)
+
+    assert error(1.0) > 0.5  # what there is to mend
+    assert error(2.0**13) < 1e-2  # 2^-11 a rounding
 
 
 def test_an_overflow_changes_nothing_but_the_scale():
