@@ -51,7 +51,8 @@ class SaveNamed:
     it is in `offload`. `query`, `key` and `value` are what attention takes,
     `attention_out` what it gives, `attention_projected` that after the projection.
     `mlp_gate` and `mlp_up` are hidden features before the activation, `mlp_down` what
-    the layer gives; so are `expert_gate`, `expert_up` and `expert_down`, of experts.
+    the layer gives; so are `expert_gate`, `expert_up` and `expert_down`, of experts. A
+    class of layers lists those that it gives in `named_tensors`.
 
     Args:
       save: Names of what stays in the memory of the device.

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from maxfdl.errors import UserError
 from maxfdl.model import Output
 from maxfdl.ops.cross_entropy import CrossEntropy
 from maxfdl.ops.later import has_later, later
@@ -96,6 +97,13 @@ class NextTokenLoss:
     cross_entropy: CrossEntropy
     later_tokens: LaterTokenLoss | None = None
     auxiliary: Sequence[AuxiliaryLoss] = ()
+
+    def __post_init__(self):
+        names = [each.name for each in self.auxiliary]
+        if len(set(names)) < len(names):
+            raise UserError(
+                f"NextTokenLoss auxiliary ({', '.join(names)}) must each come once."
+            )
 
     def weights(self, batch: Batch, later_tokens: int) -> Sums:
         """Returns what each term is divided by, from the data alone.

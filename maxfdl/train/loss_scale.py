@@ -16,10 +16,11 @@ class LossScale:
     """A power of two: the loss is multiplied by it and the gradients are divided by it.
 
     Nothing below 6e-8 is left in float16, and what is below 6e-5 loses digits, as the
-    gradients of a mean over many tokens do. An overflow, a step of finite loss whose gradients are not finite, halves the
-    scale; `growth_interval` finite steps after one another double it, up to 2^24. A
-    loss that is not finite says nothing of the scale and leaves it. No rounding is
-    added: steps in float32 have the same bits with any scale.
+    gradients of a mean over many tokens do. An overflow, a step of finite loss whose
+    gradients are not finite, halves the scale; `growth_interval` finite steps after one
+    another double it, up to 2^24. A loss that is not finite says nothing of the scale
+    and leaves it. No rounding is added: steps in float32 have the same bits with any
+    scale.
 
     Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740, section 3.2, with the
     numbers of `torch.amp.GradScaler`.

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from maxfdl.errors import UserError
 from maxfdl.layers.parameter import Parameter
 from maxfdl.layers.sinks import HeadScores
 from maxfdl.sharding.memory import beside, on_device
@@ -43,16 +44,17 @@ class QkClip(Update):
         self, variables: Variables, memory: Any, step: Step
     ) -> tuple[Variables, Any]:
         params = variables["params"]
-        for path, scores in step.sinks.items():
-            if isinstance(scores, HeadScores):
-                highest = jnp.where(step.accepted, scores.highest.value, 0.0)
-                factors = jnp.where(
-                    highest > self.threshold, self.threshold / highest, 1.0
-                )
-                *layer, _ = path.split("/")
-                params = _clipped(
-                    params, step.parameters, layer, factors, scores.shared
-                )
+        found = {p: x for p, x in step.sinks.items() if isinstance(x, HeadScores)}
+        if not found:
+            raise UserError(
+                "QkClip has nothing to look at, for no attention of this model leaves"
+                " its scores: apply use_muonclip, which sets their watch."
+            )
+        for path, scores in found.items():
+            highest = jnp.where(step.accepted, scores.highest.value, 0.0)
+            factors = jnp.where(highest > self.threshold, self.threshold / highest, 1.0)
+            *layer, _ = path.split("/")
+            params = _clipped(params, step.parameters, layer, factors, scores.shared)
         return variables | {"params": params}, memory
 
 

@@ -3,6 +3,7 @@
 import functools
 import json
 
+import fiddle as fdl
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +30,7 @@ from maxfdl.mutations import (
 )
 from maxfdl.train.loop import RunOptions, run
 from maxfdl.train.observed import of_sinks
+from maxfdl.train.qk_clip import QkClip
 from maxfdl.train.run_directory import RunDirectory
 from tests import tiny
 
@@ -99,6 +101,20 @@ def test_every_process_can_read_an_evaluation():
 def test_what_acts_on_routers_refuses_a_model_without_them(mutation, problem):
     with pytest.raises(UserError, match=problem):
         tiny.program(tiny.experiment(mutation)).compile_step()
+
+
+def test_a_clip_without_scores_is_refused():
+    config = tiny.experiment()
+    config.trainer.updates = [fdl.Config(QkClip)]
+    with pytest.raises(UserError, match="QkClip has nothing to look at, .* use_muoncl"):
+        tiny.program(config).compile_step()
+
+
+def test_a_term_comes_once():
+    config = router_losses(tiny.experiment(), z=0.1)
+    config.loss.auxiliary = config.loss.auxiliary * 2
+    with pytest.raises(UserError, match=r"\(router_z, router_z\) must each come once"):
+        graph.build(config)
 
 
 def test_an_update_comes_once():
