@@ -34,8 +34,8 @@ def main(argv: list[str]) -> None:
     import jax
 
     from maxfdl import graph
-    from maxfdl.train.benchmark import measure
-    from maxfdl.train.runtime import start
+    from maxfdl.run.benchmark import measure
+    from maxfdl.run.runtime import start
 
     start(compilation_cache=False)
     figures = measure(graph.build(config), steps=FLAGS.steps, warmup=FLAGS.warmup)
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
 def lines(run: dict[str, Any], figures: Any) -> list[str]:
     """Returns the figures as a person reads them."""
     from maxfdl.report.text import devices_text, size_text
-    from maxfdl.train.progress import quantity
+    from maxfdl.run.progress import quantity
 
     step = figures.step_seconds
     rows, length = run["batch_size"], run["sequence_length"]

@@ -53,9 +53,9 @@ def _to_run(folder: str, run_dir: str) -> None:
     config = commandline.config_from_flags()
 
     from maxfdl import graph
-    from maxfdl.train.first_state import first_state
+    from maxfdl.run.directory import RunDirectory
+    from maxfdl.run.first_state import first_state
     from maxfdl.train.program import Program
-    from maxfdl.train.run_directory import RunDirectory
 
     if config.checkpoint is None:
         raise UserError("a run without checkpoint cannot hold weights.")

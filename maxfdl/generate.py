@@ -35,7 +35,7 @@ if "prompt" not in FLAGS:
 
 
 def main(argv: list[str]) -> None:
-    from maxfdl.train.runtime import start
+    from maxfdl.run.runtime import start
 
     read = {"hf": _from_hugging_face, "gguf": _from_gguf, "run_dir": _from_run}
     paths = {name: str(FLAGS[name].value) for name in read if FLAGS[name].value}

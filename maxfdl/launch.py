@@ -39,8 +39,8 @@ def main(argv: list[str]) -> None:
 
     import jax
 
-    from maxfdl.train.run_directory import RunDirectory
-    from maxfdl.train.runtime import start
+    from maxfdl.run.directory import RunDirectory
+    from maxfdl.run.runtime import start
 
     start(compilation_cache=FLAGS.compilation_cache)
     directory = RunDirectory(FLAGS.run_dir or pathlib.Path("runs") / config.name)
@@ -60,8 +60,8 @@ def _train(config: Any, directory: Any, profile: Any, writes: bool) -> None:
 
     from maxfdl import graph
     from maxfdl.report.attention import attention_of
-    from maxfdl.train.loop import RunOptions, run
-    from maxfdl.train.progress import say
+    from maxfdl.run.loop import RunOptions, run
+    from maxfdl.run.progress import say
 
     graph_json = graph.dump_json(config, trust=tuple(FLAGS.trust))
     experiment = graph.build(config)
@@ -78,7 +78,7 @@ def _train(config: Any, directory: Any, profile: Any, writes: bool) -> None:
 
 def _profile(directory: Any, steps: int) -> Any:
     """Returns the profile that the flag asks for, or None."""
-    from maxfdl.train.profile import Profile
+    from maxfdl.run.profile import Profile
 
     if FLAGS.profile_steps is None:
         return None

@@ -31,7 +31,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 jaxtyping.install_import_hook("maxfdl.ops", "beartype.beartype")
 
 # Programs of several CPU devices deadlock when they come from the cache, see
-# maxfdl/train/runtime.py; commands that tests start on one device use it.
+# maxfdl/run/runtime.py; commands that tests start on one device use it.
 import jax  # noqa: E402
 
 jax.config.update("jax_enable_compilation_cache", False)

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from maxfdl.bench import lines
-from maxfdl.train.benchmark import Figures, Spread
+from maxfdl.run.benchmark import Figures, Spread
 
 ROOT = pathlib.Path(__file__).parents[1]
 RUN = {

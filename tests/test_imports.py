@@ -19,25 +19,28 @@ ENTRY_POINTS = frozenset({"bench", "convert", "diff", "generate", "launch", "sho
 LIBRARY = {
     "errors": NOTHING,
     "markers": NOTHING,
+    "files": NOTHING,
     "ops": NOTHING,
     "sharding": WORDS,
     "layers": WORDS | {"ops", "sharding"},
     "model": WORDS | {"ops", "sharding", "layers"},
     "optim": WORDS | {"layers.parameter", "sharding.memory"},
     "inference": WORDS | {"ops", "layers.cache", "model"},
-    "data": WORDS,
+    "data": WORDS | {"files"},
     "checkpoint": WORDS | {"sharding.memory"},
     "train": WORDS
     | {"ops", "sharding", "layers.parameter", "layers.sinks", "model", "optim"}
-    | {"data", "checkpoint"}
-    | {"experiment", "hf.folder", "hf.weights", "inference"},
+    | {"files"},
     "experiment": WORDS | {"sharding", "model", "data", "checkpoint", "train"},
+    "run": WORDS
+    | {"files", "layers.sinks", "sharding", "data", "checkpoint", "train"}
+    | {"experiment", "inference", "hf.folder", "hf.weights"},
 }
 KNOW_FIDDLE = {
     "graph": WORDS,
     "mutations": WORDS | LIBRARY.keys() | {"graph"},
     "hf": WORDS | LIBRARY.keys() | {"graph", "mutations"},
-    "gguf": WORDS | {"hf", "train.runtime"},
+    "gguf": WORDS | {"files", "hf"},
     "commandline": WORDS | {"graph"},
     "report": WORDS | LIBRARY.keys() | {"graph"},
     "saved_run": WORDS | LIBRARY.keys() | {"graph"},

@@ -12,12 +12,12 @@ import numpy as np
 
 from maxfdl import hf
 from maxfdl.errors import UserError
+from maxfdl.files import cache_directory
 from maxfdl.gguf.file import GgufFile
 from maxfdl.gguf.llama import config_of, name_of, values_of
 from maxfdl.gguf.tokenizer import write_tokenizer
 from maxfdl.hf.loading import Backend, Loaded
 from maxfdl.hf.tensors import TensorWriter
-from maxfdl.train.runtime import cache_directory
 
 
 def load(path: str | os.PathLike, backend: Backend = "nnx", **kwargs: Any) -> Loaded:

@@ -233,7 +233,7 @@ def _row_parts(model: Model) -> int:
 
 
 def _shares_cores(model: Model) -> bool:
-    """Returns whether the model's devices are parts of one CPU: see `train.loop`."""
+    """Returns whether the model's devices are parts of one CPU: see `run.loop`."""
     if model.sharding is None:
         return False
     devices = model.sharding.mesh.local_devices

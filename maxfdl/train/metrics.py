@@ -12,8 +12,8 @@ from typing import IO, Annotated, Any
 import jax
 
 from maxfdl.errors import UserError
+from maxfdl.files import write_atomically
 from maxfdl.markers import FromParent
-from maxfdl.train.run_directory import write_atomically
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"

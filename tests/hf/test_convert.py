@@ -15,7 +15,7 @@ from maxfdl import graph
 from maxfdl.checkpoint.checkpointer import Checkpointer
 from maxfdl.errors import UserError
 from maxfdl.mutations import offload_optimizer, offload_parameters, use_schedule_free
-from maxfdl.train.first_state import first_state
+from maxfdl.run.first_state import first_state
 from tests import goldens, tiny
 from tests.hf.variants import loaded
 

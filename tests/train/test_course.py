@@ -20,10 +20,10 @@ from maxfdl.mutations import (
     stop_at_loss,
 )
 from maxfdl.optim.schedules import WarmupConstant
+from maxfdl.run.directory import RunDirectory
+from maxfdl.run.loop import RunOptions, run
 from maxfdl.saved_run import read_run
 from maxfdl.train.guard import SkipNonFinite
-from maxfdl.train.loop import RunOptions, run
-from maxfdl.train.run_directory import RunDirectory
 from tests import tiny
 from tests.layers.families import assert_same_bits
 

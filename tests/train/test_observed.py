@@ -28,10 +28,10 @@ from maxfdl.mutations import (
     selection_bias,
     use_muonclip,
 )
-from maxfdl.train.loop import RunOptions, run
+from maxfdl.run.directory import RunDirectory
+from maxfdl.run.loop import RunOptions, run
 from maxfdl.train.observed import of_sinks
 from maxfdl.train.qk_clip import QkClip
-from maxfdl.train.run_directory import RunDirectory
 from tests import tiny
 
 

@@ -4,9 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import logging
-import os
 import pathlib
-import tempfile
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -14,6 +12,7 @@ import numpy as np
 from maxfdl.data.split import document_hashes
 from maxfdl.data.tokenizers.rust import RustTokenizer
 from maxfdl.errors import UserError
+from maxfdl.files import cache_directory, write_atomically
 
 if TYPE_CHECKING:
     import tokenizers
@@ -66,7 +65,8 @@ class TrainedBpe(RustTokenizer):
         import tokenizers
 
         sample = self._sample()
-        file = _cache_folder() / f"bpe-{self.vocab_size}-{_digest(sample)}.json"
+        name = f"bpe-{self.vocab_size}-{_digest(sample)}.json"
+        file = cache_directory() / "tokenizers" / name
         # A damaged file is trained again and replaced.
         with contextlib.suppress(Exception):
             return _ready(tokenizers.Tokenizer.from_file(str(file)))
@@ -121,19 +121,11 @@ def _digest(sample: list[str]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _cache_folder() -> pathlib.Path:
-    default = pathlib.Path("~/.cache/maxfdl").expanduser()
-    return pathlib.Path(os.environ.get("MAXFDL_CACHE") or default) / "tokenizers"
-
-
 def _write(file: pathlib.Path, text: str) -> None:
     """Writes in one step, so that a reader or a second writer sees all or nothing."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, draft = tempfile.mkstemp(dir=file.parent, prefix=file.stem)
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            out.write(text)
-        os.replace(draft, file)
+        write_atomically(file, text)
     except OSError as error:
         logging.getLogger(__name__).warning(
             "TrainedBpe could not keep its merges (%s) and will train again next time;"

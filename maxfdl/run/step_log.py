@@ -5,10 +5,10 @@ import time
 import jax
 
 from maxfdl.experiment import Experiment
-from maxfdl.train.chips import peak_flops
+from maxfdl.run.chips import peak_flops
+from maxfdl.run.progress import say, step_line
 from maxfdl.train.metrics import MetricWriter
 from maxfdl.train.program import Program
-from maxfdl.train.progress import say, step_line
 from maxfdl.train.trainer import Metrics
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from maxfdl.data import Synthetic
 from maxfdl.experiment import Experiment
-from maxfdl.train.chips import peak_flops
+from maxfdl.run.chips import peak_flops
 from maxfdl.train.loss import Batch
 from maxfdl.train.program import CompiledStep, Program
 from maxfdl.train.trainer import Metrics, State

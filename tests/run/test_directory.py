@@ -9,11 +9,12 @@ import time
 import pytest
 
 from maxfdl.errors import UserError
-from maxfdl.train.run_directory import RunDirectory, write_atomically
+from maxfdl.files import write_atomically
+from maxfdl.run.directory import RunDirectory
 
 HOLD = """
 import sys, time
-from maxfdl.train.run_directory import RunDirectory
+from maxfdl.run.directory import RunDirectory
 
 RunDirectory(sys.argv[1]).lock()
 print("locked", flush=True)

@@ -15,15 +15,15 @@ from maxfdl.data import Synthetic, TextData
 from maxfdl.errors import UserError
 from maxfdl.experiment import Experiment
 from maxfdl.inference import generate
-from maxfdl.train.evaluation import Evaluation
-from maxfdl.train.first_state import first_state
-from maxfdl.train.profile import Profile
+from maxfdl.run.directory import RunDirectory
+from maxfdl.run.evaluation import Evaluation
+from maxfdl.run.first_state import first_state
+from maxfdl.run.profile import Profile
+from maxfdl.run.progress import say
+from maxfdl.run.signals import StopRequest
+from maxfdl.run.step_log import StepLog
+from maxfdl.run.step_programs import StepPrograms
 from maxfdl.train.program import Program
-from maxfdl.train.progress import say
-from maxfdl.train.run_directory import RunDirectory
-from maxfdl.train.signals import StopRequest
-from maxfdl.train.step_log import StepLog
-from maxfdl.train.step_programs import StepPrograms
 from maxfdl.train.trainer import State
 
 

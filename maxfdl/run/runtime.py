@@ -1,15 +1,10 @@
 """What a process sets in JAX before it trains."""
 
 import os
-import pathlib
 
 import jax
 
-
-def cache_directory() -> pathlib.Path:
-    """Returns where things that can be made again are kept: `$MAXFDL_CACHE`, or
-    `~/.cache/maxfdl`."""
-    return pathlib.Path(os.environ.get("MAXFDL_CACHE", "~/.cache/maxfdl")).expanduser()
+from maxfdl.files import cache_directory
 
 
 def start(*, compilation_cache: bool) -> None:

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from maxfdl.errors import UserError
-from maxfdl.train.profile import Profile
+from maxfdl.run.profile import Profile
 
 
 @pytest.fixture

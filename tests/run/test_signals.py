@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from maxfdl.train.signals import StopRequest
+from maxfdl.run.signals import StopRequest
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
@@ -72,7 +72,7 @@ def test_in_another_thread_it_does_nothing():
 
 LOOP = """
 import time
-from maxfdl.train.signals import StopRequest
+from maxfdl.run.signals import StopRequest
 
 with StopRequest() as stop:
     print("started", flush=True)

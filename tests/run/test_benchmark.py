@@ -9,7 +9,7 @@ import pytest
 
 from maxfdl import graph
 from maxfdl.report.facts import facts_of
-from maxfdl.train import benchmark
+from maxfdl.run import benchmark
 from maxfdl.train.program import CompiledStep, Program
 
 TOKENS = 8 * 64

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 
 from maxfdl.errors import UserError
+from maxfdl.files import write_atomically
 
 CONFIG_JSON, CONFIG_TEXT, COMMAND = "config.json", "config.txt", "command.txt"
 LOCK = "run.lock"
@@ -108,13 +109,3 @@ class RunDirectory:
                 f"Run directory {self.path} cannot be used ({error.strerror}:"
                 f" {error.filename or self.path}); give another with --run_dir."
             ) from error
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Replaces the file: a reader, or a crash, meets the old text or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
