@@ -90,10 +90,10 @@ def test_lines_of_json_are_documents(tmp_path):
 
 
 def test_the_rows_of_parquet_are_documents(tmp_path):
-    texts = [f"document {i}" for i in range(10)] + [None]
+    texts = [f"document {i}" for i in range(10)] + [""]
     table = pyarrow.table({"id": list(range(11)), "body": texts})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=4)
-    assert documents(tmp_path / "a.parquet", field="body") == [*texts[:10], ""]
+    assert documents(tmp_path / "a.parquet", field="body") == texts
 
 
 def test_globs_are_sorted_and_formats_mix(tmp_path):
@@ -146,8 +146,8 @@ def test_a_size_of_documents_that_cannot_be_is_one_sentence(tmp_path):
 def test_text_that_is_not_utf8_is_one_sentence(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"abc\xff")
     assert refusal(tmp_path / "a.txt") == (
-        f"Files.files [{tmp_path}/a.txt] must be UTF-8, but byte 3 is not; convert the"
-        " file, for example with iconv."
+        f"Files.files [{tmp_path}/a.txt] must be UTF-8, but byte 3 is 0xff; convert"
+        " the file, for example with iconv."
     )
 
 
@@ -163,7 +163,8 @@ def test_a_line_without_the_field_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"txt": "a", "id": 3}\n')
     assert refusal(tmp_path / "a.jsonl") == (
         f"Files.files [{tmp_path}/a.jsonl] line 1 must have a string under 'text', but"
-        " has [txt, id]; set Files.field. Did you mean 'txt'?"
+        " has [txt, id]; correct that line, or leave it blank, or set Files.field. Did"
+        " you mean 'txt'?"
     )
 
 
@@ -172,8 +173,8 @@ def test_parquet_without_the_column_is_one_sentence(tmp_path):
         pyarrow.table({"texts": ["a"], "id": [1]}), tmp_path / "a.parquet"
     )
     assert refusal(tmp_path / "a.parquet") == (
-        f"Files.files [{tmp_path}/a.parquet] must have a column of strings 'text', but"
-        " has [texts: string, id: int64]; set Files.field. Did you mean 'texts'?"
+        f"Files.files [{tmp_path}/a.parquet] must have one column of strings 'text',"
+        " but has [texts: string, id: int64]; set Files.field. Did you mean 'texts'?"
     )
 
 

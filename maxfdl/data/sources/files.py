@@ -3,14 +3,22 @@
 import bisect
 import dataclasses
 import functools
-import glob
 import itertools
+import os
 import pathlib
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 
+from maxfdl.data.fingerprint import Fingerprint
+from maxfdl.data.sources.document_file import DocumentFile, listed
+from maxfdl.data.sources.input_file import InputFile
 from maxfdl.data.sources.json_lines import JsonLinesFile
 from maxfdl.data.sources.parquet import ParquetFile
+from maxfdl.data.sources.paths import find_files, shown
 from maxfdl.data.sources.plain_text import TextFile
 from maxfdl.errors import UserError
+
+_SUFFIXES = (".txt", ".jsonl", ".parquet")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +26,15 @@ class Files:
     """The documents of `.txt`, `.jsonl` and `.parquet` files, in the order given.
 
     A `.txt` file is one document, or several if it is large (see `split_bytes`); a
-    line of a `.jsonl` file and a row of a `.parquet` file are one document each.
+    line of a `.jsonl` file and a row of a `.parquet` file are one document each. A byte
+    order mark at the beginning of a file is no text.
+
+    A file counts once, by however many paths, globs and links it is reached: naming
+    it twice does not make its documents come twice as often.
+
+    The files must stay as they are during a run, and until it is resumed. Samples of
+    them are compared, 32 MiB at most for up to 2,000 files: each file gets an equal
+    share of that, from 16 KiB to 8 MiB, and one that is no larger is compared whole.
 
     Args:
       files: Paths or globs (`**` reaches subfolders); the files of a glob are sorted.
@@ -38,18 +54,49 @@ class Files:
     def __getitem__(self, index: int) -> str:
         if not 0 <= index < len(self):
             raise IndexError(f"document {index} of {len(self)}")
+        file, within = self._locate(index)
+        return self._opened[file][within]
+
+    def fingerprint(self, mended: Collection[int]) -> Fingerprint:
+        """Returns the samples of all files.
+
+        A line of `.jsonl` and a `.txt` file of one document may be mended.
+        """
+        inside: dict[int, list[int]] = {}
+        for index in mended:
+            if index < len(self):
+                file, within = self._locate(index)
+                inside.setdefault(file, []).append(within)
+        paths = [os.path.abspath(each.file.path) for each in self._opened]
+        root = os.path.commonpath([os.path.dirname(path) for path in paths])
+        parts = [
+            each.part(os.path.relpath(path, root), inside.get(file, ()))
+            for file, (path, each) in enumerate(zip(paths, self._opened, strict=True))
+        ]
+        kind = f"Files(field={self.field!r}, split_bytes={self.split_bytes})"
+        return Fingerprint(kind, parts)
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Returns which file holds a document, and which one it is in that file."""
         file = bisect.bisect_right(self._ends, index)
-        before = self._ends[file - 1] if file else 0
-        return self._opened[file][index - before]
+        return file, index - (self._ends[file - 1] if file else 0)
 
     @functools.cached_property
-    def _opened(self) -> tuple[TextFile | JsonLinesFile | ParquetFile, ...]:
+    def _opened(self) -> tuple[DocumentFile, ...]:
         if isinstance(self.files, str):
             raise UserError(
                 f"Files.files [{self.files!r}] must be a tuple of paths;"
                 f" write ({self.files!r},)."
             )
-        return tuple(self._open(path) for name in self.files for path in _paths(name))
+        for name in self.files:
+            if not isinstance(name, (str, os.PathLike)):
+                raise UserError(
+                    f"Files.files [{name!r}] must be a path; write it in quotes."
+                )
+        paths = find_files(self.files, _SUFFIXES)
+        share = min(max(2**25 // max(len(paths), 1), 2**14), 2**23)
+        with ThreadPoolExecutor() as pool:
+            return tuple(pool.map(lambda path: self._open(path, share), paths))
 
     @functools.cached_property
     def _ends(self) -> list[int]:
@@ -57,31 +104,23 @@ class Files:
         ends = list(itertools.accumulate(map(len, self._opened)))
         if not ends or not ends[-1]:
             raise UserError(
-                f"Files.files [{', '.join(self.files)}] must hold at least one"
+                f"Files.files [{listed(map(str, self.files))}] must hold at least one"
                 " document; give the path of a file that has text in it."
             )
         return ends
 
-    def _open(self, path: pathlib.Path) -> TextFile | JsonLinesFile | ParquetFile:
-        match path.suffix:
+    def _open(self, path: pathlib.Path, sampled_bytes: int) -> DocumentFile:
+        suffix = path.suffix.lower()
+        if suffix not in _SUFFIXES:
+            raise UserError(
+                f"Files.files [{shown(path)}] must end in .txt, .jsonl or .parquet;"
+                " rename or convert it."
+            )
+        file = InputFile(path, sampled_bytes)
+        match suffix:
             case ".txt":
-                return TextFile(path, self.split_bytes)
+                return TextFile(file, self.split_bytes)
             case ".jsonl":
-                return JsonLinesFile(path, self.field)
-            case ".parquet":
-                return ParquetFile(path, self.field)
-        raise UserError(
-            f"Files.files [{path}] must end in .txt, .jsonl or .parquet; rename or"
-            " convert it."
-        )
-
-
-def _paths(name: str) -> list[pathlib.Path]:
-    path = pathlib.Path(name).expanduser()
-    if path.is_file():
-        return [path]
-    found = sorted(map(pathlib.Path, glob.glob(str(path), recursive=True)))
-    files = [path for path in found if path.is_file()]
-    if not files:
-        raise UserError(f"Files.files [{name}] matches no file; correct the path.")
-    return files
+                return JsonLinesFile(file, self.field)
+            case _:
+                return ParquetFile(file, self.field)

@@ -6,7 +6,9 @@ import functools
 import importlib.util
 import pathlib
 import re
+from collections.abc import Collection
 
+from maxfdl.data.fingerprint import Fingerprint, part_of_text
 from maxfdl.errors import UserError
 
 _INSTALL = "install it with: pip install 'maxfdl[corpora]'"
@@ -26,6 +28,9 @@ class KingJames:
 
     def __getitem__(self, index: int) -> str:
         return self._books[index]
+
+    def fingerprint(self, mended: Collection[int]) -> Fingerprint:
+        return Fingerprint("KingJames", [part_of_text("text", "".join(self._books))])
 
     @functools.cached_property
     def _books(self) -> tuple[str, ...]:

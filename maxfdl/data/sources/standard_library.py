@@ -4,8 +4,11 @@ import dataclasses
 import functools
 import os
 import pathlib
+import platform
 import sysconfig
+from collections.abc import Collection
 
+from maxfdl.data.fingerprint import Fingerprint, part_of_text
 from maxfdl.errors import UserError
 
 _NOT_THE_LIBRARY = {"site-packages", "dist-packages", "__pycache__"}
@@ -26,9 +29,15 @@ class StandardLibrary:
 
     def __getitem__(self, index: int) -> str:
         try:
-            return self._files[index].read_text(encoding="utf-8")
+            return self._files[index].read_text(encoding="utf-8-sig")
         except UnicodeDecodeError:
             return ""
+
+    def fingerprint(self, mended: Collection[int]) -> Fingerprint:
+        """Returns the version of Python, and the sizes of all files."""
+        sizes = "".join(f"{file.name} {file.stat().st_size}\n" for file in self._files)
+        version = f"Python {platform.python_version()}"
+        return Fingerprint("StandardLibrary", [part_of_text(version, sizes)])
 
     @functools.cached_property
     def _files(self) -> tuple[pathlib.Path, ...]:

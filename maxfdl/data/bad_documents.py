@@ -1,0 +1,101 @@
+"""Documents that cannot be read, and how many of them a stream passes over."""
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from maxfdl.errors import UserError
+
+
+class BadDocumentError(UserError):
+    """One document that cannot be read, while those beside it can.
+
+    Args:
+      problem: Where the document is, what it must be, and what it is.
+      remedy: What to do about it, as a command: `correct that line`.
+      hint: A last sentence, with a space in front.
+    """
+
+    def __init__(self, problem: str, remedy: str, hint: str = ""):
+        super().__init__(f"{problem}; {remedy}.{hint}")
+        self.problem = problem
+        self.remedy = remedy
+        self.hint = hint
+
+
+class TooManyBadError(UserError):
+    """Says that document `index` is bad, and that the stream passes over no more."""
+
+    def __init__(self, message: str, index: int):
+        super().__init__(message)
+        self.index = index
+
+
+class BadDocuments:
+    """The bad documents that one stream has met, of which it passes over `limit`.
+
+    A stream meets documents in a fixed order, so which one is too many does not depend
+    on threads, nor on where the stream was resumed. A document counts once.
+    """
+
+    def __init__(self, limit: int = 0):
+        self._limit = limit
+        self._met: dict[int, None] = {}
+
+    @property
+    def met(self) -> Iterable[int]:
+        """The documents that were passed over, in the order in which they came."""
+        return self._met.keys()
+
+    def restart(self, met: Iterable[int]) -> None:
+        """Goes on as if just these had been met."""
+        self._met = dict.fromkeys(met)
+
+    def meet(self, index: int, error: BadDocumentError) -> None:
+        """Counts a document, and tells the user of one that comes for the first time.
+
+        Raises:
+          TooManyBadError: If `limit` others came before.
+        """
+        if index in self._met:
+            return
+        number = len(self._met) + 1
+        if number > self._limit:
+            raise TooManyBadError(_too_many(number, self._limit, error), index)
+        self._met[index] = None
+        print(
+            f"skipped bad document {number} of at most {self._limit}: {error.problem}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+class ReadableSource:
+    """A source whose bad documents are empty, up to a limit.
+
+    For readers that take documents at their own order, such as a tokenizer's trainer.
+    """
+
+    def __init__(self, source: Any, bad: BadDocuments):
+        self._source = source
+        self._bad = bad
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> str:
+        try:
+            return self._source[index]
+        except BadDocumentError as error:
+            self._bad.meet(index, error)
+            return ""
+
+
+def _too_many(number: int, limit: int, error: BadDocumentError) -> str:
+    counted = ""
+    if limit:
+        counted = f"; data.skip_bad [{limit}] lets {limit} pass, and this is one more"
+    return (
+        f"{error.problem}{counted}; {error.remedy}, or go on without it by"
+        f" data.skip_bad={number}.{error.hint}"
+    )

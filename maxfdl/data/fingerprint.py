@@ -1,0 +1,112 @@
+"""What a saved run keeps of its text, to notice that it is resumed with other text."""
+
+import dataclasses
+import zlib
+from collections.abc import Collection
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from maxfdl.data.bad_documents import BadDocumentError
+from maxfdl.errors import UserError
+
+_NUM_SAMPLES = 16
+
+
+class Part(NamedTuple):
+    """A part of a source that may change: a file, or a document.
+
+    Args:
+      name: For a reader; a part that is only renamed is the same.
+      size: In bytes.
+      digest: Of its content, or of samples of it.
+    """
+
+    name: str
+    size: int
+    digest: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Fingerprint:
+    """A source, by its parts.
+
+    Args:
+      kind: What it is, with the settings that decide what a document is.
+      parts: In their order.
+    """
+
+    kind: str
+    parts: list[Part]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "parts": [list(part) for part in self.parts]}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Fingerprint":
+        return cls(value["kind"], [Part(*part) for part in value["parts"]])
+
+    def refuse_another(self, saved: "Fingerprint") -> None:
+        """Raises a UserError that names what differs from the source that was saved."""
+        if self.kind != saved.kind:
+            problem = f"is {self.kind}, but was {saved.kind}"
+        else:
+            problem = _other_parts(self.parts, saved.parts)
+        if problem:
+            raise UserError(
+                f"TextData.source {problem} when this run was saved; put back what was"
+                " there, or start a new run in another --run_dir."
+            )
+
+
+def _other_parts(here: list[Part], saved: list[Part]) -> str:
+    """Says which part is another one; nothing if all are the same."""
+    if len(here) != len(saved):
+        names, were = ([part.name for part in parts] for parts in (here, saved))
+        if gone := [name for name in were if name not in names]:
+            return f"lacks [{gone[0]}], which it had"
+        if new := [name for name in names if name not in were]:
+            return f"has [{new[0]}], which it did not have"
+        return f"has {len(here)} parts, but had {len(saved)}"
+    for part, was in zip(here, saved, strict=True):
+        if part[1:] != was[1:]:
+            return (
+                f"has changed: [{part.name}] ({part.size:,} bytes) is not what it was"
+                f" ({was.size:,} bytes)"
+            )
+    return ""
+
+
+@runtime_checkable
+class Fingerprinted(Protocol):
+    """A source that knows a better fingerprint than samples of its documents."""
+
+    def fingerprint(self, mended: Collection[int]) -> Fingerprint:
+        """Returns what tells whether these are still the same documents.
+
+        Args:
+          mended: Documents that could not be read, and may have been mended since. They
+            are left out where that is possible.
+        """
+        ...
+
+
+def fingerprint_of(source: Any, mended: Collection[int]) -> Fingerprint:
+    """Returns the source's own fingerprint, else samples of 16 of its documents."""
+    if isinstance(source, Fingerprinted):
+        return source.fingerprint(mended)
+    last = len(source) - 1
+    indices = sorted({last * i // (_NUM_SAMPLES - 1) for i in range(_NUM_SAMPLES)})
+    parts = [_sample(source, index) for index in indices if index not in mended]
+    return Fingerprint(f"{type(source).__name__} of {last + 1} documents", parts)
+
+
+def _sample(source: Any, index: int) -> Part:
+    try:
+        text = source[index]
+    except BadDocumentError as error:
+        text = error.problem
+    return part_of_text(f"document {index}", text)
+
+
+def part_of_text(name: str, text: str) -> Part:
+    data = text.encode("utf-8", errors="surrogatepass")
+    return Part(name, len(data), f"{zlib.crc32(data):08x}")
