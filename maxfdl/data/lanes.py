@@ -17,6 +17,7 @@ may have been seen twice and others not yet.
 """
 
 import dataclasses
+import math
 
 from maxfdl.data.documents import Documents
 from maxfdl.data.packing import Packing, PieceReader, Row
@@ -119,10 +120,24 @@ class LanePlan:
         last = self.rows[-1] // self.rows_per_lane
         return range(self.rows[0] // self.rows_per_lane, last + 1)
 
+    @property
+    def step(self) -> int:
+        """How far apart the documents of one track are: the number of all tracks."""
+        return self.num_lanes * self.num_tracks
+
+    @property
+    def shift(self) -> int:
+        """How far to move an order that is not shuffled from one epoch to the next.
+
+        Without that a track would get the same documents in every epoch, if the number
+        of tracks and of documents have a common factor. They may all be empty.
+        """
+        return int(math.gcd(self.step, self.num_documents) > 1)
+
     def make_lanes(
         self, documents: Documents, packing: Packing, length: int
     ) -> list[Lane]:
-        step = self.num_lanes * self.num_tracks
+        step = self.step
 
         def make_track(first: int) -> Track:
             return Track(PieceReader(documents, first, step), packing, length)

@@ -20,6 +20,11 @@ from maxfdl.data.documents import Documents
 from maxfdl.errors import UserError
 
 Row = list[np.ndarray]
+Batch = dict[str, np.ndarray]
+
+
+class NoTextError(UserError):
+    """Documents that hold no token."""
 
 
 class PieceReader:
@@ -53,7 +58,7 @@ class PieceReader:
             if self._offset < len(tokens):
                 return tokens[self._offset : self._offset + limit]
             self._done, self._offset = self._done + 1, 0
-        raise UserError(
+        raise NoTextError(
             f"TextData.source gave {self._documents.patience} empty documents one after"
             " another; give it text."
         )
@@ -125,7 +130,7 @@ class FirstFit:
             room[fitting] -= size
 
 
-def make_batch(rows: Sequence[Row], length: int, padding: int) -> dict[str, np.ndarray]:
+def make_batch(rows: Sequence[Row], length: int, padding: int) -> Batch:
     """Returns the arrays of a batch, all [rows, length].
 
     `targets` is the next token of the same piece. The last token of a piece has none:

@@ -11,7 +11,13 @@ import numpy as np
 from maxfdl.data.documents import Documents
 from maxfdl.data.lanes import LanePlan
 from maxfdl.data.order import EndlessOrder
-from maxfdl.data.packing import Concatenate, Packing, make_batch
+from maxfdl.data.packing import (
+    Batch,
+    Concatenate,
+    NoTextError,
+    Packing,
+    make_batch,
+)
 from maxfdl.data.rows import check_rows
 from maxfdl.data.sources import Source
 from maxfdl.data.split import split_documents
@@ -21,6 +27,11 @@ from maxfdl.markers import FromParent
 
 if TYPE_CHECKING:
     import grain
+
+
+_NO_EVALUATION = (
+    "or train without evaluation: trainer.eval_batches=0 and trainer.sample_tokens=0"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,36 +105,61 @@ class TextData:
 
         self._check_vocabulary()
         indices, _ = self._split
-        order = EndlessOrder(indices, self.seed if self.shuffle else None)
+        plan = self._plan(len(indices))
+        seed = self.seed if self.shuffle else None
+        order = EndlessOrder(indices, seed, plan.shift)
         batches = PackedBatches(
             self._documents(order, in_background=self.prefetch > 0),
-            plan=self._plan(len(indices)),
+            plan=plan,
             packing=self.packing,
             length=self.sequence_length,
             padding=self._padding,
         )
         return prefetched(batches, self.prefetch)
 
-    def evaluation(self, num_batches: int) -> list[dict[str, np.ndarray]]:
+    def evaluation(self, num_batches: int) -> list[Batch]:
         """Returns this process's rows of batches from the held-out documents.
 
         They depend on the documents, the tokenizer, the packing and the shape of the
         batch alone. Held-out documents that do not fill them come again.
+
+        Raises:
+          UserError: If no document is held out, or the batches, of all processes, have
+            no token to predict.
         """
         _, indices = self._split
         if not len(indices):
             raise UserError(
                 f"TextData.eval_fraction [{self.eval_fraction}] holds no document out;"
-                " set it above 0 to evaluate."
+                f" set it above 0, {_NO_EVALUATION}."
             )
         self._check_vocabulary()
         plan = self._plan(len(indices))
-        documents = self._documents(EndlessOrder(indices))
+        batches = self._evaluation_batches(indices, plan, num_batches)
+        if not _has_targets(batches):
+            whole = dataclasses.replace(plan, process_index=0, process_count=1)
+            if not _has_targets(self._evaluation_batches(indices, whole, num_batches)):
+                raise UserError(
+                    f"TextData holds out {len(indices)} documents, in which"
+                    f" {num_batches} batches find no token to predict: they are empty,"
+                    " or single tokens; set data.eval_fraction"
+                    f" [{self.eval_fraction}] higher, {_NO_EVALUATION}."
+                )
+        return batches
+
+    def _evaluation_batches(
+        self, indices: np.ndarray, plan: LanePlan, num_batches: int
+    ) -> list[Batch]:
+        order = EndlessOrder(indices, shift=plan.shift)
+        documents = self._documents(order)
         lanes = plan.make_lanes(documents, self.packing, self.sequence_length)
-        return [
-            make_batch(plan.next_rows(lanes), self.sequence_length, self._padding)
-            for _ in range(num_batches)
-        ]
+        try:
+            return [
+                make_batch(plan.next_rows(lanes), self.sequence_length, self._padding)
+                for _ in range(num_batches)
+            ]
+        except NoTextError:
+            return []
 
     @functools.cached_property
     def _split(self) -> tuple[np.ndarray, np.ndarray]:
@@ -179,3 +215,7 @@ class TextData:
                 f"model.vocab_size [{self.vocab_size}] must be at least {needed}, the"
                 f" number of ids of {type(self.tokenizer).__name__}; set it to that."
             )
+
+
+def _has_targets(batches: list[Batch]) -> bool:
+    return any(batch["weights"].any() for batch in batches)

@@ -15,13 +15,25 @@ from maxfdl.train.trainer import State
 class Evaluation:
     """Runs the loss over the same held-out batches each time.
 
-    Batches are read, and the program compiled, when first needed.
+    The program is compiled when it is first needed.
     """
 
     def __init__(self, program: Program, data: Any, steps: int):
         self._program = program
         self._data = data
         self._steps = steps
+
+    def read_batches(self) -> None:
+        """Reads what evaluations and the sample at the end of the run need.
+
+        Raises:
+          UserError: If that cannot be, for a run to end before its first step.
+        """
+        trainer = self._program.trainer
+        if trainer.eval_batches:
+            self._host_batches  # noqa: B018 (a cached property that raises)
+        elif trainer.sample_tokens:
+            self._data.evaluation(1)
 
     def due(self, step: int) -> bool:
         """Returns whether the trainer wants an evaluation after `step` steps."""

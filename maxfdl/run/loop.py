@@ -62,13 +62,15 @@ def run(experiment: Experiment, directory: RunDirectory, options: RunOptions) ->
         steps = StepPrograms(experiment, trainer)
         state = _prepare(program, steps, batches, checkpointer, last, experiment)
         first = int(state["step"])
+        evaluation = Evaluation(program, data, experiment.steps)
+        if first < last:
+            evaluation.read_batches()
         if 0 < first < last:
             say(f"continuing from step {first}")
 
         writer = experiment.metrics(directory=directory.path)
         writer.truncate_after(first)
         log = StepLog(program, writer, first, experiment)
-        evaluation = Evaluation(program, data, experiment.steps)
         goal, reached = trainer.goal, False
         profile = options.profile
         shares_cores = _shares_cores(program)

@@ -47,3 +47,8 @@ def test_the_order_of_a_seed_never_changes():
         [1, 2, 7, 0, 3, 4, 5, 6],
         [0, 6, 7, 4, 3, 2, 5, 1],
     ]
+
+
+def test_an_order_that_is_shifted_begins_later_in_every_epoch():
+    order = EndlessOrder(np.array([4, 2, 9]), shift=1)
+    assert [order(number) for number in range(9)] == [4, 2, 9, 2, 9, 4, 9, 4, 2]

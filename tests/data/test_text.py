@@ -1,13 +1,15 @@
 """Text data: order, shares, the split, and what it refuses."""
 
+import dataclasses
 import re
 import subprocess
 import sys
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
-from maxfdl.data import Concatenate, FirstFit, StandardLibrary
+from maxfdl.data import ByteTokenizer, Concatenate, FirstFit, StandardLibrary
 from maxfdl.data.split import split_documents
 from maxfdl.errors import UserError
 
@@ -204,12 +206,91 @@ def test_refuses_what_cannot_be(make_data, settings, message):
     assert str(error.value) == message
 
 
+NO_EVALUATION = (
+    "or train without evaluation: trainer.eval_batches=0 and trainer.sample_tokens=0."
+)
+
+
 def test_refuses_to_evaluate_when_nothing_is_held_out(make_data):
     with pytest.raises(UserError) as error:
         make_data(eval_fraction=0).evaluation(1)
     assert str(error.value) == (
-        "TextData.eval_fraction [0] holds no document out; set it above 0 to evaluate."
+        "TextData.eval_fraction [0] holds no document out; set it above 0,"
+        f" {NO_EVALUATION}"
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Letters(ByteTokenizer):
+    """Bytes without marks around a document: a letter is one token."""
+
+    bos_id: ClassVar[None] = None
+    eos_id: ClassVar[None] = None
+
+
+@pytest.mark.parametrize("held_out", ["", "x"])
+@pytest.mark.parametrize("process_count", [1, 4])
+@pytest.mark.parametrize("packing", [Concatenate(), FirstFit(open_rows=3)])
+def test_refuses_to_evaluate_on_documents_without_anything_to_predict(
+    make_data, make_source, held_out, process_count, packing
+):
+    _, held = split_documents(40, 0.05)
+    texts = [held_out if i in held else f"some text {i}" for i in range(40)]
+    data = make_data(
+        make_source(*texts),
+        tokenizer=Letters(),
+        process_count=process_count,
+        packing=packing,
+    )
+    with pytest.raises(UserError) as error:
+        data.evaluation(2)
+    assert str(error.value) == (
+        f"TextData holds out {len(held)} documents, in which 2 batches find no token to"
+        " predict: they are empty, or single tokens; set data.eval_fraction [0.05]"
+        f" higher, {NO_EVALUATION}"
+    )
+
+
+@pytest.mark.parametrize("process_count", [1, 2, 4, 8])
+def test_evaluates_if_one_of_all_held_out_documents_has_text(
+    make_data, make_source, process_count
+):
+    """Whatever lane and process it belongs to."""
+    _, held = split_documents(200, 0.05)
+    for only in held:
+        texts = ["" if i in held and i != only else "text" for i in range(200)]
+        for index in range(process_count):
+            data = make_data(
+                make_source(*texts), process_index=index, process_count=process_count
+            )
+            (batch,) = data.evaluation(1)
+            tokens = set(batch["tokens"].ravel()) - {data.tokenizer.pad_id}
+            assert tokens == {*data.tokenizer.encode("text"), 256, 257}
+
+
+def test_a_process_without_targets_of_its_own_evaluates_with_the_others(
+    make_data, make_source
+):
+    """Of its rows that is: the batches of all processes together have some."""
+    _, held = split_documents(40, 0.2)
+    texts = ["x" if i != held[0] else "some text" for i in range(40)]
+    settings = {"tokenizer": Letters(), "eval_fraction": 0.2, "process_count": 8}
+    settings |= {"packing": FirstFit(), "sequence_length": 4}
+    shares = [
+        make_data(make_source(*texts), process_index=i, **settings) for i in range(8)
+    ]
+    have_targets = [share.evaluation(1)[0]["weights"].any() for share in shares]
+    assert any(have_targets) and not all(have_targets)
+
+
+@pytest.mark.parametrize("num_documents", [2, 4, 8, 24])
+def test_an_unshuffled_stream_finds_the_one_document_that_has_text(
+    make_data, make_source, num_documents
+):
+    texts = [""] * (num_documents - 1) + ["text"]
+    data = make_data(make_source(*texts), eval_fraction=0, shuffle=False)
+    batch = next(data.train())
+    assert data.tokenizer.decode(batch["tokens"][0]).startswith("texttext")
 
 
 def test_refuses_to_hold_the_only_document_out(make_data, make_source):
