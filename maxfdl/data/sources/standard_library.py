@@ -6,9 +6,10 @@ import os
 import pathlib
 import platform
 import sysconfig
+import zlib
 from collections.abc import Collection
 
-from maxfdl.data.fingerprint import Fingerprint, part_of_text
+from maxfdl.data.fingerprint import Fingerprint, Part
 from maxfdl.errors import UserError
 
 _NOT_THE_LIBRARY = {"site-packages", "dist-packages", "__pycache__"}
@@ -32,12 +33,19 @@ class StandardLibrary:
             return self._files[index].read_text(encoding="utf-8-sig")
         except UnicodeDecodeError:
             return ""
+        except OSError as error:
+            raise UserError(
+                f"StandardLibrary cannot read [{self._files[index]}]"
+                f" ({error.strerror}); mend this Python and run the same command"
+                " again."
+            ) from None
 
     def fingerprint(self, mended: Collection[int]) -> Fingerprint:
-        """Returns the version of Python, and the sizes of all files."""
-        sizes = "".join(f"{file.name} {file.stat().st_size}\n" for file in self._files)
+        """Returns the version of Python, and a digest of the sizes of all files."""
+        sizes = [file.stat().st_size for file in self._files]
+        digest = f"{zlib.crc32(repr(sizes).encode()):08x}"
         version = f"Python {platform.python_version()}"
-        return Fingerprint("StandardLibrary", [part_of_text(version, sizes)])
+        return Fingerprint("StandardLibrary", [Part(version, sum(sizes), digest)])
 
     @functools.cached_property
     def _files(self) -> tuple[pathlib.Path, ...]:
