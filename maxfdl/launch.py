@@ -91,13 +91,19 @@ def _profile(directory: Any, steps: int) -> Any:
 
 
 def _refuse_another_graph(directory: Any, config: Any) -> None:
-    """Raises UserError if the directory holds results of another graph."""
+    """Raises UserError if the directory holds results of another graph.
+
+    Fields marked operational may differ.
+    """
     from maxfdl import graph
 
     saved = directory.config_json()
     if saved is None or not directory.has_results():
         return
-    lines = graph.diff(graph.load_json(saved, trust=tuple(FLAGS.trust)), config)
+    lines = graph.diff(
+        graph.without_operational(graph.load_json(saved, trust=tuple(FLAGS.trust))),
+        graph.without_operational(config),
+    )
     if lines:
         changes = "\n".join(f"  {line}" for line in lines)
         raise UserError(

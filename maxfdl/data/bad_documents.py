@@ -23,14 +23,6 @@ class BadDocumentError(UserError):
         self.hint = hint
 
 
-class TooManyBadError(UserError):
-    """Says that document `index` is bad, and that the stream passes over no more."""
-
-    def __init__(self, message: str, index: int):
-        super().__init__(message)
-        self.index = index
-
-
 class BadDocuments:
     """The bad documents that one stream has met, of which it passes over `limit`.
 
@@ -39,42 +31,46 @@ class BadDocuments:
     """
 
     def __init__(self, limit: int = 0):
-        self._limit = limit
+        self.limit = limit
         self._met: dict[int, None] = {}
+        self._last: int | None = None
 
     @property
-    def met(self) -> Iterable[int]:
+    def met(self) -> list[int]:
         """The documents that were passed over, in the order in which they came."""
-        return self._met.keys()
+        return list(self._met)
+
+    @property
+    def known(self) -> set[int]:
+        """The documents in `met`, and the one that exceeded the limit, if one did."""
+        return {*self.met, *([] if self._last is None else [self._last])}
 
     def restart(self, met: Iterable[int]) -> None:
         """Goes on as if just these had been met."""
-        self._met = dict.fromkeys(met)
+        self._met, self._last = dict.fromkeys(met), None
 
     def meet(self, index: int, error: BadDocumentError) -> None:
         """Counts a document, and tells the user of one that comes for the first time.
 
         Raises:
-          TooManyBadError: If `limit` others came before.
+          UserError: If `limit` others came before.
         """
         if index in self._met:
             return
         number = len(self._met) + 1
-        if number > self._limit:
-            raise TooManyBadError(_too_many(number, self._limit, error), index)
+        if number > self.limit:
+            self._last = index
+            raise UserError(_too_many(number, self.limit, error))
         self._met[index] = None
         print(
-            f"skipped bad document {number} of at most {self._limit}: {error.problem}",
+            f"skipped bad document {number} of at most {self.limit}: {error.problem}",
             file=sys.stderr,
             flush=True,
         )
 
 
 class ReadableSource:
-    """A source whose bad documents are empty, up to a limit.
-
-    For readers that take documents at their own order, such as a tokenizer's trainer.
-    """
+    """A source whose bad documents read as empty ones, up to a limit."""
 
     def __init__(self, source: Any, bad: BadDocuments):
         self._source = source

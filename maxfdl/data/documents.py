@@ -7,10 +7,17 @@ from concurrent.futures import Executor
 
 import numpy as np
 
+from maxfdl.data.bad_documents import BadDocumentError, BadDocuments
+
 # A run is what one task of the pool makes: handing over costs 0.1 ms, as much as
 # tokenising a hundred words.
 _RUN_TOKENS = 4096
 _RUN_DOCUMENTS = 64
+
+_EMPTY = np.zeros(0, np.int32)
+
+Document = np.ndarray | BadDocumentError
+"""The tokens of a document, or why it cannot be read."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,26 +28,44 @@ class Documents:
       order: Which document of the source comes at a number.
       tokens: Reads and tokenises a document of the source; called in `pool`.
       patience: After so many empty documents in a row there is no text to find.
+      bad: Counts the documents that cannot be read; they are empty ones.
       pool: Where to tokenise; None does it when the result is wanted.
     """
 
     order: Callable[[int], int]
     tokens: Callable[[int], np.ndarray]
     patience: int
+    bad: BadDocuments = dataclasses.field(default_factory=BadDocuments)
     pool: Executor | None = None
 
-    def ask_for(self, first: int, step: int) -> Callable[[], list[np.ndarray]]:
+    def ask_for(self, first: int, step: int) -> Callable[[], list[Document]]:
         """Begins to make a run of documents `first`, `first + step`, ...
 
-        Returns what to call for the result: at least one document.
+        Returns what to call for the result: at least one document. Whether those that
+        cannot be read end the stream is decided when their turn comes, by `readable`.
         """
         if self.pool is None:
             return functools.partial(self._run, first, step)
         return self.pool.submit(self._run, first, step).result
 
-    def _run(self, first: int, step: int) -> list[np.ndarray]:
+    def readable(self, number: int, document: Document) -> np.ndarray:
+        """Returns the tokens of a document; none if it is bad and may be.
+
+        Raises:
+          UserError: If it is bad, and as many others were as may be.
+        """
+        if isinstance(document, BadDocumentError):
+            self.bad.meet(self.order(number), document)
+            return _EMPTY
+        return document
+
+    def _run(self, first: int, step: int) -> list[Document]:
         documents, size = [], 0
         while size < _RUN_TOKENS and len(documents) < _RUN_DOCUMENTS:
-            documents.append(self.tokens(self.order(first + len(documents) * step)))
-            size += len(documents[-1])
+            try:
+                tokens = self.tokens(self.order(first + len(documents) * step))
+                size += len(tokens)
+                documents.append(tokens)
+            except BadDocumentError as error:
+                documents.append(error)
         return documents

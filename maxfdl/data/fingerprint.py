@@ -1,12 +1,12 @@
 """What a saved run keeps of its text, to notice that it is resumed with other text."""
 
 import dataclasses
+import json
 import zlib
 from collections.abc import Collection
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from maxfdl.data.bad_documents import BadDocumentError
-from maxfdl.errors import UserError
 
 _NUM_SAMPLES = 16
 
@@ -44,17 +44,19 @@ class Fingerprint:
     def from_json(cls, value: dict[str, Any]) -> "Fingerprint":
         return cls(value["kind"], [Part(*part) for part in value["parts"]])
 
-    def refuse_another(self, saved: "Fingerprint") -> None:
-        """Raises a UserError that names what differs from the source that was saved."""
+    @property
+    def name(self) -> str:
+        """A short name for the user to repeat."""
+        return f"text-{zlib.crc32(json.dumps(self.to_json()).encode()):08x}"
+
+    def difference(self, saved: "Fingerprint") -> str:
+        """Says what differs from the source that was saved, after its name.
+
+        Returns nothing if they are the same.
+        """
         if self.kind != saved.kind:
-            problem = f"is {self.kind}, but was {saved.kind}"
-        else:
-            problem = _other_parts(self.parts, saved.parts)
-        if problem:
-            raise UserError(
-                f"TextData.source {problem} when this run was saved; put back what was"
-                " there, or start a new run in another --run_dir."
-            )
+            return f"is {self.kind}, but was {saved.kind}"
+        return _other_parts(self.parts, saved.parts)
 
 
 def _other_parts(here: list[Part], saved: list[Part]) -> str:
@@ -90,7 +92,12 @@ class Fingerprinted(Protocol):
 
 
 def fingerprint_of(source: Any, mended: Collection[int]) -> Fingerprint:
-    """Returns the source's own fingerprint, else samples of 16 of its documents."""
+    """Returns the source's own fingerprint, else samples of 16 of its documents.
+
+    Nothing is what synthetic batches are made of.
+    """
+    if source is None:
+        return Fingerprint("None", [])
     if isinstance(source, Fingerprinted):
         return source.fingerprint(mended)
     last = len(source) - 1

@@ -16,7 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
-from maxfdl.data.documents import Documents
+from maxfdl.data.documents import Document, Documents
 from maxfdl.errors import UserError
 
 Row = list[np.ndarray]
@@ -31,8 +31,9 @@ class PieceReader:
     """Reads documents `first`, `first + step`, ... piece by piece.
 
     Its place is two numbers: how many documents are done, and how many tokens of the
-    current one. Empty documents are passed over. The next run of documents is asked
-    for as soon as there is a current one, so that a pool may tokenise it meanwhile.
+    current one. Empty documents are passed over, and bad ones up to a limit. The next
+    run of documents is asked for as soon as there is a current one, so that a pool may
+    tokenise it meanwhile.
     """
 
     def __init__(self, documents: Documents, first: int, step: int):
@@ -47,7 +48,7 @@ class PieceReader:
 
     def seek(self, done: int, offset: int) -> None:
         self._done, self._offset = done, offset
-        self._run: list[np.ndarray] = []
+        self._run: list[Document] = []
         self._run_began = done
         self._coming = self._ask_for(done)
 
@@ -73,10 +74,14 @@ class PieceReader:
         if self._done == self._run_began + len(self._run):
             self._run, self._run_began = self._coming(), self._done
             self._coming = self._ask_for(self._done + len(self._run))
-        return self._run[self._done - self._run_began]
+        document = self._run[self._done - self._run_began]
+        return self._documents.readable(self._number(self._done), document)
 
-    def _ask_for(self, done: int) -> Callable[[], list[np.ndarray]]:
-        return self._documents.ask_for(self._first + done * self._step, self._step)
+    def _ask_for(self, done: int) -> Callable[[], list[Document]]:
+        return self._documents.ask_for(self._number(done), self._step)
+
+    def _number(self, done: int) -> int:
+        return self._first + done * self._step
 
 
 class Packing(Protocol):

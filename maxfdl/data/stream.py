@@ -1,4 +1,4 @@
-"""The training stream as a Grain dataset.
+"""The training stream as a Grain dataset, and the iterator that a run saves.
 
 The only file of `maxfdl.data` that imports Grain at its top, which takes about 0.6 s;
 it is imported when a stream is asked for.
@@ -10,14 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 import grain
-import numpy as np
 
+from maxfdl.data.bad_documents import BadDocuments
 from maxfdl.data.documents import Documents
+from maxfdl.data.identity import Identity
 from maxfdl.data.lanes import LanePlan
-from maxfdl.data.packing import Packing, make_batch
+from maxfdl.data.packing import Batch, Packing, make_batch
 from maxfdl.errors import UserError
-
-Batch = dict[str, np.ndarray]
 
 _FOREVER = 2**62
 
@@ -49,6 +48,63 @@ def _close(reference: "weakref.ref[grain.DatasetIterator]") -> None:
         iterator.close = lambda: None
 
 
+class SavedBatches(grain.DatasetIterator):
+    """Batches whose state also says what they are made of.
+
+    Once it has failed it fails again at every call, and its state stays that after the
+    last batch that it gave.
+
+    Args:
+      batches: The iterator that makes them.
+      identity: What they are made of.
+      bad: The bad documents that it has met, in making batches that come later too.
+    """
+
+    def __init__(
+        self,
+        batches: grain.DatasetIterator,
+        identity: Identity,
+        bad: BadDocuments | None = None,
+    ):
+        super().__init__(batches)
+        self._identity = identity
+        self._bad = bad or BadDocuments()
+        self._failure: Exception | None = None
+
+    def __next__(self) -> Batch:
+        if self._failure is not None:
+            raise self._failure
+        try:
+            return next(self._parent)
+        except Exception as error:
+            self._failure = error
+            raise
+        finally:
+            self._identity.note(self._bad.known)
+
+    @property
+    def skip_bad(self) -> int:
+        """How many documents may be bad."""
+        return self._bad.limit
+
+    @property
+    def bad_documents(self) -> list[int]:
+        """The bad documents passed over in the batches given so far, by their index."""
+        return self._parent.get_state().get("bad", [])
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns the place after the last batch; reads no file, for it may be gone."""
+        return {
+            "batches": self._parent.get_state(),
+            "made_of": self._identity.to_json(),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._identity.refuse_another(state["made_of"])
+        self._parent.set_state(state["batches"])
+        self._failure = None
+
+
 class PackedBatches(grain.IterDataset):
     """Batches of packed rows, without end."""
 
@@ -73,7 +129,10 @@ class PackedBatches(grain.IterDataset):
 
 
 class _PackedBatchesIterator(grain.DatasetIterator):
-    """Its state is plain integers: every lane's place, and what it is a place in."""
+    """Its state is plain integers: every lane's place, and what it is a place in.
+
+    The bad documents met so far belong to it, for they decide which one is too many.
+    """
 
     def __init__(self, dataset: PackedBatches):
         super().__init__()
@@ -89,6 +148,7 @@ class _PackedBatchesIterator(grain.DatasetIterator):
 
     def get_state(self) -> dict[str, Any]:
         return {
+            "bad": self._dataset.documents.bad.met,
             "documents": self._plan.num_documents,
             "lanes": self._plan.num_lanes,
             "first_lane": self._plan.lanes[0],
@@ -99,6 +159,7 @@ class _PackedBatchesIterator(grain.DatasetIterator):
     def set_state(self, state: dict[str, Any]) -> None:
         here = self.get_state()
         self._refuse_another_stream(state, here)
+        self._dataset.documents.bad.restart(state["bad"])
         for lane, place in zip(self._lanes, state["places"], strict=True):
             lane.seek(place)
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
+from maxfdl.data.identity import Identity
 from maxfdl.data.packing import make_batch
 from maxfdl.data.rows import check_rows
 from maxfdl.data.tokenizers import ByteTokenizer
@@ -12,7 +13,7 @@ from maxfdl.errors import UserError
 from maxfdl.markers import FromParent
 
 if TYPE_CHECKING:
-    import grain
+    from maxfdl.data.stream import SavedBatches
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,12 +52,15 @@ class Synthetic:
     def tokenizer(self) -> ByteTokenizer:
         return ByteTokenizer()
 
-    def train(self) -> "grain.DatasetIterator":
+    def train(self) -> "SavedBatches":
         """Returns this process's rows of every batch, without end."""
-        from maxfdl.data.stream import made_forever, prefetched
+        from maxfdl.data.stream import SavedBatches, made_forever, prefetched
 
-        return prefetched(
-            made_forever(lambda i: self._batch(self.seed, i)), self.prefetch
+        batches = made_forever(lambda i: self._batch(self.seed, i))
+        names = ("documents_per_row", "batch_size", "sequence_length", "seed")
+        settings = {name: getattr(self, name) for name in (*names, "vocab_size")}
+        return SavedBatches(
+            prefetched(batches, self.prefetch), Identity("Synthetic", lambda: settings)
         )
 
     def evaluation(self, num_batches: int) -> list[dict[str, np.ndarray]]:

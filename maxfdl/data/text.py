@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
+from maxfdl.data.bad_documents import BadDocuments, ReadableSource
 from maxfdl.data.documents import Documents
+from maxfdl.data.identity import Identity, described
 from maxfdl.data.lanes import LanePlan
 from maxfdl.data.order import EndlessOrder
 from maxfdl.data.packing import (
@@ -23,10 +25,10 @@ from maxfdl.data.sources import Source
 from maxfdl.data.split import split_documents
 from maxfdl.data.tokenizers import Tokenizer
 from maxfdl.errors import UserError
-from maxfdl.markers import FromParent
+from maxfdl.markers import FromParent, Operational
 
 if TYPE_CHECKING:
-    import grain
+    from maxfdl.data.stream import SavedBatches
 
 
 _NO_EVALUATION = (
@@ -42,6 +44,10 @@ class TextData:
     each if there is one. Documents are split once, by a hash of their index, into
     those for training and those held out.
 
+    A document that cannot be read ends the run, with a sentence that says where it is;
+    `skip_bad` lets that many pass, as if they were empty. Each counts once; training,
+    evaluation and the sample that a tokenizer is trained on have counts of their own.
+
     Args:
       source: The documents.
       tokenizer: Turns them into ids. A trained one is trained on `source`.
@@ -50,6 +56,11 @@ class TextData:
       shuffle: Whether every epoch has its own order, drawn from `seed`.
       interleave: Documents that a row of the batch takes turns with, one per batch.
       prefetch: Batches that a background thread keeps ready; 0 makes them on demand.
+      skip_bad: How many bad documents to pass over. Several processes count together,
+        when they log a step. A run may go on with another number.
+      accept_source: Names a source that has changed since the run was saved, to go on
+        with it all the same; the refusal tells the name. The number of documents must
+        be what it was.
       batch_size: Rows of the global batch, a multiple of `process_count`.
       sequence_length: Tokens in a row.
       seed: Of the order of the training documents, and nothing else.
@@ -66,6 +77,8 @@ class TextData:
     shuffle: bool = True
     interleave: int = 16
     prefetch: int = 4
+    skip_bad: Annotated[int, Operational] = 0
+    accept_source: Annotated[str | None, Operational] = None
     batch_size: Annotated[int, FromParent]
     sequence_length: Annotated[int, FromParent]
     seed: Annotated[int, FromParent]
@@ -77,7 +90,8 @@ class TextData:
         for problem in self.check_config(self):
             raise UserError(problem)
         check_rows(self)
-        tokenizer = self.tokenizer.for_source(self.source)
+        source = ReadableSource(self.source, BadDocuments(self.skip_bad))
+        tokenizer = self.tokenizer.for_source(source)
         object.__setattr__(self, "tokenizer", tokenizer)
 
     @staticmethod
@@ -94,28 +108,42 @@ class TextData:
                 f"TextData.prefetch [{node.prefetch}] must not be negative; 0 makes"
                 " batches on demand."
             )
+        if node.skip_bad < 0:
+            yield (
+                f"TextData.skip_bad [{node.skip_bad}] must not be negative; it is how"
+                " many bad documents to pass over."
+            )
 
-    def train(self) -> "grain.DatasetIterator":
+    def train(self) -> "SavedBatches":
         """Returns this process's rows of every training batch, without end.
 
-        The iterator has Grain's `get_state` and `set_state`, in plain integers: a
-        resumed one goes on with the very next batch.
+        The iterator has Grain's `get_state` and `set_state`, in JSON values: a resumed
+        one goes on with the very next batch, and refuses to if the batches would be
+        other ones than those of the run that was saved.
         """
-        from maxfdl.data.stream import PackedBatches, prefetched
+        from maxfdl.data.stream import PackedBatches, SavedBatches, prefetched
 
         self._check_vocabulary()
         indices, _ = self._split
         plan = self._plan(len(indices))
         seed = self.seed if self.shuffle else None
-        order = EndlessOrder(indices, seed, plan.shift)
+        documents = self._documents(
+            EndlessOrder(indices, seed, plan.shift),
+            BadDocuments(self.skip_bad),
+            in_background=self.prefetch > 0,
+        )
         batches = PackedBatches(
-            self._documents(order, in_background=self.prefetch > 0),
+            documents,
             plan=plan,
             packing=self.packing,
             length=self.sequence_length,
             padding=self._padding,
         )
-        return prefetched(batches, self.prefetch)
+        return SavedBatches(
+            prefetched(batches, self.prefetch),
+            Identity("TextData", self._settings, self.source, self.accept_source),
+            documents.bad,
+        )
 
     def evaluation(self, num_batches: int) -> list[Batch]:
         """Returns this process's rows of batches from the held-out documents.
@@ -151,7 +179,7 @@ class TextData:
         self, indices: np.ndarray, plan: LanePlan, num_batches: int
     ) -> list[Batch]:
         order = EndlessOrder(indices, shift=plan.shift)
-        documents = self._documents(order)
+        documents = self._documents(order, self._bad_held_out)
         lanes = plan.make_lanes(documents, self.packing, self.sequence_length)
         try:
             return [
@@ -181,11 +209,19 @@ class TextData:
             process_count=self.process_count,
         )
 
-    def _documents(self, order: EndlessOrder, in_background: bool = False) -> Documents:
+    @functools.cached_property
+    def _bad_held_out(self) -> BadDocuments:
+        """Those that all evaluations have met, for each to be told once."""
+        return BadDocuments(self.skip_bad)
+
+    def _documents(
+        self, order: EndlessOrder, bad: BadDocuments, in_background: bool = False
+    ) -> Documents:
         return Documents(
             order=order,
             tokens=self._tokens,
             patience=max(1000, len(order.indices)),
+            bad=bad,
             pool=ThreadPoolExecutor() if in_background else None,
         )
 
@@ -196,6 +232,19 @@ class TextData:
             return np.zeros(0, np.int32)
         begin, end = self._frame
         return np.concatenate([begin, self.tokenizer.encode_array(text), end])
+
+    def _settings(self) -> dict[str, str | int]:
+        """What decides the batches, besides the source and the split into lanes."""
+        used = self.tokenizer
+        special = f"bos {used.bos_id}, eos {used.eos_id}, pad {used.pad_id}"
+        name = f"{type(used).__name__} of {used.vocab_size} ids ({special})"
+        return {
+            "tokenizer": f"{name} {used.fingerprint}",
+            "packing": described(self.packing),
+            "batch_size": self.batch_size,
+            "sequence_length": self.sequence_length,
+            "seed": self.seed if self.shuffle else "none, for shuffle is False",
+        }
 
     @functools.cached_property
     def _frame(self) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ it before making a graph of them.
 from maxfdl.graph.build import build
 from maxfdl.graph.config_dict import to_config_dict
 from maxfdl.graph.diff import as_fiddle_diff, diff
-from maxfdl.graph.mutate import copy, swap
+from maxfdl.graph.mutate import copy, swap, without_operational
 from maxfdl.graph.override_file import overrides_from_file
 from maxfdl.graph.overrides import set_tag, set_value, settable_paths
 from maxfdl.graph.render import as_text
@@ -37,4 +37,5 @@ __all__ = [
     "swap",
     "to_config_dict",
     "validate",
+    "without_operational",
 ]

@@ -9,7 +9,8 @@ import fiddle as fdl
 from fiddle import history
 
 from maxfdl.errors import MutationError, did_you_mean
-from maxfdl.graph.signatures import fields, parameters, symbol_name
+from maxfdl.graph.select import iterate
+from maxfdl.graph.signatures import fields, operational, parameters, symbol_name
 
 C = TypeVar("C", bound=fdl.Buildable)
 
@@ -20,6 +21,16 @@ history.add_exclude_location("maxfdl/graph/mutate.py")
 def copy(cfg: C) -> C:
     """Returns a deep copy of `cfg` in which shared nodes are still shared."""
     return copylib.deepcopy(cfg)
+
+
+def without_operational(cfg: C) -> C:
+    """Returns a copy without the fields that may differ between starts of one run."""
+    out = copy(cfg)
+    for _, node in iterate(out):
+        for name in fields(node):
+            if name in node.__arguments__ and operational(node, name):
+                delattr(node, name)
+    return out
 
 
 def swap(node: fdl.Buildable, target: Callable, **changes: Any) -> None:

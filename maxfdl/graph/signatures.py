@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_args, get_origin
 import fiddle as fdl
 from flax import linen, nnx
 
-from maxfdl.markers import FromParent
+from maxfdl.markers import FromParent, Operational
 
 
 class _ConstructorSignature:
@@ -62,10 +62,9 @@ def hint(node: fdl.Buildable, name: str) -> Any:
     return hints(node).get(name, Any)
 
 
-def _is_marked(annotation: Any) -> bool:
+def _is_marked(annotation: Any, marker: type) -> bool:
     return get_origin(annotation) is Annotated and any(
-        mark is FromParent or isinstance(mark, FromParent)
-        for mark in get_args(annotation)[1:]
+        mark is marker or isinstance(mark, marker) for mark in get_args(annotation)[1:]
     )
 
 
@@ -77,7 +76,12 @@ def from_parent(node: fdl.Buildable, name: str) -> bool:
             return True
     if isinstance(fn, type) and issubclass(fn, nnx.Module) and name == "rngs":
         return True
-    return _is_marked(hint(node, name))
+    return _is_marked(hint(node, name), FromParent)
+
+
+def operational(node: fdl.Buildable, name: str) -> bool:
+    """Says whether a run may go on with another value of `name`."""
+    return _is_marked(hint(node, name), Operational)
 
 
 def parameters(node: fdl.Buildable) -> dict[str, inspect.Parameter]:

@@ -3,6 +3,7 @@
 Read in one sitting: prepare, step, log, evaluate, save, and stop in good order.
 """
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -51,7 +52,7 @@ def run(experiment: Experiment, directory: RunDirectory, options: RunOptions) ->
     Raises:
       UserError: For what cannot be run.
     """
-    with StopRequest() as stop:
+    with StopRequest() as stop, contextlib.ExitStack() as at_end:
         trainer = experiment.make_trainer(experiment.make_sharding())
         program = Program(trainer, experiment.batch_size, experiment.sequence_length)
         say(_introduction(experiment, program, directory))
@@ -69,8 +70,9 @@ def run(experiment: Experiment, directory: RunDirectory, options: RunOptions) ->
             say(f"continuing from step {first}")
 
         writer = experiment.metrics(directory=directory.path)
+        at_end.callback(writer.close)
         writer.truncate_after(first)
-        log = StepLog(program, writer, first, experiment)
+        log = StepLog(program, writer, first, experiment, batches)
         goal, reached = trainer.goal, False
         profile = options.profile
         shares_cores = _shares_cores(program)
@@ -102,7 +104,6 @@ def run(experiment: Experiment, directory: RunDirectory, options: RunOptions) ->
             if checkpointer and checkpointer.wants(step):
                 checkpointer.save(step, state, batches, options.graph_json)
         log.flush()
-        writer.close()
         if profile:
             profile.end(state)
         if checkpointer:

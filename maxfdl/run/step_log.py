@@ -1,10 +1,12 @@
 """Metrics of the steps: fetched one step late, written, and shown."""
 
 import time
+from typing import Any
 
 import jax
 
 from maxfdl.experiment import Experiment
+from maxfdl.run.bad_documents import count_bad_documents
 from maxfdl.run.chips import peak_flops
 from maxfdl.run.progress import say, step_line
 from maxfdl.train.metrics import MetricWriter
@@ -25,14 +27,17 @@ class StepLog:
         writer: MetricWriter,
         first: int,
         experiment: Experiment,
+        batches: Any,
     ):
         self._writer = writer
+        self._batches = batches
         self._experiment = experiment
         self._steps = experiment.steps
         self._every = program.trainer.log_every
         self._first = first
         self._mfu_per_token = _mfu_per_token(program)
         self._pending: tuple[int, Metrics] | None = None
+        self._bad_documents: list[int] = []
         self._skipped = 0
         self.skipped_in_a_row = 0
         """Steps up to the last one fetched that the guard refused."""
@@ -46,6 +51,7 @@ class StepLog:
         """Takes the metrics of a step under way and reports those of one before."""
         self.flush()
         self._pending = (step, metrics)
+        self._bad_documents = self._batches.bad_documents
 
     def flush(self) -> None:
         """Reports what is pending, if it is due; waits for that step to end."""
@@ -75,6 +81,10 @@ class StepLog:
             "step_seconds": seconds,
             "tokens_per_second": speed,
         }
+        if self._batches.skip_bad:
+            metrics["bad_documents"] = count_bad_documents(
+                self._bad_documents, self._batches.skip_bad
+            )
         if self._mfu_per_token:
             metrics["mfu"] = self._mfu_per_token * speed
         self._writer.write(step, metrics)

@@ -83,6 +83,14 @@ class RampedBatches:
             self._whole, self._taken = None, 0
         return {name: rows[first::parts] for name, rows in whole.items()}
 
+    @property
+    def skip_bad(self) -> int:
+        return self._batches.skip_bad
+
+    @property
+    def bad_documents(self) -> list[int]:
+        return self._batches.bad_documents
+
     def get_state(self) -> dict[str, Any]:
         place = self._batches.get_state() if self._whole is None else self._before
         return {"batches": place, "taken": self._taken, "step": self._step}

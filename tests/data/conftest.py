@@ -6,19 +6,23 @@ import numpy as np
 import pytest
 
 from maxfdl.data import ByteTokenizer, TextData
+from maxfdl.data.bad_documents import BadDocumentError
 
 
 @dataclasses.dataclass(frozen=True)
 class Documents:
-    """A source of the strings given."""
+    """A source of the strings given; None is a document that cannot be read."""
 
-    texts: tuple[str, ...]
+    texts: tuple[str | None, ...]
 
     def __len__(self):
         return len(self.texts)
 
     def __getitem__(self, index):
-        return self.texts[index]
+        text = self.texts[index]
+        if text is None:
+            raise BadDocumentError(f"document {index} must be text", "mend it")
+        return text
 
 
 @pytest.fixture

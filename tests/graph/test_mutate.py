@@ -1,11 +1,15 @@
 """Copy and swap."""
 
+import dataclasses
+from typing import Annotated
+
 import fiddle as fdl
 import pytest
 
 from maxfdl.errors import MutationError
-from maxfdl.graph import as_text, copy, swap
+from maxfdl.graph import as_text, copy, swap, without_operational
 from maxfdl.graph.tags import ComputeDType
+from maxfdl.markers import Operational
 from tests.graph.toys import mutations, ops, root
 from tests.graph.toys.experiments import small
 from tests.graph.toys.linen import layers as linen
@@ -97,3 +101,21 @@ def test_positional_arguments_are_refused():
 def test_there_and_back_is_equal():
     cfg = small.experiment()
     assert mutations.to_nnx(mutations.to_linen(cfg)) == cfg
+
+
+@dataclasses.dataclass
+class Reader:
+    name: str
+    patience: Annotated[int, Operational] = 3
+
+
+def test_graphs_that_differ_in_operational_fields_are_one_run():
+    def graph(name, **settings):
+        shared = fdl.Config(Reader, name, **settings)
+        return fdl.Config(dict, first=shared, readers=[shared, fdl.Config(Reader, "b")])
+
+    before = graph("a", patience=5)
+    out = without_operational(before)
+    assert out == without_operational(graph("a")) == graph("a")
+    assert out != without_operational(graph("c"))
+    assert before == graph("a", patience=5)

@@ -94,7 +94,7 @@ class Files:
                     f"Files.files [{name!r}] must be a path; write it in quotes."
                 )
         paths = find_files(self.files, _SUFFIXES)
-        share = min(max(2**25 // max(len(paths), 1), 2**14), 2**23)
+        share = sampled_bytes(max(len(paths), 1))
         with ThreadPoolExecutor() as pool:
             return tuple(pool.map(lambda path: self._open(path, share), paths))
 
@@ -124,3 +124,8 @@ class Files:
                 return JsonLinesFile(file, self.field)
             case _:
                 return ParquetFile(file, self.field)
+
+
+def sampled_bytes(num_files: int) -> int:
+    """Returns how many bytes of each file are sampled."""
+    return min(max(2**25 // num_files, 2**14), 2**23)

@@ -2,6 +2,7 @@
 
 import functools
 import threading
+import zlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,12 @@ import numpy as np
 
 if TYPE_CHECKING:
     import tokenizers
+
+# What tokenizers split in different ways: case, digits, spaces, scripts, marks.
+_MANY_SCRIPTS = (
+    "The QUICK brown fox's 1234567 jumps;  over\tit -- 3.14e-10!\n\n  def f(x):\r\n"
+    " Ünïcödé e\u0301 日本語 العربية русский हिन्दी 👩‍👩‍👧 <|endoftext|> </s>"
+)
 
 # Data pipelines encode in several threads; one of them loads, the others wait.
 _LOADING = threading.Lock()
@@ -31,6 +38,14 @@ class RustTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A CRC-32 of the vocabulary, and of how a text of many scripts is split."""
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        digest = zlib.crc32(repr(sorted(vocabulary.items())).encode(errors="replace"))
+        digest = zlib.crc32(repr(self.encode(_MANY_SCRIPTS)).encode(), digest)
+        return f"{digest:08x}"
 
     @property
     def _tokenizer(self) -> "tokenizers.Tokenizer":
