@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from maxfdl.data.bad_documents import BadDocumentError
 
 _NUM_SAMPLES = 16
+_MOST_PARTS = 1000
 
 
 class Part(NamedTuple):
@@ -37,6 +38,15 @@ class Fingerprint:
     kind: str
     parts: list[Part]
 
+    @classmethod
+    def of_many(cls, kind: str, parts: list[Part]) -> "Fingerprint":
+        """Joins neighbours where there are over 1,000 parts, for states to be small."""
+        size = -(-len(parts) // _MOST_PARTS)
+        if size > 1:
+            groups = (parts[i : i + size] for i in range(0, len(parts), size))
+            parts = [_joined(group) for group in groups]
+        return cls(kind, parts)
+
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, "parts": [list(part) for part in self.parts]}
 
@@ -57,6 +67,12 @@ class Fingerprint:
         if self.kind != saved.kind:
             return f"is {self.kind}, but was {saved.kind}"
         return _other_parts(self.parts, saved.parts)
+
+
+def _joined(parts: list[Part]) -> Part:
+    digest = zlib.crc32(repr([part[1:] for part in parts]).encode())
+    name = f"{parts[0].name} to {parts[-1].name}"
+    return Part(name, sum(part.size for part in parts), f"{digest:08x}")
 
 
 def _other_parts(here: list[Part], saved: list[Part]) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import platform
 import shutil
 
@@ -17,6 +16,7 @@ from maxfdl.data import (
     Synthetic,
     TrainedBpe,
 )
+from maxfdl.data.fingerprint import Fingerprint, Part
 from maxfdl.data.sources.files import sampled_bytes
 from maxfdl.errors import UserError
 
@@ -389,8 +389,18 @@ def test_synthetic_batches_are_known_by_their_settings(name, value):
     assert str(error.value).startswith(f"Synthetic.{name} is {value}, but was {was}")
 
 
-def test_the_state_is_small_for_many_files(tmp_path, state_of):
-    for number in range(200):
-        (tmp_path / f"{number}.txt").write_text(f"text {number}")
-    state = state_of(pathlib.Path(tmp_path) / "*.txt")
-    assert len(json.dumps(state["made_of"])) < 200 * 40
+@pytest.mark.parametrize("count", [1, 1000, 1001, 54_321])
+def test_the_fingerprint_of_many_files_is_small_and_still_shows_every_one(count):
+    parts = [Part(f"{i}.txt", i, f"{i:08x}") for i in range(count)]
+    saved = Fingerprint.of_many("Files", parts)
+    assert len(json.dumps(saved.to_json())) < 60_000
+    assert saved.parts == parts if count <= 1000 else len(saved.parts) <= 1000
+    assert not Fingerprint.of_many("Files", list(parts)).difference(saved)
+    for index in (0, count // 2, count - 1):
+        edited = parts.copy()
+        edited[index] = parts[index]._replace(digest="ffffffff")
+        assert "has changed: [" in Fingerprint.of_many("Files", edited).difference(
+            saved
+        )
+    more = [*parts, Part("more.txt", 1, "00000000")]
+    assert Fingerprint.of_many("Files", more).difference(saved)

@@ -74,7 +74,7 @@ class Files:
             for file, (path, each) in enumerate(zip(paths, self._opened, strict=True))
         ]
         kind = f"Files(field={self.field!r}, split_bytes={self.split_bytes})"
-        return Fingerprint(kind, parts)
+        return Fingerprint.of_many(kind, parts)
 
     def _locate(self, index: int) -> tuple[int, int]:
         """Returns which file holds a document, and which one it is in that file."""
