@@ -61,14 +61,10 @@ class Identity:
         }
 
     def refuse_another(self, saved: dict[str, Any]) -> None:
-        """Raises a UserError that names the first difference from what was saved."""
-        for key, here in self._settings.items():
-            was = saved["settings"].get(key)
-            if here != was:
-                raise UserError(
-                    f"{self._name}.{key} is {here}, but was {was} when this run was"
-                    " saved; set it back, or start a new run in another --run_dir."
-                )
+        """Raises a UserError that names the first difference from what was saved.
+
+        The source comes first: a tokenizer that is trained on it changes with it.
+        """
         here = fingerprint_of(self._source, ())
         if here.name != self._accept:
             without_mended = fingerprint_of(self._source, saved["mended"])
@@ -78,6 +74,13 @@ class Identity:
                     f"{self._name}.source {problem} when this run was saved; put back"
                     " what was there, start a new run in another --run_dir, or go on"
                     f" with what is there now by data.accept_source={here.name}."
+                )
+        for key, value in self._settings.items():
+            was = saved["settings"].get(key)
+            if value != was:
+                raise UserError(
+                    f"{self._name}.{key} is {value}, but was {was} when this run was"
+                    " saved; set it back, or start a new run in another --run_dir."
                 )
 
     @functools.cached_property

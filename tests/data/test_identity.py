@@ -327,6 +327,21 @@ def test_another_tokenizer_is_refused_and_a_copy_is_not(make_data, tokenizer_fil
         assert f"but was {was}{SAVED}" in str(error.value)
 
 
+def test_text_is_named_before_the_tokenizer_that_was_trained_on_it(
+    folder, tmp_path, state_of, resume, monkeypatch
+):
+    monkeypatch.setenv("MAXFDL_CACHE", str(tmp_path / "cache"))
+    settings = {"tokenizer": TrainedBpe(vocab_size=270)}
+    state = state_of(everything(folder), **settings)
+    assert resume(state, everything(folder), **settings) is None
+    (folder / "b.txt").write_text("b b b b b b b b b b b")
+    message = resume(state, everything(folder), **settings)
+    assert message.startswith("TextData.source has changed: [b.txt]")
+    settings["accept_source"] = message.split("data.accept_source=")[1][:-1]
+    message = resume(state, everything(folder), **settings)
+    assert message.startswith("TextData.tokenizer is TrainedBpe of 270 ids")
+
+
 def test_two_ids_that_change_places_make_another_tokenizer(tokenizer_file):
     def swap(text):
         content = json.loads(text)
