@@ -27,7 +27,9 @@ class Files:
 
     A `.txt` file is one document, or several if it is large (see `split_bytes`); a
     line of a `.jsonl` file and a row of a `.parquet` file are one document each. A byte
-    order mark at the beginning of a file is no text.
+    order mark at the beginning of a file is no text. A blank line is an empty document.
+    What is `null`, no string or not UTF-8 is a bad one (see `TextData.skip_bad`); lines
+    and rows count from 1 in errors.
 
     A file counts once, by however many paths, globs and links it is reached: naming
     it twice does not make its documents come twice as often.
