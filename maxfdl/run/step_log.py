@@ -37,7 +37,7 @@ class StepLog:
         self._first = first
         self._mfu_per_token = _mfu_per_token(program)
         self._pending: tuple[int, Metrics] | None = None
-        self._bad_documents: list[int] = []
+        self._bad_documents = 0
         self._skipped = 0
         self.skipped_in_a_row = 0
         """Steps up to the last one fetched that the guard refused."""
@@ -51,7 +51,11 @@ class StepLog:
         """Takes the metrics of a step under way and reports those of one before."""
         self.flush()
         self._pending = (step, metrics)
-        self._bad_documents = self._batches.bad_documents
+        if self._batches.skip_bad and self._is_due(step):
+            # Here, for all processes take part, and all of them come here.
+            self._bad_documents = count_bad_documents(
+                self._batches.bad_documents, self._batches.skip_bad
+            )
 
     def flush(self) -> None:
         """Reports what is pending, if it is due; waits for that step to end."""
@@ -60,10 +64,13 @@ class StepLog:
         step, metrics = self._pending
         self._pending = None
         self.skipped_in_a_row = int(metrics["skipped_in_a_row"])
-        is_first = step == self._first + 1
-        if is_first or step % self._every == 0 or step == self._steps:
+        if self._is_due(step):
             values = jax.device_get(metrics)
             self._report(step, {name: float(x) for name, x in values.items()})
+
+    def _is_due(self, step: int) -> bool:
+        is_first = step == self._first + 1
+        return is_first or step % self._every == 0 or step == self._steps
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Writes metrics of another kind, such as an evaluation's."""
@@ -82,9 +89,7 @@ class StepLog:
             "tokens_per_second": speed,
         }
         if self._batches.skip_bad:
-            metrics["bad_documents"] = count_bad_documents(
-                self._bad_documents, self._batches.skip_bad
-            )
+            metrics["bad_documents"] = self._bad_documents
         if self._mfu_per_token:
             metrics["mfu"] = self._mfu_per_token * speed
         self._writer.write(step, metrics)

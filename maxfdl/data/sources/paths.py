@@ -43,7 +43,7 @@ def _named(name: str, suffixes: Sequence[str]) -> list[pathlib.Path]:
         ) from None
     if os.path.lexists(path):
         if os.path.isdir(path):
-            raise _is_folder(path)
+            raise _is_folder(path, suffixes)
         return [path]
     start = pathlib.Path(path.anchor)
     matches = sorted(set(_matches(start, path.relative_to(start).parts)))
@@ -52,7 +52,7 @@ def _named(name: str, suffixes: Sequence[str]) -> list[pathlib.Path]:
         if not os.path.isdir(match):
             files.append(match)
         elif match.suffix.lower() in suffixes:
-            raise _is_folder(match)
+            raise _is_folder(match, suffixes)
     if not files:
         raise UserError(
             f"Files.files [{shown(name)}] matches no file; correct the path."
@@ -60,10 +60,11 @@ def _named(name: str, suffixes: Sequence[str]) -> list[pathlib.Path]:
     return files
 
 
-def _is_folder(path: pathlib.Path) -> UserError:
+def _is_folder(path: pathlib.Path, suffixes: Sequence[str]) -> UserError:
+    suffix = path.suffix if path.suffix.lower() in suffixes else suffixes[0]
     return UserError(
         f"Files.files [{shown(path)}] must be a file, but is a folder; name the files"
-        f" in it, such as {shown(path)}/**/*.txt."
+        f" in it, such as {shown(path)}/**/*{suffix}."
     )
 
 

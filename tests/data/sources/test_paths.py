@@ -155,7 +155,7 @@ def test_a_folder_among_the_files_of_a_glob_is_refused_if_named_like_one(here):
         found("*.jsonl")
     assert str(error.value) == (
         "Files.files [parts.jsonl] must be a file, but is a folder; name the files in"
-        " it, such as parts.jsonl/**/*.txt."
+        " it, such as parts.jsonl/**/*.jsonl."
     )
 
 
