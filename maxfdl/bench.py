@@ -1,4 +1,4 @@
-"""Times the step of an experiment: `python -m maxfdl.bench experiments.maxtext_shape`.
+r"""Times the step of an experiment: `python -m maxfdl.bench experiments.maxtext_shape`.
 
 Trains on one random batch that stays on the devices; reads no text and saves nothing.
 Compiles afresh, unless JAX_COMPILATION_CACHE_DIR is set. Mutations and values may
@@ -20,8 +20,9 @@ Python (here 3.12):
     pip download -d wheels --no-deps --only-binary=:all: --python-version 3.12 \
         --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
         --platform manylinux_2_28_x86_64 fiddle libcst graphviz ml-collections \
-        tensorboardX grain array-record tokamax==0.0.12 qwix immutabledict einshape \
-        typeguard==2.13.3 pydantic pydantic-core annotated-types typing-inspection
+        tensorboardX grain array-record portpicker tokamax==0.0.12 qwix einshape \
+        immutabledict typeguard==2.13.3 pydantic pydantic-core annotated-types \
+        typing-inspection
 
 and on the one with the card:
 

@@ -5,6 +5,7 @@ who measured it.
 """
 
 import os
+import pathlib
 from typing import Any
 
 from jax.sharding import Mesh
@@ -23,8 +24,7 @@ def compiler_options(mesh: Mesh) -> dict[str, Any]:
 
     What the user's XLA_FLAGS name is left out: theirs counts.
     """
-    flags = os.environ.get("XLA_FLAGS", "").split()
-    named = {flag.lstrip("-").partition("=")[0] for flag in flags}
+    named = {flag.lstrip("-").partition("=")[0] for flag in xla_flags().split()}
     kind = mesh.devices.flat[0].device_kind
     return {
         name: value
@@ -33,3 +33,11 @@ def compiler_options(mesh: Mesh) -> dict[str, Any]:
         for name, value in options.items()
         if name not in named
     }
+
+
+def xla_flags() -> str:
+    """Returns the user's flags: XLA_FLAGS holds them, or names a file that does."""
+    text = os.environ.get("XLA_FLAGS", "").strip()
+    if not text or text.startswith("-"):
+        return text
+    return pathlib.Path(text).read_text().strip()

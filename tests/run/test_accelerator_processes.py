@@ -2,6 +2,9 @@
 
 import dataclasses
 import os
+import pathlib
+import subprocess
+import sys
 import time
 
 import pytest
@@ -65,6 +68,12 @@ def test_a_check_with_an_environment_has_a_process_of_its_own():
     assert found[2].text == "seen" and "MAXFDL_FAKE" not in os.environ
 
 
+def test_after_a_failure_a_new_process_goes_on():
+    found = list(in_children([FINE, RAISING, AGAIN], Bench(None, "cpu")))
+    first, _, last = (outcome.figures.get("pid") for outcome in found)
+    assert first != last
+
+
 def test_a_flag_that_xla_does_not_know_is_refused_with_its_words():
     ((_, status, text),) = outcomes(in_children, [UNKNOWN_FLAG])
     assert status == "refused"
@@ -89,3 +98,20 @@ def test_what_runs_when_all_time_is_up_is_ended():
     )
     assert (status, text) == ("skipped", "all the time was up while it ran")
     assert time.monotonic() - started < 30
+
+
+def test_the_process_that_waits_leaves_the_device_to_the_others():
+    """An array that a module makes when it is imported would take most of a GPU."""
+    code = (
+        "from jax._src import xla_bridge\n"
+        "from maxfdl.run.accelerator import suite\n"
+        "assert all(section.checks('gpu') for section in suite.SECTIONS)\n"
+        "print(xla_bridge.backends_are_initialized())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=pathlib.Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.stderr) == ("False\n", "")

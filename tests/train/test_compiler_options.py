@@ -33,6 +33,13 @@ def test_what_the_user_sets_in_xla_flags_counts(monkeypatch, flag):
     assert compiler_options(mesh("NVIDIA H200", 8)) == {}
 
 
+def test_the_user_may_keep_them_in_a_file(monkeypatch, tmp_path):
+    file = tmp_path / "flags.txt"
+    file.write_text(f"--xla_gpu_autotune_level=2\n--{SCHEDULER}=false\n")
+    monkeypatch.setenv("XLA_FLAGS", str(file))
+    assert compiler_options(mesh("NVIDIA H200", 8)) == {}
+
+
 def test_this_version_of_xla_knows_every_option():
     lowered = jax.jit(lambda x: x + 1).lower(jnp.zeros(()))
     for _, _, options in module._TABLE:

@@ -7,10 +7,10 @@ BUILD_NOTES.md.
 
 import dataclasses
 import functools
-import os
 
 from maxfdl.run.accelerator.check import Bench, Check, Outcome
 from maxfdl.run.accelerator.speed import measure_graph, text_of
+from maxfdl.train.compiler_options import xla_flags
 
 # Of those that MaxText's recipes and NVIDIA's pages on JAX set, the ones that matter on
 # one GPU.
@@ -33,7 +33,7 @@ def checks(platform: str) -> list[Check]:
             functools.partial(probe, flag),
             seconds=120,
             is_alone=True,
-            environment={"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flag}"},
+            environment={"XLA_FLAGS": f"{xla_flags()} {flag}"},
             if_killed="refused",  # XLA ends a process that has a flag it does not know
         )
         for name, flag in CANDIDATES.items()

@@ -26,9 +26,9 @@ def in_this_process(checks: Sequence[Check], bench: Bench) -> Iterator[Outcome]:
 def in_children(checks: Sequence[Check], bench: Bench) -> Iterator[Outcome]:
     """Yields the outcome of each check, run in a child process.
 
-    A child takes checks one after the other. One that crashes or hangs costs the check
-    that it was at, and a new one goes on with the rest. This process must not use the
-    device, whose memory belongs to one process at a time.
+    A child takes checks one after the other. If one fails, crashes or hangs, a new
+    child goes on with those after it. This process must not use the device, whose
+    memory belongs to one process at a time.
     """
     waiting = list(checks)
     while waiting:
@@ -72,7 +72,10 @@ class _Child(contextlib.AbstractContextManager):
         left = max(self._end - started, 0.0)
         try:
             if self._outcomes.poll(min(check.seconds, left)):
-                return self._outcomes.recv()
+                outcome = self._outcomes.recv()
+                # An error of CUDA stays: all that this process did later would fail.
+                self.is_running = outcome.status != "failed"
+                return outcome
         except EOFError:
             self._process.join()
             found = Outcome(
