@@ -5,9 +5,10 @@ Compiles afresh, unless JAX_COMPILATION_CACHE_DIR is set. Mutations and values m
 follow, as for `maxfdl.launch`.
 
 With `--accelerator` it takes no experiment: it checks the first device here, and how
-fast it trains, in at most `--accelerator_minutes`. `maxfdl.run.accelerator` has the
-list. It prints a line per check and exits with 1 if one failed. On a machine with a
-card, in a checkout of this repository:
+fast it trains, in at most `--accelerator_minutes`. It prints a line per check: passed,
+measured, refused (a kernel that does not take such a mask, a batch that does not fit),
+skipped, or failed, which gives exit code 1. `maxfdl.run.accelerator` has the checks. On
+a machine with a card, in a checkout of this repository:
 
     python3 -m venv .venv
     .venv/bin/pip install '.[gpu]'
