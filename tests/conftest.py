@@ -20,6 +20,9 @@ _XLA_FLAGS = [
     "--xla_force_host_platform_device_count=8",
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_parallel_codegen_split_count=1",
+    # Devices that wait for one another on a busy machine are no deadlock yet.
+    "--xla_cpu_collective_call_terminate_timeout_seconds=300",
 ]
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     _XLA_FLAGS.append("--xla_cpu_use_fusion_emitters=false")  # Later ones lack it.
@@ -34,4 +37,10 @@ jaxtyping.install_import_hook("maxfdl.ops", "beartype.beartype")
 # maxfdl/run/runtime.py; commands that tests start on one device use it.
 import jax  # noqa: E402
 
+from tests.times import CpuTimes  # noqa: E402
+
 jax.config.update("jax_enable_compilation_cache", False)
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(CpuTimes())

@@ -7,10 +7,17 @@ import subprocess
 import sys
 
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
+from maxfdl import bench as command
 from maxfdl.bench import lines
+from maxfdl.errors import UserError
+from maxfdl.run.accelerator import suite
+from maxfdl.run.accelerator.check import Outcome
 from maxfdl.run.benchmark import Figures, Spread
 
+FLAGS = flags.FLAGS
 ROOT = pathlib.Path(__file__).parents[1]
 RUN = {
     "name": "small",
@@ -101,3 +108,64 @@ def test_mistakes_are_one_line_and_code_2(args, message):
     done = bench("experiments.llama2_smoke", *args)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
+
+
+def test_the_accelerator_is_checked_in_processes_of_their_own(tmp_path):
+    file = tmp_path / "found.json"
+    done = bench("--accelerator", "--accelerator_only=product", f"--json={file}")
+    assert (done.returncode, done.stderr) == (0, "")
+    device, product, summary = done.stdout.splitlines()
+    assert device.startswith("measured  device ") and "cpu, JAX " in device
+    assert product.startswith("measured  product ") and "512^3 in bfloat16" in product
+    assert summary.startswith("2 checks in ")
+    found = json.loads(file.read_text())
+    assert [check["name"] for check in found["checks"]] == ["device", "product"]
+
+
+def main_with(*args: str) -> None:
+    """Runs the command in this process, whose own flags nobody has parsed."""
+    with flagsaver.flagsaver():
+        try:
+            FLAGS(["bench", *args])
+            command.main([])
+        finally:
+            FLAGS.unparse_flags()
+
+
+def test_a_failed_check_gives_code_1(monkeypatch, capsys):
+    found = [Outcome("passed", "", name="a"), Outcome("failed", "so", name="b")]
+    monkeypatch.setattr(suite, "run", lambda *args, **kwargs: iter(found))
+    with pytest.raises(SystemExit) as end:
+        main_with("--accelerator")
+    assert end.value.code == 1
+    assert capsys.readouterr().out.endswith("0 skipped, 1 failed (b)\n")
+
+
+def test_a_kernel_that_is_refused_is_no_failure(monkeypatch):
+    found = [Outcome("refused", "so", name="b")]
+    monkeypatch.setattr(suite, "run", lambda *args, **kwargs: iter(found))
+    main_with("--accelerator")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            ["--accelerator", "--fdl_config=experiments.llama2_smoke"],
+            "--fdl_config has no meaning with --accelerator, whose experiments are its",
+        ),
+        (["--accelerator", "--steps=3"], "--steps has no meaning with --accelerator"),
+        (
+            ["--accelerator_minutes=3"],
+            "--accelerator_minutes has no meaning without --accelerator",
+        ),
+        (
+            ["--accelerator", "--accelerator_only=speed"],
+            "--accelerator_only=speed is no section. It must be one of attention,",
+        ),
+        (["--accelerator", "--json=no/such/folder"], "cannot be written"),
+    ],
+)
+def test_flags_that_mean_nothing_are_refused_at_once(args, message):
+    with pytest.raises(UserError, match=message):
+        main_with(*args)

@@ -34,7 +34,7 @@ LIBRARY = {
     | {"files"},
     "experiment": WORDS | {"sharding", "model", "data", "checkpoint", "train"},
     "run": WORDS
-    | {"files", "layers.sinks", "sharding", "data", "checkpoint", "train"}
+    | {"files", "ops", "layers.sinks", "sharding", "data", "checkpoint", "train"}
     | {"experiment", "inference", "outside", "hf.folder", "hf.weights"},
 }
 KNOW_FIDDLE = {

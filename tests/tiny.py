@@ -2,9 +2,11 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import fiddle as fdl
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fdl_configs import data, optimizers
@@ -12,6 +14,7 @@ from fdl_configs.models.llama import llama
 from fdl_configs.runs import pretrain
 from maxfdl import graph
 from maxfdl.experiment import Experiment
+from maxfdl.layers.parameter import Parameter, map_parameters, path_hash
 from maxfdl.train.program import Program
 
 VOCAB, ROWS, LENGTH = 64, 8, 16
@@ -66,10 +69,42 @@ def program(config: fdl.Config[Experiment], devices: int = 1) -> Program:
     return Program(trainer, made.batch_size, made.sequence_length)
 
 
+def begin(program: Program) -> Any:
+    """Returns what `program.init()` does.
+
+    One program that draws all weights compiles longer than the step, so here each kind
+    of weights has a program of its own, which serves all tests.
+    """
+    trainer = program.trainer
+    dtype = trainer.model.network.param_dtype
+    params = map_parameters(
+        lambda path, parameter: _drawn(path, parameter).astype(dtype),
+        trainer.model.parameters(),
+    )
+    state = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), program.abstract_state()["state"]
+    )
+    began = trainer.start_from({"params": params, "state": state})
+    # A step overwrites its state, so each leaf needs memory of its own.
+    own = jax.tree.map(lambda x: np.array(x), began)
+    return jax.device_put(own, trainer.state_shardings())
+
+
+@functools.cache
+def _drawn(path: str, parameter: Parameter) -> jax.Array:
+    key = jax.random.fold_in(jax.random.key(0), path_hash("params"))
+    return _draw(parameter)(jax.random.fold_in(key, path_hash(path)))
+
+
+@functools.cache
+def _draw(parameter: Parameter) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(parameter.draw)
+
+
 def train(config: fdl.Config[Experiment], steps: int, devices: int = 1):
     """Returns the loss of each step, and the state after the last."""
     compiled = program(config, devices)
-    run, state = compiled.compile_step().run, compiled.init()
+    run, state = compiled.compile_step().run, begin(compiled)
     losses = []
     for i in range(steps):
         state, metrics = run(state, compiled.place(batch(i)))

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import time
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -63,19 +64,26 @@ class Figures:
     dispatch_microseconds: float
 
 
-def measure(experiment: Experiment, *, steps: int, warmup: int) -> Figures:
+def measure(
+    experiment: Experiment,
+    *,
+    steps: int,
+    warmup: int,
+    devices: Sequence[jax.Device] | None = None,
+) -> Figures:
     """Trains on one random batch that stays on the devices, and times `steps` steps.
 
-    The first step and `warmup` further ones are not among them.
+    The first step and `warmup` further ones are not among them. `devices`: None takes
+    all.
 
     Raises:
       UserError: For what cannot be run.
     """
-    trainer = experiment.make_trainer(experiment.make_sharding())
+    trainer = experiment.make_trainer(experiment.make_sharding(devices))
     program = Program(trainer, experiment.batch_size, experiment.sequence_length)
     compiled = program.compile_step()
     state = jax.block_until_ready(program.init())
-    batch = _random_batch(experiment, program)
+    batch = random_batch(experiment, program)
     state, _ = jax.block_until_ready(compiled.run(state, batch))
     first_step_seconds = seconds_since_process_start()
     for _ in range(warmup):
@@ -146,8 +154,12 @@ def seconds_since_process_start() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started
 
 
-def _random_batch(experiment: Experiment, program: Program) -> dict[str, jax.Array]:
+def random_batch(
+    experiment: Experiment, program: Program, documents_per_row: int = 1
+) -> dict[str, jax.Array]:
+    """Returns a batch of random tokens, on the devices."""
     data = Synthetic(
+        documents_per_row=documents_per_row,
         batch_size=experiment.batch_size,
         sequence_length=experiment.sequence_length,
         seed=experiment.seed,

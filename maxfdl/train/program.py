@@ -12,6 +12,7 @@ import numpy as np
 
 from maxfdl.ops.cost import count_flops
 from maxfdl.sharding.sharding import Sharding
+from maxfdl.train.compiler_options import compiler_options
 from maxfdl.train.trainer import State, Trainer
 
 _BATCH_TYPES = {
@@ -102,7 +103,8 @@ class Program:
         started = time.perf_counter()
         lowered = step.lower(self.abstract_state(), self.abstract_batch())
         traced = time.perf_counter()
-        compiled = lowered.compile()
+        options = compiler_options(self.sharding.mesh)
+        compiled = lowered.compile(compiler_options=options)
         return CompiledStep(compiled, traced - started, time.perf_counter() - traced)
 
     def compile_evaluation(self) -> Callable:

@@ -13,6 +13,7 @@ from maxfdl import graph
 from maxfdl.errors import UserError
 from maxfdl.mutations import to_linen, unroll_layers
 from maxfdl.train.program import Program
+from tests import tiny
 from tests.hf.variants import FAMILIES
 
 FAST = ("deepseek_v3",)
@@ -32,7 +33,7 @@ def trajectory(family, *mutations):
     sharding = experiment.make_sharding(jax.devices()[:1])
     trainer = experiment.make_trainer(sharding)
     program = Program(trainer, experiment.batch_size, experiment.sequence_length)
-    step, state = program.compile_step().run, program.init()
+    step, state = program.compile_step().run, tiny.begin(program)
     batches = experiment.make_data(trainer.model).train()
     reports = []
     for batch in itertools.islice(batches, experiment.steps):

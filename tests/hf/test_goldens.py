@@ -6,8 +6,6 @@ are equal.
 """
 
 import dataclasses
-import functools
-import itertools
 from typing import Any
 
 import jax
@@ -25,19 +23,22 @@ from tests.hf.variants import (
     FAMILIES,
     VARIANTS,
     cut,
-    is_slow,
     loaded,
     varied,
     with_config,
 )
 
+EXHAUSTIVE = (pytest.mark.slow, pytest.mark.exhaustive)
+# Layer by layer the families and ways to run are compared in tests/layers, and step by
+# step in tests/experiments: here each folder runs in one way, the ways in turns.
 CASES = [
     pytest.param(
         (folder, variant),
         id=f"{folder}, {variant}",
-        marks=pytest.mark.slow if is_slow(folder, variant) else (),
+        marks=() if i % len(VARIANTS) == j else EXHAUSTIVE,
     )
-    for folder, variant in itertools.product(FAMILIES, VARIANTS)
+    for i, folder in enumerate(FAMILIES)
+    for j, variant in enumerate(VARIANTS)
 ]
 
 
@@ -69,15 +70,6 @@ def results(request) -> Results:
     golden, weights = goldens.expected(folder), loaded(folder)
     config, variables = varied(weights.config, variant), weights.variables
     made = graph.build(config).make_model()
-    ends = {
-        "hidden.embed": cut(config, variables, num_stacks=0),
-        "hidden.layer0": cut(config, variables, 1, first_layer=True),
-        "hidden.last": cut(config, variables, len(config.model.decoder.stacks)),
-    }
-    ends = {
-        name: (graph.build(short).make_model(), part)
-        for name, (short, part) in ends.items()
-    }
     loss = NextTokenLoss(CrossEntropy())
 
     def objective(params, state, tokens):
@@ -86,48 +78,41 @@ def results(request) -> Results:
         return term.mean, output.logits
 
     @jax.jit
-    def compute(variables, parts, tokens):
+    def compute(variables, tokens):
         params, state = variables["params"], variables["state"]
         grad = jax.value_and_grad(objective, has_aux=True)
         (value, logits), gradients = grad(params, state, tokens)
-        hidden = {
-            name: model.apply(parts[name], tokens).hidden
-            for name, (model, _) in ends.items()
-        }
-        norm = optax.tree.norm(gradients)
-        return hidden | {
-            "loss": value,
-            "logits": logits,
-            "grad_norm": norm,
-        }, gradients
+        return {"loss": value, "logits": logits}, gradients
 
-    parts = {name: part for name, (_, part) in ends.items()}
-    values, gradients = compute(variables, parts, jnp.asarray(golden["input_ids"]))
+    values, gradients = compute(variables, jnp.asarray(golden["input_ids"]))
+    values["grad_norm"] = optax.tree.norm(gradients)
     theirs = hf.Folder(goldens.FOLDER / folder).config
     tree = {"params": gradients, "state": variables["state"]}
     for name, gradient in their_tensors(made, tree, theirs):
         values[f"grad.{name}"] = gradient
-    values["greedy_ids"] = greedy(made, variables, golden)
+    greedy, _ = compute(variables, jnp.asarray(continued(golden)))
+    values["greedy_ids"] = greedy_ids(greedy["logits"], golden)
     return Results(golden, values)
 
 
-def greedy(model, variables, golden) -> np.ndarray:
-    """Returns the likeliest tokens one after the other, without a cache."""
+START = 12
+"""Tokens of each row that the greedy continuation follows."""
+
+
+def continued(golden) -> np.ndarray:
+    """Returns the beginning of each row with the golden's continuation behind it."""
+    tokens, greedy = golden["input_ids"].copy(), golden["greedy_ids"]
+    tokens[:, START : START + greedy.shape[1]] = greedy
+    return tokens
+
+
+def greedy_ids(logits, golden) -> np.ndarray:
+    """Returns the likeliest token after each place up to the continuation's last.
+
+    If it is the golden's each time, so is what we would write token by token.
+    """
     count = golden["greedy_ids"].shape[1]
-    start = 12
-    logits = jax.jit(functools.partial(model.logits, variables))
-    # The tokens to come are 0 until they are known: what comes later is not seen.
-    tokens = np.zeros((2, start + count), np.int32)
-    tokens[:, :start] = golden["input_ids"][:, :start]
-    for place in range(start, start + count):
-        best = jnp.argmax(logits(jnp.asarray(tokens))[:, place - 1], axis=-1)
-        tokens[:, place] = best
-    return tokens[:, start:]
-
-
-@pytest.mark.parametrize("name", ["hidden.embed", "hidden.layer0", "hidden.last"])
-def test_hidden_vectors(results, name):
-    results.assert_near(name)
+    return np.argmax(logits[:, START - 1 : START - 1 + count], axis=-1)
 
 
 @pytest.mark.parametrize("name", ["logits", "loss"])
@@ -150,6 +135,29 @@ def test_norm_of_the_gradients(results):
 def test_greedy_continuation(results):
     expected = results.golden["greedy_ids"]
     np.testing.assert_array_equal(results.values["greedy_ids"], expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", FAMILIES)
+def test_hidden_vectors(folder):
+    """After the embedding, the first layer and the last: where a difference begins."""
+    golden, weights = goldens.expected(folder), loaded(folder)
+    config, variables = weights.config, weights.variables
+    ends = {
+        "hidden.embed": cut(config, variables, num_stacks=0),
+        "hidden.layer0": cut(config, variables, 1, first_layer=True),
+        "hidden.last": cut(config, variables, len(config.model.decoder.stacks)),
+    }
+    models = {name: graph.build(c).make_model() for name, (c, _) in ends.items()}
+
+    @jax.jit
+    def compute(parts, tokens):
+        return {k: models[k].apply(part, tokens).hidden for k, part in parts.items()}
+
+    parts = {name: part for name, (_, part) in ends.items()}
+    values = compute(parts, jnp.asarray(golden["input_ids"]))
+    for name in ends:
+        Results(golden, values).assert_near(name)
 
 
 @pytest.mark.parametrize("folder", FAMILIES)

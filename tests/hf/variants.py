@@ -50,16 +50,8 @@ VARIANTS = {
     "nnx, unrolled": (unroll_layers,),
     "linen, scanned": (to_linen,),
 }
-DEFAULT = tuple(VARIANTS)[:2]
-"""Between them, both families and both ways to run."""
-
 OFTEN = ("llama3", "gemma3", "mixtral", "deepseek_v3", "qwen3_next")
-"""Between them, every layer: what runs in both of `DEFAULT` every time."""
-
-
-def is_slow(folder: str, variant: str) -> bool:
-    """Says whether a case waits for CI's slow part."""
-    return variant not in DEFAULT[: 2 if folder in OFTEN else 1]
+"""Between them, every layer: what the fast part runs where others wait for the slow."""
 
 
 @functools.cache

@@ -108,7 +108,7 @@ def gradients(*mutations):
     config.model.head.initializer = fdl.Config(Normal, stddev=1e-5)
     program = tiny.program(config)
     run = jax.jit(program.trainer.gradients)
-    grads, _ = run(program.init(), program.place(tiny.batch(0)))
+    grads, _ = run(tiny.begin(program), program.place(tiny.batch(0)))
     return grads["decoder"]
 
 
@@ -130,7 +130,7 @@ def test_gradients_that_float16_does_not_hold_are_right_at_scale(tiles):
 def test_an_overflow_changes_nothing_but_the_scale():
     config = tiny.experiment(in_float16, functools.partial(loss_scale, initial=2.0**24))
     program = tiny.program(config)
-    state, run = program.init(), program.compile_step().run
+    state, run = tiny.begin(program), program.compile_step().run
     before = jax.device_get(state)
     after, metrics = run(state, program.place(tiny.batch(0)))
     assert metrics["skipped"] == 1 and metrics["loss_scale"] == 2.0**23

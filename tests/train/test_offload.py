@@ -95,7 +95,7 @@ def test_training_from_the_host_gives_the_same_numbers(case, offload):
 def test_a_step_that_does_not_count_leaves_what_is_on_the_host():
     config = tiny.experiment(offload_optimizer, offload_parameters, average_weights)
     program = tiny.program(config)
-    run, state = program.compile_step().run, program.init()
+    run, state = program.compile_step().run, tiny.begin(program)
     state, _ = run(state, program.place(tiny.batch(0)))
     before = jax.device_get(state)
     broken = tiny.batch(1) | {

@@ -103,7 +103,7 @@ def test_layers_of_a_stack_are_clipped_one_by_one():
     """MaxText takes the maximum over layers: D6 of the facts."""
     update = QkClip(threshold=100.0)
     program = tiny.program(tiny.experiment(use_muonclip))
-    params, declared = program.init()["params"], program.trainer.model.parameters()
+    params, declared = tiny.begin(program)["params"], program.trainer.model.parameters()
     highest = np.float32([[50, 200, 400, 100], [100, 99, 10, 1], [1, 1, 1, 1600]])
     sink = HeadScores(Max(jnp.asarray(highest)))
     path = "decoder/stacks_0/layers_0/attention"
@@ -120,7 +120,7 @@ def test_a_run_reports_and_bounds_the_scores():
     config = tiny.experiment(functools.partial(use_muonclip, threshold=0.5))
     config.optimizer.schedule.peak = 0.0  # what moves is the clip's
     program = tiny.program(config)
-    run, state = program.compile_step().run, program.init()
+    run, state = program.compile_step().run, tiny.begin(program)
     found = []
     for _ in range(4):
         state, metrics = run(state, program.place(tiny.batch(0)))
@@ -133,7 +133,7 @@ def test_maxima_of_microbatches_are_compared_and_not_added():
     whole = tiny.program(tiny.experiment(use_muonclip))
     parts = functools.partial(gradient_accumulation, steps=4)
     cut = tiny.program(tiny.experiment(use_muonclip, parts))
-    state = whole.init()
+    state = tiny.begin(whole)
     values = [
         jax.jit(p.trainer.step)(state, p.place(tiny.batch(0)))[1]["max_logit"]
         for p in (whole, cut)
