@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterable
-from typing import Any
 
 from maxfdl.errors import UserError
 
@@ -67,24 +66,6 @@ class BadDocuments:
             file=sys.stderr,
             flush=True,
         )
-
-
-class ReadableSource:
-    """A source whose bad documents read as empty ones, up to a limit."""
-
-    def __init__(self, source: Any, bad: BadDocuments):
-        self._source = source
-        self._bad = bad
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> str:
-        try:
-            return self._source[index]
-        except BadDocumentError as error:
-            self._bad.meet(index, error)
-            return ""
 
 
 def _too_many(number: int, limit: int, error: BadDocumentError) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
-from maxfdl.data.bad_documents import BadDocuments, ReadableSource
+from maxfdl.data.bad_documents import BadDocuments
 from maxfdl.data.documents import Documents
 from maxfdl.data.identity import Identity, described
 from maxfdl.data.lanes import LanePlan
@@ -22,6 +22,7 @@ from maxfdl.data.packing import (
 )
 from maxfdl.data.rows import check_rows
 from maxfdl.data.sources import Source
+from maxfdl.data.sources.readable import ReadableSource
 from maxfdl.data.split import split_documents
 from maxfdl.data.tokenizers import Tokenizer
 from maxfdl.errors import UserError

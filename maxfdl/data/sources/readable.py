@@ -1,0 +1,23 @@
+"""A source for readers that take documents in an order of their own."""
+
+from typing import Any
+
+from maxfdl.data.bad_documents import BadDocumentError, BadDocuments
+
+
+class ReadableSource:
+    """A source whose bad documents read as empty ones, up to a limit."""
+
+    def __init__(self, source: Any, bad: BadDocuments):
+        self._source = source
+        self._bad = bad
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> str:
+        try:
+            return self._source[index]
+        except BadDocumentError as error:
+            self._bad.meet(index, error)
+            return ""
