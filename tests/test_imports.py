@@ -20,13 +20,14 @@ LIBRARY = {
     "errors": NOTHING,
     "markers": NOTHING,
     "files": NOTHING,
+    "outside": WORDS,
     "ops": NOTHING,
     "sharding": WORDS,
     "layers": WORDS | {"ops", "sharding"},
     "model": WORDS | {"ops", "sharding", "layers"},
     "optim": WORDS | {"layers.parameter", "sharding.memory"},
-    "inference": WORDS | {"ops", "layers.cache", "model"},
-    "data": WORDS | {"files"},
+    "inference": WORDS | {"ops", "layers.cache", "model", "outside"},
+    "data": WORDS | {"files", "outside"},
     "checkpoint": WORDS | {"sharding.memory"},
     "train": WORDS
     | {"ops", "sharding", "layers.parameter", "layers.sinks", "model", "optim"}
@@ -34,13 +35,13 @@ LIBRARY = {
     "experiment": WORDS | {"sharding", "model", "data", "checkpoint", "train"},
     "run": WORDS
     | {"files", "ops", "layers.sinks", "sharding", "data", "checkpoint", "train"}
-    | {"experiment", "inference", "hf.folder", "hf.weights"},
+    | {"experiment", "inference", "outside", "hf.folder", "hf.weights"},
 }
 KNOW_FIDDLE = {
     "graph": WORDS,
     "mutations": WORDS | LIBRARY.keys() | {"graph"},
     "hf": WORDS | LIBRARY.keys() | {"graph", "mutations"},
-    "gguf": WORDS | {"files", "hf"},
+    "gguf": WORDS | {"files", "outside", "hf"},
     "commandline": WORDS | {"graph"},
     "report": WORDS | LIBRARY.keys() | {"graph"},
     "saved_run": WORDS | LIBRARY.keys() | {"graph"},
