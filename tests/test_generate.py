@@ -7,8 +7,16 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 
 import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from maxfdl import generate as command
+from maxfdl import hf
+from maxfdl.errors import UserError
+from tests.goldens import tokenizers as goldens
 
 ROOT = pathlib.Path(__file__).parents[1]
 GOLDEN = ROOT / "tests/goldens/llama2"
@@ -129,9 +137,92 @@ def test_mistakes_are_one_line_and_code_2(args, message):
     assert (done.returncode, done.stderr) == (2, f"error: {message}\n")
 
 
-def test_a_chat_needs_a_template(folder):
-    done = generate(f"--hf={folder}", "--prompt=t1", "--chat")
-    assert done.returncode == 2
-    assert done.stderr == (
-        "error: --chat needs a chat template, and this model brings none.\n"
-    )
+NAMES = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+
+
+@pytest.fixture
+def ids_of(tmp_path, monkeypatch):
+    """Returns the ids of a prompt, for a folder with the tokenizer of a golden.
+
+    The model is none: it is read, and asked for the number of its rows, and no more.
+    """
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+    def ids_of(prompt, patch=None, rows=320, chat=None, system=None, **files):
+        named = {name.replace("__", "."): each for name, each in files.items()}
+        named["config.json"] = {"model_type": "llama", "vocab_size": rows}
+        goldens.write(tmp_path, "bytes", patch or {}, named)
+        network = types.SimpleNamespace(vocab_size=rows)
+        loaded = types.SimpleNamespace(
+            model=types.SimpleNamespace(network=network), variables={}
+        )
+        monkeypatch.setattr(hf, "load", lambda *_, **__: loaded)
+        writer = command._from_hugging_face(tmp_path)
+        with flagsaver.flagsaver(prompt=prompt, chat=chat, system=system):
+            return writer, command._prompt(writer)
+
+    return ids_of
+
+
+def test_a_long_prompt_is_read_whole_whatever_truncation_the_file_stores(ids_of):
+    truncation = {"max_length": 6, "stride": 0}
+    truncation |= {"strategy": "LongestFirst", "direction": "Right"}
+    text = "zzz zzz zzz zzz zzz"
+    writer, ids = ids_of(text, {"truncation": truncation})
+    assert writer.tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_bos_is_where_transformers_puts_it_whatever_the_config_asks(asked, ids_of):
+    config = {**NAMES, "add_bos_token": asked}
+    beside = {"tokenizer_config__json": config}
+    _, with_one = ids_of("the", **beside)
+    _, without = ids_of("the", {"post_processor": None}, **beside)
+    assert with_one == [1, *without]
+
+
+def test_a_chat_adds_nothing_to_what_its_template_says(ids_of):
+    template = "{{ bos_token }}{% for m in messages %}{{ m.role }}{% endfor %}</s>"
+    beside = {"tokenizer_config__json": NAMES, "chat_template__jinja": template}
+    writer, ids = ids_of("Hi", system="Be brief.", **beside)
+    assert ids == writer.tokenizer.encode("<s>systemuser</s>")
+    _, plain = ids_of("Hi", chat=False, **beside)
+    assert plain == writer.tokenizer.encode_text("Hi")
+
+
+def test_stop_tokens_without_a_row_never_come_and_are_left_out(ids_of):
+    generation = {"eos_token_id": [2, 50256]}
+    writer, _ = ids_of("the", generation_config__json=generation)
+    assert writer.stop_tokens == (2,)
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        (
+            {"rows": 300},
+            r"tokenizer.json has 320 ids, up to '.*', but the model knows 300 only"
+            r" \(vocab_size\); use the tokenizer that belongs to the model.",
+        ),
+        (
+            {
+                "prompt": "an <image>",
+                "tokenizer_config__json": {**NAMES, "image_token": "<image>"},
+            },
+            "the text holds '<image>', which is token 320, but model.vocab_size is 320",
+        ),
+        ({"system": "Be brief."}, "--system is for a chat; put it into --prompt"),
+        ({"chat": True}, "--chat needs a chat template, and this model brings none."),
+        ({"chat_template__jinja": ""}, "the chat template makes an empty text; give"),
+        (
+            {"prompt": "", "patch": {"post_processor": None}},
+            "--prompt is empty, and no token begins a text here.",
+        ),
+        ({"tokenizer_config__json": '{"bos_token": "<s>",}'}, "is not JSON that can"),
+        ({"generation_config__json": "[]"}, "must hold a JSON object"),
+    ],
+)
+def test_a_prompt_that_cannot_be_read_is_refused(changed, message, ids_of):
+    with pytest.raises(UserError, match=message):
+        ids_of(**{"prompt": "the", **changed})

@@ -26,7 +26,7 @@ LIBRARY = {
     "layers": WORDS | {"ops", "sharding"},
     "model": WORDS | {"ops", "sharding", "layers"},
     "optim": WORDS | {"layers.parameter", "sharding.memory"},
-    "inference": WORDS | {"ops", "layers.cache", "model", "outside"},
+    "inference": WORDS | {"ops", "layers.cache", "model", "data.tokenizers"},
     "data": WORDS | {"files", "outside"},
     "checkpoint": WORDS | {"sharding.memory"},
     "train": WORDS
