@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn

@@ -41,7 +41,7 @@ KNOW_FIDDLE = {
     "graph": WORDS,
     "mutations": WORDS | LIBRARY.keys() | {"graph"},
     "hf": WORDS | LIBRARY.keys() | {"graph", "mutations"},
-    "gguf": WORDS | {"files", "outside", "hf"},
+    "gguf": WORDS | {"files", "outside", "data.tokenizers", "hf"},
     "commandline": WORDS | {"graph"},
     "report": WORDS | LIBRARY.keys() | {"graph"},
     "saved_run": WORDS | LIBRARY.keys() | {"graph"},
