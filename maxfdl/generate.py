@@ -153,14 +153,15 @@ def _from_gguf(file: pathlib.Path) -> Any:
 
 
 def _from_run(folder: pathlib.Path) -> Any:
+    from maxfdl.run.directory import TOKENIZER
     from maxfdl.saved_run import read_run
 
     run = read_run(folder, FLAGS.trust)
     model = run.experiment.make_model()
     tokenizer = _tokenizer(
-        folder / "tokenizer",
+        folder / TOKENIZER,
         model.network.vocab_size,
-        missing="run the command in command.txt again, which writes it",
+        missing="a run on text writes it when it starts",
     )
     return _writer(model, run.variables, tokenizer)
 

@@ -13,9 +13,11 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
+from maxfdl import convert, hf, saved_run
 from maxfdl import generate as command
-from maxfdl import hf
+from maxfdl.data import HuggingFaceTokenizer
 from maxfdl.errors import UserError
+from maxfdl.run.directory import RunDirectory
 from tests.goldens import tokenizers as goldens
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -23,6 +25,13 @@ GOLDEN = ROOT / "tests/goldens/llama2"
 SPEED = (
     r"prompt of (\d+) tokens, first token after \d+\.\d\d s, then \d+\.\d tokens/s\n"
 )
+
+
+@pytest.fixture(autouse=True)
+def parsed_flags():
+    """Commands are called in this process, too."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
 
 
 def run(module: str, *args: str) -> subprocess.CompletedProcess:
@@ -103,6 +112,12 @@ def test_a_run_goes_on_from_its_newest_checkpoint(tmp_path):
     assert first.returncode == 0, first.stderr
     assert re.fullmatch(SPEED, first.stderr)
     assert first.stdout != other.stdout
+    # Its export writes the same text.
+    folder = tmp_path / "exported"
+    with flagsaver.flagsaver(trust=[]):
+        convert._to_hugging_face(str(tmp_path), str(folder), None)
+    exported = generate(f"--hf={folder}", *args[1:], *drawn, "--seed=1")
+    assert exported.stdout == first.stdout
 
 
 @pytest.mark.parametrize(
@@ -146,8 +161,6 @@ def ids_of(tmp_path, monkeypatch):
 
     The model is none: it is read, and asked for the number of its rows, and no more.
     """
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
 
     def ids_of(prompt, patch=None, rows=320, chat=None, system=None, **files):
         named = {name.replace("__", "."): each for name, each in files.items()}
@@ -189,6 +202,41 @@ def test_a_chat_adds_nothing_to_what_its_template_says(ids_of):
     assert ids == writer.tokenizer.encode("<s>systemuser</s>")
     _, plain = ids_of("Hi", chat=False, **beside)
     assert plain == writer.tokenizer.encode_text("Hi")
+
+
+MODEL = types.SimpleNamespace(network=types.SimpleNamespace(vocab_size=320))
+RUN = types.SimpleNamespace(
+    experiment=types.SimpleNamespace(make_model=lambda: MODEL), variables={}
+)
+
+
+def test_a_run_keeps_the_template_and_stop_tokens_of_the_folder_that_it_tuned(
+    tmp_path, monkeypatch
+):
+    folder, run_dir = tmp_path / "folder", tmp_path / "run"
+    folder.mkdir()
+    template = "{{ bos_token }}{{ messages[0].content }}<pad>"
+    files = {"tokenizer_config.json": NAMES, "chat_template.jinja": template}
+    files["generation_config.json"] = {"eos_token_id": 3}
+    tokenizer = HuggingFaceTokenizer(str(goldens.write(folder, "bytes", {}, files)))
+    RunDirectory(run_dir).write_tokenizer(tokenizer)
+    expected = tokenizer.encode("<s>the<pad>")
+    shutil.rmtree(folder)
+    monkeypatch.setattr(saved_run, "read_run", lambda *_: RUN)
+    with flagsaver.flagsaver(prompt="the", chat=True, trust=[]):
+        writer = command._from_run(run_dir)
+        assert command._prompt(writer) == expected
+    assert writer.stop_tokens == (3, 2)
+
+
+def test_a_run_without_text_has_no_tokenizer(tmp_path, monkeypatch):
+    monkeypatch.setattr(saved_run, "read_run", lambda *_: RUN)
+    with flagsaver.flagsaver(trust=[]), pytest.raises(UserError) as error:
+        command._from_run(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path / 'tokenizer'} holds no tokenizer.json; a run on text writes it"
+        " when it starts."
+    )
 
 
 def test_stop_tokens_without_a_row_never_come_and_are_left_out(ids_of):

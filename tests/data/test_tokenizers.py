@@ -87,6 +87,47 @@ def test_decoding_accepts_arrays(tokenizer):
     assert tokenizer.decode(ids) == "array"
 
 
+def saved(tokenizer, tmp_path):
+    """The tokenizer, read from the files that it writes."""
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    tokenizer.save(folder)
+    return HuggingFaceTokenizer(str(folder / "tokenizer.json"))
+
+
+def test_its_files_give_the_same_ids_and_stop_at_eos(tokenizer, tmp_path):
+    other = saved(tokenizer, tmp_path)
+    for text in [*TEXTS, "a\ud83db", "<|eos|> e\u0301 <|bos|>"]:
+        assert other.encode(text) == tokenizer.encode(text)
+        assert other.encode_text(text) == tokenizer.encode_text(text)
+        document = tokenizer.encode_document(text).tolist()
+        assert other.encode_document(text).tolist() == document
+        assert other.decode(document) == tokenizer.decode(document)
+    assert other.files.stop_tokens == (tokenizer.eos_id,)
+    assert other.pad_id == tokenizer.pad_id
+
+
+def test_a_copy_keeps_chat_templates_and_ends_where_both_files_and_data_end(
+    hugging_face, tmp_path
+):
+    (tmp_path / "chat_template.jinja").write_text("A")
+    (tmp_path / "chat_templates").mkdir()
+    (tmp_path / "chat_templates/tool_use.jinja").write_text("B")
+    generation = {"eos_token_id": 7, "temperature": 0.6}
+    (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    copy = saved(hugging_face, tmp_path)
+    assert copy.files.chat_templates == {"default": "A", "tool_use": "B"}
+    written = (tmp_path / "saved/generation_config.json").read_text()
+    assert json.loads(written) == {"eos_token_id": [7, 1], "temperature": 0.6}
+
+
+def test_a_copy_has_the_roles_that_the_graph_gives(hugging_face, tmp_path):
+    (tmp_path / "special_tokens_map.json").write_text('{"eos_token": "<|eos|>"}')
+    given = HuggingFaceTokenizer(file=hugging_face.file, eos="<|bos|>", pad="<|eos|>")
+    copy = saved(given, tmp_path)
+    assert (copy.bos_id, copy.eos_id, copy.pad_id) == (0, 0, 1)
+
+
 def test_bytes_are_their_own_ids():
     assert ByteTokenizer().encode("Aé") == [65, 0xC3, 0xA9]
     assert ByteTokenizer().decode([0xFF, 65, 257, 9999]) == "\ufffdA"

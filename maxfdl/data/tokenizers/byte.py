@@ -25,6 +25,7 @@ class ByteTokenizer(Tokenizer):
     eos_id: ClassVar[int] = 257
     pad_id: ClassVar[int] = 258
     vocab_size: ClassVar[int] = 259
+    fingerprint: ClassVar[str] = "bytes"
 
     def encode(self, text: str) -> list[int]:
         return list(_utf8(text))

@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 import threading
+import zlib
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -17,12 +18,26 @@ from maxfdl.errors import UserError
 if TYPE_CHECKING:
     import tokenizers
 
+# What tokenizers cut in different ways: case, digits, blanks, scripts, marks.
+_MANY_SCRIPTS = (
+    "The QUICK brown fox's 1234567 jumps;  over\tit -- 3.14e-10!\n\n  def f(x):\r\n"
+    " Ünïcödé e\u0301 日本語 العربية русский हिन्दी 👩‍👩‍👧 <|endoftext|> </s>"
+)
+
 # Data pipelines encode in several threads; one of them loads, the others wait.
 _LOADING = threading.Lock()
 
 
 class RustTokenizer(Tokenizer):
     """Encodes and decodes with a `tokenizers.Tokenizer`, loaded at the first use."""
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A CRC-32 of the vocabulary, and of how a text of many scripts is encoded."""
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        digest = zlib.crc32(repr(sorted(vocabulary.items())).encode(errors="replace"))
+        ids = self.encode_document(_MANY_SCRIPTS).tolist()
+        return f"{zlib.crc32(repr(ids).encode(), digest):08x}"
 
     def encode(self, text: str) -> list[int]:
         return self._encoding(text, add_special_tokens=False).ids

@@ -41,6 +41,11 @@ class Tokenizer(abc.ABC):
     @abc.abstractmethod
     def pad_id(self) -> int | None: ...
 
+    @property
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """The same for all tokenizers that give the same ids, of about any text."""
+
     @abc.abstractmethod
     def encode(self, text: str) -> list[int]: ...
 
