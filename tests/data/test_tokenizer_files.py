@@ -1,5 +1,6 @@
 """Tokenizer files of others: as transformers reads them, or refused in a sentence."""
 
+import functools
 import json
 import os
 import random
@@ -188,6 +189,29 @@ def test_a_broken_file_is_one_sentence_with_file_and_key(
         read_all(tmp_path / "tokenizer.json")
     assert str(error.value).startswith(f"{tmp_path / name}")
     assert (message or "must be UTF-8, but byte 0 is 0xff") in str(error.value)
+
+
+NOTHING = {"type": "Replace", "pattern": {"String": ""}, "content": "x"}
+
+
+@pytest.mark.parametrize(
+    "place, wrong",
+    [
+        ("normalizer", NOTHING),
+        ("post_processor.special_tokens", {}),
+        ("post_processor.special_tokens.<s>.ids", [2**32 - 1]),
+        ("model.merges", [["a", "never"]]),
+    ],
+)
+def test_a_panic_of_the_library_is_one_sentence_too(place, wrong, tmp_path, capfd):
+    """Rust writes a page to stderr before Python sees the exception."""
+    content = json.loads(json.dumps(GOLDEN["bases"]["bytes"]))
+    *parents, key = place.split(".")
+    functools.reduce(dict.__getitem__, parents, content)[key] = wrong
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="cannot be used by the library tokenizers"):
+        read_all(tmp_path / "tokenizer.json")
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("kind", ["folder", "FIFO", "link to nothing"])

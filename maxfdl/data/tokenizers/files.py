@@ -4,6 +4,7 @@ Training, generation and export see a tokenizer of others through this module. T
 right values are those that transformers 5 takes from the same files.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -58,8 +59,7 @@ class TokenizerFiles:
         with explained(str(self.file)), without_panic_messages():
             tokenizer.add_tokens(special.to_add)
             tokenizer.encode_special_tokens = bool(split)
-            # Some faults of a file show only when it is used.
-            tokenizer.decode(tokenizer.encode("").ids)
+            _provoke_panic(tokenizer)
         return tokenizer
 
     @functools.cached_property
@@ -170,3 +170,12 @@ def _without_settings(text: str) -> tuple["tokenizers.Tokenizer", str | None]:
     if isinstance(model, models.Unigram):
         model.alpha = model.nbest_size = None
     return tokenizer, padding
+
+
+def _provoke_panic(tokenizer: "tokenizers.Tokenizer") -> None:
+    """Uses the tokenizer once: faults that make the library panic show only then.
+
+    What it raises as an Exception may be no fault: this text need not be encodable.
+    """
+    with contextlib.suppress(Exception):
+        tokenizer.decode(tokenizer.encode("Ab 1, é\n").ids)

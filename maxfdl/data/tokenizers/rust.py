@@ -49,7 +49,8 @@ class RustTokenizer(Tokenizer):
         ids = self.encode_text(text)
         if self.eos_id is not None and not self._adds_eos:
             ids.append(self.eos_id)
-        return np.array(ids, np.int32)
+        with explained(self._name):  # a file may name ids that no int32 holds
+            return np.array(ids, np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
         with explained(self._name):
