@@ -116,7 +116,7 @@ def name_of(name: str) -> str:
 
 
 def check_tensors(file: GgufFile, config: dict[str, Any]) -> None:
-    """Refuses tensors that a Llama has no place for, or that make no whole heads.
+    """Refuses tensors that a Llama has no place for, and too few or too many layers.
 
     Raises:
       UserError: With the first of them.
@@ -126,6 +126,12 @@ def check_tensors(file: GgufFile, config: dict[str, Any]) -> None:
         shown = (name if name.isprintable() else ascii(name) for name in unknown[:5])
         raise file.wrong(
             f"holds tensors that a Llama has no place for: {', '.join(shown)}"
+        )
+    layers = {name.split(".")[1] for name in file.names() if name.startswith("blk.")}
+    if config["num_hidden_layers"] != len(layers):
+        raise file.settings.wrong(
+            f"llama.block_count ({config['num_hidden_layers']}) must be {len(layers)},"
+            " for the file holds that many layers"
         )
     for name in file.names():
         heads, rows = _heads_of(name, config), file.shape(name)[0]

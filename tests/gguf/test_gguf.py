@@ -81,6 +81,7 @@ def write(
     value_length=None,
     rope_dims=None,
     experts=0,
+    layers=None,
     **vocabulary,
 ):
     """Writes the golden Llama 2 into a GGUF file."""
@@ -89,7 +90,7 @@ def write(
     config = json.loads((goldens.FOLDER / "llama2/config.json").read_text())
     heads = {"q": "num_attention_heads", "k": "num_key_value_heads"}
     writer = GGUFWriter(path, architecture)
-    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_block_count(layers or config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_feed_forward_length(config["intermediate_size"])
@@ -194,6 +195,10 @@ def test_digits_are_cut_as_the_kind_says(kind, tmp_path, monkeypatch):
         ({"value_length": 99}, r"value_length \(99\) must be the width of a head"),
         ({"rope_dims": 2}, r"rope.dimension_count \(2\) must be the width of a head"),
         ({"experts": 8}, "has 8 experts, where a Llama has none"),
+        (
+            {"layers": 10**9},
+            r"llama.block_count \(1000000000\) must be \d, for the file",
+        ),
     ],
 )
 def test_what_is_not_read_is_said(fields, message, tmp_path, monkeypatch):
