@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -53,7 +54,7 @@ class Folder:
     @property
     def tokenizer(self) -> pathlib.Path | None:
         path = self.path / TOKENIZER
-        return path if path.is_file() else None
+        return path if os.path.lexists(path) else None  # its reader checks the rest
 
     def tensors(self) -> TensorReader:
         """Returns the weights, unread.

@@ -10,10 +10,10 @@ from typing import Any
 
 from maxfdl.data.tokenizers import TokenizerFiles
 from maxfdl.errors import UserError
-from maxfdl.inference import chat_worker
 
 Message = Mapping[str, Any]
 
+_WORKER = pathlib.Path(__file__).with_name("chat_worker.py")
 CPU_SECONDS = 2
 MEMORY_BYTES = 2**30
 MOST_CHARACTERS = 2**24
@@ -111,7 +111,7 @@ class ChatTemplate:
         try:
             # -P: the folder of the program is no place to import from.
             done = subprocess.run(
-                [sys.executable, "-P", chat_worker.__file__],
+                [sys.executable, "-P", _WORKER],
                 input=json.dumps(request),
                 capture_output=True,
                 text=True,

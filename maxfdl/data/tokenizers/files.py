@@ -1,7 +1,7 @@
-"""A folder's tokenizer files: their only reader.
+"""The only reader of the tokenizer files in a folder.
 
-Training, generation and export see a tokenizer of others through this module. The
-right values are those that transformers 5 takes from the same files.
+Training, generation and export all read other people's tokenizers here. The right
+values are those that transformers 5 takes from the same files.
 """
 
 import contextlib
@@ -29,15 +29,15 @@ _IDS = Either(_ID, Listing(_ID))
 class TokenizerFiles:
     """A `tokenizer.json` and the files that lie beside it.
 
-    What tokenizer.json stores about one use of it does not count: truncation and
-    padding, which transformers applies only when asked, and the random choices of
-    subword regularisation, for a text has the same ids each time.
+    Settings that tokenizer.json stores for one use are ignored: truncation and padding,
+    which transformers applies only when asked, and subword regularisation, because a
+    text must have the same ids each time.
 
-    The pipeline is always that of tokenizer.json. Some classes of transformers 5
-    (`GPT2Tokenizer`, `LlamaTokenizer`, `Qwen2Tokenizer` and others that
-    tokenizer_config.json can name) keep its vocabulary only and put a pipeline of their
-    own around it. The two differ for few models; where they do, as for the digits of
-    SmolLM2, tokenizer.json has the pipeline that the model was trained with.
+    Normalizer, pre-tokenizer and decoder are always those of tokenizer.json. Some
+    classes of transformers 5 that tokenizer_config.json can name (`GPT2Tokenizer`,
+    `LlamaTokenizer`, `Qwen2Tokenizer`) take only its vocabulary and bring their own.
+    For a few models the two differ, such as SmolLM2, which splits numbers into digits;
+    tokenizer.json then has what the model was trained with.
 
     Args:
       file: Path of the tokenizer.json, which may have another name.

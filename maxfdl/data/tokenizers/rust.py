@@ -26,6 +26,7 @@ _MANY_SCRIPTS = (
 
 # Data pipelines encode in several threads; one of them loads, the others wait.
 _LOADING = threading.Lock()
+_STDERR = threading.RLock()
 
 
 class RustTokenizer(Tokenizer):
@@ -121,19 +122,20 @@ def explained(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_panic_messages() -> Iterator[None]:
-    """Keeps back what comes on stderr inside; drops it if the block raises.
+    """Holds back what comes on stderr inside, and drops it if the block raises.
 
     A panic of the `tokenizers` library writes a page of Rust there before Python sees
-    the exception.
+    the exception. One thread at a time may do this: stderr belongs to all.
     """
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with tempfile.TemporaryFile() as kept:
-        os.dup2(kept.fileno(), 2)
+    with _STDERR, tempfile.TemporaryFile() as held:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+        stderr = os.dup(2)
+        os.dup2(held.fileno(), 2)
         try:
             yield
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
-        kept.seek(0)
-        os.write(2, kept.read())
+        held.seek(0)
+        os.write(2, held.read())

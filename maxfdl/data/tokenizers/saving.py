@@ -53,13 +53,16 @@ def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
 
 # What lies in a model folder besides config.json and weights.
 _TOKENIZER_FILES = (
-    "tokenizer*",
+    "tokenizer*.json",
+    "tokenizer.model*",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
     "vocab.txt",
     "merges.txt",
-    "*.model",
+    "spiece.model",
+    "sentencepiece*.model",
+    "tekken.json",
     "*.tiktoken",
     "chat_template*",
     "chat_templates/*.jinja",
@@ -68,7 +71,7 @@ _TOKENIZER_FILES = (
 
 
 def copy_tokenizer_files(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Copies what a model folder holds of tokenizer, chat and generation."""
+    """Copies the files of tokenizer, chat template and generation settings."""
     for pattern in _TOKENIZER_FILES:
         for path in sorted(source.glob(pattern)):
             copy = target / path.relative_to(source)
