@@ -67,7 +67,7 @@ DOUBLING = (
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
         (ENDLESS, "took more than 1 s of a processor, as if it looped without end"),
         ("{{ 'a' * 10**10 }}", "it needs too much memory"),
-        (DOUBLING, "it needs too much memory"),
+        (DOUBLING, "it needs too much memory|took more than 1 s of a processor"),
         ("{{ 'a' | center(10**10) }}", "it needs too much memory"),
         ("{{ '%10000000000d' % 1 }}", "it needs too much memory"),
         ("{{ range(10**9) | list }}", "Range too big"),

@@ -143,9 +143,10 @@ class HuggingFaceTokenizer(RustTokenizer):
             _change(folder / "special_tokens_map.json", given)
         stop = self.files.stop_tokens
         if self.eos_id is not None and self.eos_id not in stop:
-            stop = (*stop, self.eos_id)
-        if stop:
-            _change(folder / GENERATION_CONFIG, {"eos_token_id": list(stop)})
+            changed = {"eos_token_id": [*stop, self.eos_id]}
+            _change(folder / GENERATION_CONFIG, changed)
+        elif stop and not os.path.lexists(folder / GENERATION_CONFIG):
+            write_json(folder / GENERATION_CONFIG, {"eos_token_id": list(stop)})
 
     @property
     def _name(self) -> str:
