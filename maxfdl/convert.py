@@ -6,8 +6,8 @@
 The first makes a run whose step 0 has the weights; `--fiddler` and `--fdl_set` change
 its graph, and `maxfdl.launch --fdl_config_file=RUN_DIR/config.json --run_dir=RUN_DIR`
 trains on. The second writes the weights that the newest checkpoint of a run evaluates,
-an average if it keeps one; tokenizer and generation files come from `--source`, or from
-the folder that the run started from.
+an average if it keeps one. Tokenizer, chat template and generation files are those that
+the run keeps, unless `--source` names a folder to take them from.
 """
 
 import pathlib
@@ -29,8 +29,8 @@ if "from_hf" not in FLAGS:
     flags.DEFINE_string(
         "source",
         None,
-        "Model folder to copy tokenizer and generation files from; default: the one"
-        " that the run started from.",
+        "Model folder to copy tokenizer and generation files from; default: those that"
+        " the run keeps.",
     )
 
 
@@ -53,6 +53,7 @@ def _to_run(folder: str, run_dir: str) -> None:
     config = commandline.config_from_flags()
 
     from maxfdl import graph
+    from maxfdl.data import TextData
     from maxfdl.run.directory import RunDirectory
     from maxfdl.run.first_state import first_state
     from maxfdl.train.program import Program
@@ -70,8 +71,10 @@ def _to_run(folder: str, run_dir: str) -> None:
         program = Program(trainer, experiment.batch_size, experiment.sequence_length)
         state = first_state(program, folder)
         checkpointer = experiment.checkpoint(directory=directory.checkpoints)
-        batches = experiment.make_data(trainer.model).train()
-        checkpointer.save(0, state, batches, graph_json)
+        data = experiment.make_data(trainer.model)
+        if isinstance(data, TextData):
+            directory.write_tokenizer(data.tokenizer)
+        checkpointer.save(0, state, data.train(), graph_json)
         checkpointer.close()
         directory.write(
             config_json=graph_json,
@@ -86,10 +89,13 @@ def _to_run(folder: str, run_dir: str) -> None:
 
 def _to_hugging_face(run_dir: str, folder: str, source: str | None) -> None:
     from maxfdl import hf
+    from maxfdl.run.directory import TOKENIZER
     from maxfdl.saved_run import read_run
 
     run = read_run(pathlib.Path(run_dir), FLAGS.trust)
-    hf.save(folder, run.config, run.variables, source=source)
+    kept = pathlib.Path(run_dir) / TOKENIZER
+    tokenizer = kept if source is None and kept.is_dir() else None
+    hf.save(folder, run.config, run.variables, source=source, tokenizer=tokenizer)
     print(f"{folder} holds the weights of {run_dir} at step {run.step}")
     if run.config.model.later_tokens:
         print("the modules that predict later tokens are left out")

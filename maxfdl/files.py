@@ -1,8 +1,11 @@
 """Files that maxfdl writes for itself."""
 
+import contextlib
 import os
 import pathlib
+import shutil
 import uuid
+from collections.abc import Iterator
 
 
 def cache_directory() -> pathlib.Path:
@@ -27,3 +30,22 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def folder_replaced(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields an empty folder, which takes the place of `path` when the block ends.
+
+    If the block raises, `path` stays as it was.
+    """
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    old = draft.with_name(f"{draft.name}.old")
+    draft.mkdir()
+    try:
+        yield draft
+        if path.exists():
+            path.rename(old)
+        draft.rename(path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

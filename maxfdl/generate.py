@@ -6,6 +6,7 @@ as it is made. A model that brings a chat template gets the prompt as a question
 unless `--nochat`.
 """
 
+import os
 import pathlib
 import sys
 import time
@@ -62,22 +63,35 @@ def _sampler() -> Any:
 
 def _prompt(writer: Any) -> list[int]:
     """Returns the ids of the prompt, as a question if the model takes questions."""
+    from maxfdl.data.tokenizers import check_ids
+
     use_template = FLAGS.chat
     if use_template is None:
         use_template = writer.template is not None
-    if not use_template:
-        if FLAGS.system is not None:
-            raise UserError("--system is for a chat; put it into --prompt instead.")
-        tokens = writer.encode(FLAGS.prompt)
-        if not tokens:
-            raise UserError("--prompt is empty, and no token begins a text here.")
-        return tokens
+    tokens = _chat(writer) if use_template else _text(writer)
+    check_ids(tokens, writer.tokenizer, writer.model.network.vocab_size)
+    return tokens
+
+
+def _text(writer: Any) -> list[int]:
+    if FLAGS.system is not None:
+        raise UserError("--system is for a chat; put it into --prompt instead.")
+    tokens = writer.tokenizer.encode_text(FLAGS.prompt)
+    if not tokens:
+        raise UserError("--prompt is empty, and no token begins a text here.")
+    return tokens
+
+
+def _chat(writer: Any) -> list[int]:
     if writer.template is None:
         raise UserError("--chat needs a chat template, and this model brings none.")
     messages = [{"role": "user", "content": FLAGS.prompt}]
     if FLAGS.system is not None:
         messages.insert(0, {"role": "system", "content": FLAGS.system})
-    return writer.encode_chat(writer.template.render(messages))
+    tokens = writer.tokenizer.encode(writer.template.render(messages))
+    if not tokens:
+        raise UserError("the chat template makes an empty text; give --nochat.")
+    return tokens
 
 
 def _write(writer: Any, sampler: Any, tokens: list[int]) -> None:
@@ -86,7 +100,7 @@ def _write(writer: Any, sampler: Any, tokens: list[int]) -> None:
     from maxfdl.inference.text import TextStream
 
     generator = Generator(writer.model, sampler, writer.stop_tokens)
-    text = TextStream(writer.decode)
+    text = TextStream(writer.tokenizer.decode)
     began, times = time.perf_counter(), []
     try:
         for (token,) in generator.stream(
@@ -121,33 +135,15 @@ def _rate(times: list[float], run_length: int) -> float:
 
 def _from_hugging_face(folder: pathlib.Path) -> Any:
     import jax
-    import tokenizers
 
     from maxfdl import hf
-    from maxfdl.inference.chat import ChatTemplate, read_json
-    from maxfdl.inference.text import Writer
 
+    rows = hf.Folder(folder).config["vocab_size"]
+    tokenizer = _tokenizer(folder, rows, missing="fetch it from the hub")
     # A CPU widens 16 bits in every product, which takes longer than reading 32.
     dtype = "float32" if jax.default_backend() == "cpu" else None
     loaded = hf.load(folder, dtype=dtype, param_dtype=dtype)
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        raise UserError(f"{folder} holds no tokenizer.json; fetch it from the hub.")
-    tokenizer = tokenizers.Tokenizer.from_file(str(file))
-    stop = read_json(folder / "generation_config.json").get("eos_token_id")
-    if stop is None:
-        stop = read_json(folder / "config.json").get("eos_token_id")
-    return Writer(
-        model=loaded.model,
-        variables=loaded.variables,
-        encode=lambda text: tokenizer.encode(text).ids,
-        encode_chat=lambda text: tokenizer.encode(text, add_special_tokens=False).ids,
-        decode=lambda ids: tokenizer.decode(list(ids)),
-        stop_tokens=tuple(stop if isinstance(stop, list) else [stop])
-        if stop is not None
-        else (),
-        template=ChatTemplate.of_folder(folder),
-    )
+    return _writer(loaded.model, loaded.variables, tokenizer)
 
 
 def _from_gguf(file: pathlib.Path) -> Any:
@@ -157,20 +153,52 @@ def _from_gguf(file: pathlib.Path) -> Any:
 
 
 def _from_run(folder: pathlib.Path) -> Any:
-    from maxfdl.inference.text import Writer
+    from maxfdl.run.directory import TOKENIZER
     from maxfdl.saved_run import read_run
 
     run = read_run(folder, FLAGS.trust)
     model = run.experiment.make_model()
-    tokenizer = run.experiment.make_data(model).tokenizer
-    begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    tokenizer = _tokenizer(
+        folder / TOKENIZER,
+        model.network.vocab_size,
+        missing="a run on text writes it when it starts",
+    )
+    return _writer(model, run.variables, tokenizer)
+
+
+def _tokenizer(folder: pathlib.Path, rows: int, missing: str) -> Any:
+    """Returns the tokenizer of a folder, for a model with so many rows.
+
+    Raises:
+      UserError: If there is none, or it has ids that the model has no row for.
+    """
+    from maxfdl.data.tokenizers import HuggingFaceTokenizer
+
+    file = folder / "tokenizer.json"
+    if not os.path.lexists(file):
+        raise UserError(f"{folder} holds no tokenizer.json; {missing}.")
+    tokenizer = HuggingFaceTokenizer(str(file))
+    if tokenizer.vocab_size > rows:
+        raise UserError(
+            f"{file} has {tokenizer.vocab_size} ids, up to"
+            f" {tokenizer.token(tokenizer.vocab_size - 1)!r}, but the model knows"
+            f" {rows} only (vocab_size); use the tokenizer that belongs to the model."
+        )
+    return tokenizer
+
+
+def _writer(model: Any, variables: Any, tokenizer: Any) -> Any:
+    from maxfdl.inference.chat import ChatTemplate
+    from maxfdl.inference.text import Writer
+
+    rows = model.network.vocab_size
     return Writer(
         model=model,
-        variables=run.variables,
-        encode=lambda text: begin + tokenizer.encode(text),
-        encode_chat=tokenizer.encode,
-        decode=tokenizer.decode,
-        stop_tokens=() if tokenizer.eos_id is None else (tokenizer.eos_id,),
+        variables=variables,
+        tokenizer=tokenizer,
+        # A file may name ids that the model has no row for; they never come.
+        stop_tokens=tuple(i for i in tokenizer.files.stop_tokens if i < rows),
+        template=ChatTemplate.of_files(tokenizer.files),
     )
 
 

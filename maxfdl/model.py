@@ -12,10 +12,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import nnx
 
+from maxfdl.errors import UserError
 from maxfdl.layers.cache import EmptyCache
 from maxfdl.layers.context import Context
 from maxfdl.layers.linen.module import Declared
@@ -123,7 +126,11 @@ class Model:
           cache: `EmptyCache(length)` begins documents, one a row, of up to `length`
             tokens; what an earlier output held as `cache` goes on with them, and then
             `positions` must be given. Padding has the position NOWHERE.
+
+        Raises:
+          UserError: As `check_ids`.
         """
+        self.check_ids(tokens)
         if positions is None:
             if isinstance(cache, Mapping):
                 raise ValueError("Model.apply with a cache needs positions [B, T].")
@@ -138,6 +145,33 @@ class Model:
     def logits(self, variables: Mapping[str, Any], tokens: jax.Array, **kwargs):
         """Returns [B, T, V] float32 logits; keywords as `apply`."""
         return self.apply(variables, tokens, **kwargs).logits
+
+    def check_ids(self, tokens: Any, name: str = "tokens") -> None:
+        """Refuses ids that the embedding has no row for, where they are known.
+
+        A gather on the device would take another row, or NaN, without a word. Inside a
+        jitted function ids are not known, and nothing is checked.
+
+        Args:
+          tokens: Ids of any shape, in an array or nested lists.
+          name: What the caller calls them.
+
+        Raises:
+          UserError: Naming the first id that is negative, past the vocabulary, or no
+            integer.
+        """
+        if isinstance(tokens, jax.Array) and not _is_known(tokens):
+            return
+        ids, size = np.asarray(tokens), self.network.vocab_size
+        if ids.dtype.kind not in "iu":
+            raise UserError(f"{name} ({ids.dtype}) must be ids, which are integers.")
+        outside = (ids < 0) | (ids >= size)
+        if outside.any():
+            place = ", ".join(map(str, np.argwhere(outside)[0]))
+            raise UserError(
+                f"{name}[{place}] ({ids[outside][0]}) must be from 0 to {size - 1}, for"
+                f" model.vocab_size is {size}; use the tokenizer of this model."
+            )
 
     @property
     def network(self) -> Any:
@@ -163,6 +197,11 @@ class Model:
     def _run(self, variables, tokens, context) -> tuple[Any, Tree]:
         """Returns what the network gives, and its new state."""
         raise NotImplementedError
+
+
+def _is_known(array: jax.Array) -> bool:
+    """Says whether this process can read the values: all, and outside of a trace."""
+    return not isinstance(array, jax.core.Tracer) and array.is_fully_addressable
 
 
 class NnxModel(Model):

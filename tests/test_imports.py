@@ -26,7 +26,7 @@ LIBRARY = {
     "layers": WORDS | {"ops", "sharding"},
     "model": WORDS | {"ops", "sharding", "layers"},
     "optim": WORDS | {"layers.parameter", "sharding.memory"},
-    "inference": WORDS | {"ops", "layers.cache", "model", "outside"},
+    "inference": WORDS | {"ops", "layers.cache", "model", "data.tokenizers"},
     "data": WORDS | {"files", "outside"},
     "checkpoint": WORDS | {"sharding.memory"},
     "train": WORDS
@@ -41,7 +41,7 @@ KNOW_FIDDLE = {
     "graph": WORDS,
     "mutations": WORDS | LIBRARY.keys() | {"graph"},
     "hf": WORDS | LIBRARY.keys() | {"graph", "mutations"},
-    "gguf": WORDS | {"files", "outside", "hf"},
+    "gguf": WORDS | {"files", "outside", "data.tokenizers", "hf"},
     "commandline": WORDS | {"graph"},
     "report": WORDS | LIBRARY.keys() | {"graph"},
     "saved_run": WORDS | LIBRARY.keys() | {"graph"},

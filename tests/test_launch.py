@@ -116,6 +116,7 @@ def test_a_run_leaves_its_files(whole):
         "metrics.jsonl",
         "run.lock",
         "tensorboard",
+        "tokenizer",
     }
     cfg = graph.load_json((directory / "config.json").read_text())
     assert cfg == graph.resolve("experiments.llama2_smoke")

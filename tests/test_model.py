@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from maxfdl import graph
+from maxfdl.errors import UserError
 from maxfdl.mutations import (
     compute_dtype,
     param_dtype,
@@ -108,6 +109,19 @@ def test_weights_follow_from_the_key(model, variables):
 def test_init_can_be_abstract(model, variables):
     abstract = jax.eval_shape(model.init, KEY)
     assert jax.tree.map(jnp.shape, abstract) == jax.tree.map(jnp.shape, variables)
+
+
+@pytest.mark.parametrize("wrong", [-1, 10**6])
+@pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
+def test_ids_without_a_row_are_refused_where_they_are_known(
+    model, variables, wrong, array
+):
+    tokens = array([[1, 2], [3, wrong]])
+    for call in (model.apply, model.logits):
+        with pytest.raises(
+            UserError, match=rf"tokens\[1, 1\] \({wrong}\) must be from"
+        ):
+            call(variables, tokens)
 
 
 def test_logits_are_float32_and_those_of_the_output(model, variables):

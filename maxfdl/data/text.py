@@ -24,7 +24,7 @@ from maxfdl.data.rows import check_rows
 from maxfdl.data.sources import Source
 from maxfdl.data.sources.readable import ReadableSource
 from maxfdl.data.split import split_documents
-from maxfdl.data.tokenizers import Tokenizer
+from maxfdl.data.tokenizers import Tokenizer, check_ids
 from maxfdl.errors import UserError
 from maxfdl.markers import FromParent, Operational
 
@@ -41,9 +41,10 @@ _NO_EVALUATION = (
 class TextData:
     """Batches of packed text; see `make_batch` for their fields.
 
-    A document becomes its tokens with the tokenizer's `bos` in front and `eos` behind,
-    each if there is one. Documents are split once, by a hash of their index, into
-    those for training and those held out.
+    A document becomes the tokens that its tokenizer gives a text that stands alone,
+    usually with BOS in front, and EOS behind them (`Tokenizer.encode_document`).
+    Documents are split once, by a hash of their index, into those for training and
+    those held out.
 
     A document that cannot be read ends the run, with a sentence that says where it is;
     `skip_bad` lets that many pass, as if they were empty. Each counts once; training,
@@ -231,8 +232,10 @@ class TextData:
         text = self.source[int(index)]
         if not text:
             return np.zeros(0, np.int32)
-        begin, end = self._frame
-        return np.concatenate([begin, self.tokenizer.encode_array(text), end])
+        ids = self.tokenizer.encode_document(text)
+        if self.vocab_size is not None:
+            check_ids(ids, self.tokenizer, self.vocab_size)
+        return ids
 
     def _settings(self) -> dict[str, str | int]:
         """What decides the batches, besides the source and the split into lanes."""
@@ -247,16 +250,11 @@ class TextData:
             "seed": self.seed if self.shuffle else "none, for shuffle is False",
         }
 
-    @functools.cached_property
-    def _frame(self) -> tuple[np.ndarray, np.ndarray]:
-        """What stands around a document: the beginning and the end of text."""
-        ids = self.tokenizer.bos_id, self.tokenizer.eos_id
-        begin, end = (np.array([] if i is None else [i], np.int32) for i in ids)
-        return begin, end
-
     @property
     def _padding(self) -> int:
-        return self.tokenizer.pad_id or 0
+        """The id in places that hold no token; the model must have a row for it."""
+        pad = self.tokenizer.pad_id or 0
+        return pad if self.vocab_size is None or pad < self.vocab_size else 0
 
     def _check_vocabulary(self) -> None:
         needed = self.tokenizer.vocab_size

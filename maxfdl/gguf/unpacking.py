@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from maxfdl import hf
-from maxfdl.errors import UserError
 from maxfdl.files import cache_directory
 from maxfdl.gguf.file import GgufFile
-from maxfdl.gguf.llama import config_of, name_of, values_of
+from maxfdl.gguf.llama import check_tensors, config_of, name_of, values_of
 from maxfdl.gguf.tokenizer import write_tokenizer
 from maxfdl.hf.loading import Backend, Loaded
 from maxfdl.hf.tensors import TensorWriter
+
+_FORMAT = 2  # goes up where the same file becomes another folder
 
 
 def load(path: str | os.PathLike, backend: Backend = "nnx", **kwargs: Any) -> Loaded:
@@ -36,7 +37,8 @@ def unpack(path: str | os.PathLike) -> pathlib.Path:
     """
     file = pathlib.Path(path).expanduser()
     opened = GgufFile(file)
-    folder = cache_directory() / "gguf" / f"{file.stem}-{_digest(file)}"
+    name = f"{file.stem}-{_digest(file)}-{_FORMAT}"
+    folder = cache_directory() / "gguf" / name
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -52,12 +54,7 @@ def unpack(path: str | os.PathLike) -> pathlib.Path:
 
 def _write(file: GgufFile, folder: pathlib.Path) -> None:
     config = config_of(file)
-    unknown = [name for name in file.names() if name_of(name) == name]
-    if unknown:
-        raise UserError(
-            f"{file.path} holds tensors that a Llama has no place for:"
-            f" {', '.join(unknown[:5])}; use the model's safetensors."
-        )
+    check_tensors(file, config)
     write_tokenizer(file, folder)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     dtype = np.dtype(np.float32)

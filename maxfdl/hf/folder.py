@@ -2,8 +2,8 @@
 
 import functools
 import json
+import os
 import pathlib
-import shutil
 from typing import Any
 
 from maxfdl.errors import UserError
@@ -12,18 +12,6 @@ from maxfdl.hf.tensors import INDEX, TensorReader
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
-_PASSED_THROUGH = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "*.model",
-    "*.tiktoken",
-    "chat_template*",
-    "generation_config.json",
-)
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -66,7 +54,7 @@ class Folder:
     @property
     def tokenizer(self) -> pathlib.Path | None:
         path = self.path / TOKENIZER
-        return path if path.is_file() else None
+        return path if os.path.lexists(path) else None  # its reader checks the rest
 
     def tensors(self) -> TensorReader:
         """Returns the weights, unread.
@@ -75,14 +63,6 @@ class Folder:
           UserError: If they are missing, or are no safetensors.
         """
         return TensorReader(self._weight_files())
-
-    def copy_tokenizer_to(self, other: pathlib.Path) -> None:
-        """Copies what is neither weights nor config.json: tokenizer and generation."""
-        for pattern in _PASSED_THROUGH:
-            for path in sorted(self.path.glob(pattern)):
-                target = other / path.name
-                if path.is_file() and target.absolute() != path.absolute():
-                    shutil.copyfile(path, target)
 
     def _weight_files(self) -> list[pathlib.Path]:
         whole = self.path / "model.safetensors"

@@ -9,6 +9,8 @@ import fiddle as fdl
 import jax
 
 from maxfdl import graph
+from maxfdl.data import HuggingFaceTokenizer
+from maxfdl.data.tokenizers.saving import TOKENIZER, copy_tokenizer_files
 from maxfdl.experiment import Experiment
 from maxfdl.hf.config import Config
 from maxfdl.hf.families import describe, same_network, without_extras
@@ -25,6 +27,7 @@ def save(
     variables: Mapping[str, Any],
     *,
     source: str | pathlib.Path | None = None,
+    tokenizer: str | pathlib.Path | None = None,
     family: str | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
@@ -36,9 +39,11 @@ def save(
       folder: Where to; made if it is missing.
       config: Graph of the experiment or of its model.
       variables: The weights, as `Model.init` gives them.
-      source: A model folder whose tokenizer and generation files are copied. Its
-        config.json is kept too where it describes the same network. None is the folder
-        that the experiment starts from, if it is still there.
+      source: A model folder whose config.json is kept where it describes the same
+        network. None is the folder that the experiment starts from, if it is still
+        there.
+      tokenizer: A folder whose tokenizer, chat template and generation files are
+        copied, such as `tokenizer` of a run directory; None is `source`.
       family: Family whose names to use; None finds the one that has such a graph, that
         of `source` before others.
       shard_bytes: What one file may hold.
@@ -54,12 +59,15 @@ def save(
     target.mkdir(parents=True, exist_ok=True)
     origin = None if source is None else Folder(source)
     described, written = _config(network, origin, family)
+    files = pathlib.Path(tokenizer) if tokenizer else origin and origin.path
+    if origin is None and files is not None:
+        written |= _special_ids(files)
     if jax.process_index() == 0:
         written["dtype"] = _dtype(variables)
         written.pop("torch_dtype", None)
         (target / CONFIG).write_text(json.dumps(written, indent=2) + "\n")
-        if origin is not None:
-            origin.copy_tokenizer_to(target)
+        if files is not None:
+            copy_tokenizer_files(files, target)
     model = _model(without_extras(network))
     params = {name: variables["params"][name] for name in model.parameters()}
     kept = {**variables, "params": params}
@@ -98,6 +106,16 @@ _BESIDES = (
     "initializer_range",
     "use_cache",
 )
+
+
+def _special_ids(folder: pathlib.Path) -> dict[str, int | None]:
+    """Returns what config.json says of special tokens, where the graph says nothing."""
+    tokenizer = HuggingFaceTokenizer(str(folder / TOKENIZER))
+    return {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.pad_id,
+    }
 
 
 def _text_part(origin: Folder) -> dict[str, Any]:

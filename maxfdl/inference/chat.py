@@ -1,96 +1,151 @@
 """Conversations as text: the chat template that comes with a tokenizer."""
 
-import datetime
 import json
 import pathlib
+import signal
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from maxfdl.data.tokenizers import TokenizerFiles
 from maxfdl.errors import UserError
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
+
+_WORKER = pathlib.Path(__file__).with_name("chat_worker.py")
+CPU_SECONDS = 2
+MEMORY_BYTES = 2**30
+MOST_CHARACTERS = 2**24
+_BACKSTOP = 60  # seconds, for a process that does not even compute
+_LONGEST_REASON = 300  # characters of what a template raises
+
+# Names under which an assistant's reasoning is found, the one of today first.
+_REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 class ChatTemplate:
-    """A Jinja template, run in a sandbox that can neither write nor import.
+    """A Jinja template, or several by name, rendered as transformers renders them.
+
+    Each rendering is a process of its own (about 0.1 s), limited in time and memory,
+    for templates come from the hub and can loop without end.
 
     Args:
-      source: The template.
+      source: The template, or templates by name: `default`, and `tool_use` for
+        conversations with tools.
       special: Texts of special tokens by name, such as `bos_token`.
+      name: Whose template it is, for messages.
     """
 
-    def __init__(self, source: str, special: Mapping[str, str]):
-        self.source = source
+    def __init__(
+        self,
+        source: str | Mapping[str, str],
+        special: Mapping[str, str],
+        name: str = "the chat template",
+    ):
+        self.sources = {"default": source} if isinstance(source, str) else dict(source)
         self.special = dict(special)
+        self.name = name
 
     @classmethod
     def of_folder(cls, folder: pathlib.Path) -> "ChatTemplate | None":
         """Returns the template that lies beside a tokenizer.json, if there is one."""
-        config = read_json(folder / "tokenizer_config.json")
-        file = folder / "chat_template.jinja"
-        source = file.read_text("utf-8") if file.is_file() else None
-        source = source or _default(config.get("chat_template"))
-        return cls(source, _special_tokens(config)) if source else None
+        return cls.of_files(TokenizerFiles(folder / "tokenizer.json"))
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """Returns the text up to where the model's answer begins.
+    @classmethod
+    def of_files(cls, files: TokenizerFiles) -> "ChatTemplate | None":
+        if not files.chat_templates:
+            return None
+        special = {role: text for role, text in files.roles.items() if text is not None}
+        name = f"the chat template of {files.file.parent}"
+        return cls(files.chat_templates, special, name)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """Returns the text of a conversation.
+
+        Args:
+          messages: Objects with `role`, `content` and whatever else the template reads,
+            in JSON's types. A key whose value is None counts as missing.
+          tools: JSON schemas of functions that the model may call.
+          documents: Objects with `title` and `text` that it may quote.
+          add_generation_prompt: Whether to end where the model's answer begins.
 
         Raises:
-          UserError: If the template refuses the messages, or is broken.
+          UserError: If the template refuses the conversation, is broken, or takes too
+            much time or memory.
         """
-        from jinja2 import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+        variables = {
+            **self.special,
+            "messages": [_cleaned(message) for message in messages],
+            "tools": tools,
+            "documents": documents,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        return self._rendered(self._choose(tools), variables)
 
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True,
-            lstrip_blocks=True,
-            extensions=["jinja2.ext.loopcontrols"],
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = _now
+    def _choose(self, tools: Any) -> str:
+        if tools is not None and "tool_use" in self.sources:
+            return self.sources["tool_use"]
+        if "default" not in self.sources:
+            names = ", ".join(sorted(self.sources))
+            raise self._refused(f"has no default, but only {names}")
+        return self.sources["default"]
+
+    def _rendered(self, template: str, variables: Mapping[str, Any]) -> str:
+        request = {
+            "cpu_seconds": CPU_SECONDS,
+            "memory_bytes": MEMORY_BYTES,
+            "render": {
+                "template": template,
+                "variables": variables,
+                "most_characters": MOST_CHARACTERS,
+            },
+        }
         try:
-            return environment.from_string(self.source).render(
-                messages=list(messages), add_generation_prompt=True, **self.special
+            # -P: the folder of the program is no place to import from.
+            done = subprocess.run(
+                [sys.executable, "-P", _WORKER],
+                input=json.dumps(request),
+                capture_output=True,
+                text=True,
+                timeout=_BACKSTOP,
             )
-        except TemplateError as error:
-            raise UserError(
-                f"the chat template cannot take this conversation ({error}); use"
-                " --nochat to continue plain text."
-            ) from None
+        except subprocess.TimeoutExpired:
+            raise self._refused(f"took more than {_BACKSTOP} s") from None
+        if done.returncode == -signal.SIGXCPU:
+            raise self._refused(
+                f"took more than {CPU_SECONDS} s of a processor, as if it looped"
+                " without end"
+            )
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or [f"code {done.returncode}"])[-1]
+            raise self._refused(f"ended the process that rendered it ({last})")
+        answer = json.loads(done.stdout)
+        if "error" in answer:
+            reason = " ".join(answer["error"].split())[:_LONGEST_REASON]
+            raise self._refused(f"cannot take this conversation ({reason})")
+        return answer["text"]
+
+    def _refused(self, why: str) -> UserError:
+        return UserError(
+            f"{self.name} {why}; mend it, or use --nochat to continue plain text."
+        )
 
 
-def read_json(file: pathlib.Path) -> dict[str, Any]:
-    """Returns what a JSON file holds, nothing if there is no such file."""
-    return json.loads(file.read_text("utf-8")) if file.is_file() else {}
+def _cleaned(message: Message) -> dict[str, Any]:
+    """Returns a message as transformers hands it to templates.
 
-
-def _default(entry: Any) -> str | None:
-    """Older files list named templates; `default` is the one for plain chat."""
-    if isinstance(entry, list):
-        return {each["name"]: each["template"] for each in entry}.get("default")
-    return entry
-
-
-def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    named = {}
-    for role in ("bos_token", "eos_token", "pad_token", "unk_token"):
-        token = config.get(role)
-        token = token.get("content") if isinstance(token, dict) else token
-        named[role] = token or ""
-    return named
-
-
-# Unlike Jinja's own filter, it escapes nothing for HTML.
-def _to_json(value: Any, indent: int | None = None, ensure_ascii: bool = False) -> str:
-    return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii)
-
-
-def _refuse(message: str) -> None:
-    from jinja2 import TemplateError
-
-    raise TemplateError(message)
-
-
-def _now(form: str) -> str:
-    return datetime.datetime.now().strftime(form)
+    What is None is left out, and reasoning has the names that templates know.
+    """
+    cleaned = {key: value for key, value in message.items() if value is not None}
+    found = [cleaned[name] for name in _REASONING if name in cleaned]
+    if found:
+        cleaned = {"thinking": found[0], **cleaned, "reasoning_content": found[0]}
+    return cleaned

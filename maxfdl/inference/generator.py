@@ -93,10 +93,14 @@ class Generator:
           tokens: The prompts, [B, T] or of different lengths.
           max_new_tokens: Most that a row may get.
           seed: One per row, or one for all. With temperature 0 it plays no part.
+
+        Raises:
+          ValueError: If there is no row, or an empty one.
+          UserError: If an id is negative, or past the model's vocabulary.
         """
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens ({max_new_tokens}) must be at least 1.")
-        rows = [list(row) for row in tokens]
+        rows = [np.asarray(row).tolist() for row in tokens]
         lengths = np.array([len(row) for row in rows])
         if not rows or not lengths.min():
             raise ValueError(
@@ -104,6 +108,8 @@ class Generator:
                 " row, and each at least one token, such as the one that begins a"
                 " document."
             )
+        for number, row in enumerate(rows):
+            self.model.check_ids(row, f"tokens[{number}]")
         ends = lengths + max_new_tokens
         while np.any(lengths < ends):
             until = np.minimum(ends, self._fresh_until(lengths))

@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from maxfdl.data.tokenizers import Tokenizer
 from maxfdl.inference.chat import ChatTemplate
 from maxfdl.model import Model
 
-Encode = Callable[[str], list[int]]
 Decode = Callable[[Iterable[int]], str]
 
 
@@ -17,18 +17,14 @@ class Writer:
 
     Args:
       model, variables: The network and its weights.
-      encode: Ids of a text that stands alone, with the tokens that begin one.
-      encode_chat: Ids of a rendered conversation, to which nothing is added.
-      decode: Text of ids; leaves special tokens out.
+      tokenizer: Turns prompts into ids, and ids into text.
       stop_tokens: Ids that end a text.
-      template: Renders conversations; None: the model knows none.
+      template: Renders conversations; None if the model has no chat template.
     """
 
     model: Model
     variables: Mapping[str, Any]
-    encode: Encode
-    encode_chat: Encode
-    decode: Decode
+    tokenizer: Tokenizer
     stop_tokens: tuple[int, ...]
     template: ChatTemplate | None = None
 

@@ -7,15 +7,17 @@ import pathlib
 import socket
 from collections.abc import Iterator
 
+from maxfdl.data.tokenizers import Tokenizer
 from maxfdl.errors import UserError
-from maxfdl.files import write_atomically
+from maxfdl.files import folder_replaced, write_atomically
 
 CONFIG_JSON, CONFIG_TEXT, COMMAND = "config.json", "config.txt", "command.txt"
 LOCK = "run.lock"
+TOKENIZER = "tokenizer"
 
 
 class RunDirectory:
-    """What a run leaves: its config, its command, metrics and checkpoints.
+    """What a run leaves: its config, command, tokenizer, metrics and checkpoints.
 
     Args:
       path: The directory; made if it is missing.
@@ -86,6 +88,21 @@ class RunDirectory:
             for name, text in contents.items():
                 write_atomically(self.path / name, text)
 
+    def write_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Keeps the tokenizer, as files that transformers loads too.
+
+        Text can be generated and weights exported when the folder or the text that the
+        tokenizer came from is gone.
+
+        Raises:
+          UserError: If the directory cannot be written.
+        """
+        with (
+            self._explain_failure(),
+            folder_replaced(self.path / TOKENIZER) as folder,
+        ):
+            tokenizer.save(folder)
+
     def config_json(self) -> str | None:
         """Returns the config of an earlier start in this directory, or None."""
         with self._explain_failure():
@@ -96,7 +113,7 @@ class RunDirectory:
 
     def has_results(self) -> bool:
         """Returns whether a run has left anything here but what it started from."""
-        inputs = {CONFIG_JSON, CONFIG_TEXT, COMMAND, LOCK}
+        inputs = {CONFIG_JSON, CONFIG_TEXT, COMMAND, LOCK, TOKENIZER}
         with self._explain_failure():
             return any(path.name not in inputs for path in self.path.iterdir())
 

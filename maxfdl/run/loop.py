@@ -62,6 +62,8 @@ def run(experiment: Experiment, directory: RunDirectory, options: RunOptions) ->
         batches = experiment.make_batches(data)
         steps = StepPrograms(experiment, trainer)
         state = _prepare(program, steps, batches, checkpointer, last, experiment)
+        if isinstance(data, TextData) and jax.process_index() == 0:
+            directory.write_tokenizer(data.tokenizer)
         first = int(state["step"])
         evaluation = Evaluation(program, data, experiment.steps)
         if first < last:

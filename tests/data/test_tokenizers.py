@@ -50,10 +50,22 @@ def tokenizer(request):
 def test_text_survives_the_round_trip(tokenizer, text):
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
-    array = tokenizer.encode_array(text)
-    assert array.dtype == np.int32
-    assert array.tolist() == ids
     assert all(0 <= i < tokenizer.vocab_size for i in ids)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_bos_is_in_front_of_a_text_and_eos_behind_a_document(tokenizer, text):
+    ids = [tokenizer.bos_id, *tokenizer.encode(text)]
+    assert tokenizer.encode_text(text) == ids
+    document = tokenizer.encode_document(text)
+    assert document.dtype == np.int32
+    assert document.tolist() == [*ids, tokenizer.eos_id]
+
+
+def test_every_id_has_a_text(tokenizer):
+    special = [tokenizer.token(i) for i in (tokenizer.bos_id, tokenizer.eos_id)]
+    assert special == ["<|bos|>", "<|eos|>"]
+    assert "a" in tokenizer.token(tokenizer.encode("a")[0])
 
 
 def test_half_a_surrogate_pair_becomes_a_question_mark(tokenizer):
@@ -71,7 +83,49 @@ def test_half_a_character_decodes_to_a_replacement(tokenizer):
 
 
 def test_decoding_accepts_arrays(tokenizer):
-    assert tokenizer.decode(tokenizer.encode_array("array")) == "array"
+    ids = np.array(tokenizer.encode("array"), np.int32)
+    assert tokenizer.decode(ids) == "array"
+
+
+def saved(tokenizer, tmp_path):
+    """The tokenizer, read from the files that it writes."""
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    tokenizer.save(folder)
+    return HuggingFaceTokenizer(str(folder / "tokenizer.json"))
+
+
+def test_its_files_give_the_same_ids_and_stop_at_eos(tokenizer, tmp_path):
+    other = saved(tokenizer, tmp_path)
+    for text in [*TEXTS, "a\ud83db", "<|eos|> e\u0301 <|bos|>"]:
+        assert other.encode(text) == tokenizer.encode(text)
+        assert other.encode_text(text) == tokenizer.encode_text(text)
+        document = tokenizer.encode_document(text).tolist()
+        assert other.encode_document(text).tolist() == document
+        assert other.decode(document) == tokenizer.decode(document)
+    assert other.files.stop_tokens == (tokenizer.eos_id,)
+    assert other.pad_id == tokenizer.pad_id
+
+
+def test_a_copy_keeps_chat_templates_and_ends_where_both_files_and_data_end(
+    hugging_face, tmp_path
+):
+    (tmp_path / "chat_template.jinja").write_text("A")
+    (tmp_path / "chat_templates").mkdir()
+    (tmp_path / "chat_templates/tool_use.jinja").write_text("B")
+    generation = {"eos_token_id": 7, "temperature": 0.6}
+    (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    copy = saved(hugging_face, tmp_path)
+    assert copy.files.chat_templates == {"default": "A", "tool_use": "B"}
+    written = (tmp_path / "saved/generation_config.json").read_text()
+    assert json.loads(written) == {"eos_token_id": [7, 1], "temperature": 0.6}
+
+
+def test_a_copy_has_the_roles_that_the_graph_gives(hugging_face, tmp_path):
+    (tmp_path / "special_tokens_map.json").write_text('{"eos_token": "<|eos|>"}')
+    given = HuggingFaceTokenizer(file=hugging_face.file, eos="<|bos|>", pad="<|eos|>")
+    copy = saved(given, tmp_path)
+    assert (copy.bos_id, copy.eos_id, copy.pad_id) == (0, 0, 1)
 
 
 def test_bytes_are_their_own_ids():
@@ -158,9 +212,15 @@ def test_special_tokens_are_found_by_their_usual_names(hugging_face):
 def test_special_tokens_are_found_in_the_configuration_beside_the_file(
     hugging_face, tmp_path
 ):
-    config = {"bos_token": None, "eos_token": {"content": "<|pad|>"}}
+    config = {"eos_token": {"content": "<|pad|>"}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     assert (hugging_face.bos_id, hugging_face.eos_id) == (0, 2)
+
+
+def test_null_says_that_there_is_no_such_token(hugging_face, tmp_path):
+    config = {"bos_token": None, "eos_token": "<|eos|>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert (hugging_face.bos_id, hugging_face.eos_id) == (None, 1)
 
 
 def test_special_tokens_can_be_named(hugging_face):
@@ -190,7 +250,7 @@ def test_a_missing_file_is_one_sentence():
 def test_a_file_of_something_else_is_one_sentence(tmp_path):
     file = tmp_path / "tokenizer.json"
     file.write_text('{"a": 1}')
-    with pytest.raises(UserError, match="must be a tokenizer.json of the library"):
+    with pytest.raises(UserError, match="cannot be used by the library tokenizers"):
         HuggingFaceTokenizer(file=str(file)).encode("a")
 
 

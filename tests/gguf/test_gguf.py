@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import pathlib
+import random
 
 import numpy as np
 import pytest
@@ -10,6 +12,10 @@ from safetensors.numpy import load_file
 
 from maxfdl import gguf
 from maxfdl.errors import UserError
+from maxfdl.gguf.file import GgufFile
+from maxfdl.gguf.llama import config_of
+from maxfdl.gguf.tokenizer import write_tokenizer
+from maxfdl.outside import Values
 from tests import goldens
 
 NAMES = {
@@ -67,14 +73,24 @@ class Vocabulary:
         writer.add_chat_template("{{ messages[0]['content'] }}")
 
 
-def write(path: pathlib.Path, *, architecture="llama", extra=None, **vocabulary):
+def write(
+    path: pathlib.Path,
+    *,
+    architecture="llama",
+    extra=None,
+    value_length=None,
+    rope_dims=None,
+    experts=0,
+    layers=None,
+    **vocabulary,
+):
     """Writes the golden Llama 2 into a GGUF file."""
     from gguf import GGUFWriter
 
     config = json.loads((goldens.FOLDER / "llama2/config.json").read_text())
     heads = {"q": "num_attention_heads", "k": "num_key_value_heads"}
     writer = GGUFWriter(path, architecture)
-    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_block_count(layers or config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_feed_forward_length(config["intermediate_size"])
@@ -82,6 +98,12 @@ def write(path: pathlib.Path, *, architecture="llama", extra=None, **vocabulary)
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    if value_length:
+        writer.add_value_length(value_length)
+    if rope_dims:
+        writer.add_rope_dimension_count(rope_dims)
+    if experts:
+        writer.add_expert_count(experts)
     Vocabulary(config["vocab_size"], **vocabulary).write(writer)
     for name, values in goldens.weights("llama2").items():
         part = name.split(".")[-2]
@@ -168,8 +190,15 @@ def test_digits_are_cut_as_the_kind_says(kind, tmp_path, monkeypatch):
     [
         ({"architecture": "gemma"}, "architecture 'gemma', which must be 'llama'"),
         ({"extra": "rope_freqs.weight"}, "no place for: rope_freqs.weight"),
-        ({"model": "llama"}, "tokenizer of kind 'llama', which must be 'gpt2'"),
-        ({"pre": "tekken"}, "the way of 'tekken', which must be one of"),
+        ({"model": "t5"}, "tokenizer of kind 't5', which must be 'gpt2' or 'llama'"),
+        ({"pre": "tekkens"}, "cuts text the way of 'tekkens', .* mean 'tekken'"),
+        ({"value_length": 99}, r"value_length \(99\) must be the width of a head"),
+        ({"rope_dims": 2}, r"rope.dimension_count \(2\) must be the width of a head"),
+        ({"experts": 8}, "has 8 experts, where a Llama has none"),
+        (
+            {"layers": 10**9},
+            r"llama.block_count \(1000000000\) must be \d, for the file",
+        ),
     ],
 )
 def test_what_is_not_read_is_said(fields, message, tmp_path, monkeypatch):
@@ -180,8 +209,58 @@ def test_what_is_not_read_is_said(fields, message, tmp_path, monkeypatch):
     assert not any((tmp_path / "gguf").iterdir())
 
 
-def test_another_file_is_no_gguf(tmp_path):
+@pytest.mark.parametrize("data", [b"", b"GG", b"something else entirely"])
+def test_another_file_is_no_gguf(data, tmp_path):
     file = tmp_path / "x.gguf"
-    file.write_bytes(b"something else entirely")
+    file.write_bytes(data)
     with pytest.raises(UserError, match="is no whole GGUF file"):
         gguf.unpack(file)
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "x.gguf")
+    with pytest.raises(UserError, match="must be a file, but it is a FIFO"):
+        gguf.unpack(tmp_path / "x.gguf")
+
+
+def test_damaged_files_are_refused_in_a_sentence_or_unpacked(file, tmp_path, capfd):
+    """Bytes of the header are flipped, or the file ends early."""
+    whole, draw = file.read_bytes(), random.Random(0)
+    header = whole.index(b"<unused99>") + 2_500  # with the tensors' names and places
+    refused = 0
+    for number in range(250):
+        data = bytearray(whole)
+        if number % 5 == 0:
+            del data[draw.randrange(len(data)) :]
+        else:
+            data[draw.randrange(header)] = draw.randrange(256)
+        damaged = tmp_path / "damaged.gguf"
+        damaged.write_bytes(data)
+        try:
+            gguf.unpack(damaged)
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error)
+            assert str(damaged) in str(error)
+    assert refused > 100
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("wrong", [None, -1, 2.5, 2**31 - 1, "x", [], True])
+def test_each_setting_may_be_anything(wrong, file, tmp_path):
+    """A setting is missing, or of another kind: a sentence, or what does not count."""
+    settings = GgufFile(file).settings.content
+    small = {"tokenizer.ggml.tokens": ["<a>", "<b>", "c"], "tokenizer.ggml.merges": []}
+    small["tokenizer.ggml.token_type"] = [3, 3, 1]
+    whole = {**settings, **small}
+    opened = GgufFile(file)
+    for name in settings:
+        content = {**whole, name: wrong}
+        if wrong is None:
+            del content[name]
+        opened.settings = Values("x.gguf", content)
+        try:
+            config_of(opened)
+            write_tokenizer(opened, tmp_path)
+        except UserError as error:
+            assert "\n" not in str(error) and ".gguf" in str(error)

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from maxfdl import graph, hf
+from maxfdl.data import ByteTokenizer
 from maxfdl.errors import UserError
 from maxfdl.hf.config import normalised
 from maxfdl.hf.families import describe, family_of
@@ -141,6 +142,29 @@ def test_a_folder_may_be_saved_onto_itself(tmp_path):
     hf.save(folder, found.config, found.variables, source=folder)
     assert_same_tensors(folder, "llama2")
     assert (folder / "tokenizer.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("from_folder", [True, False])
+def test_a_tokenizer_of_its_own_replaces_that_of_the_source(from_folder, tmp_path):
+    """As of a run, which keeps its tokenizer: from scratch, or tuned from a folder."""
+    source, own, out = (tmp_path / name for name in ("source", "own", "out"))
+    shutil.copytree(goldens.FOLDER / "llama3", source)
+    (source / "tokenizer.json").write_text("{}")
+    own.mkdir()
+    ByteTokenizer().save(own)
+    hf.save(
+        out,
+        loaded("llama3").config.model,
+        loaded("llama3").variables,
+        source=source if from_folder else None,
+        tokenizer=own,
+    )
+    for file in own.iterdir():
+        assert (out / file.name).read_bytes() == file.read_bytes()
+    ids = [config_of(out)[f"{role}_token_id"] for role in ("bos", "eos", "pad")]
+    from_source = config_of(source)
+    kept = [from_source[f"{role}_token_id"] for role in ("bos", "eos", "pad")]
+    assert ids == (kept if from_folder else [256, 257, 258])
 
 
 def test_tokenizer_and_generation_files_are_passed_through(tmp_path):

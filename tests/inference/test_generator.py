@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from maxfdl import graph
+from maxfdl.errors import UserError
 from maxfdl.inference import NOTHING, Generator, Sampler, generate
 from maxfdl.inference.generator import _rounded
 from maxfdl.mutations.family import to_linen
@@ -49,6 +50,26 @@ def test_an_array_of_prompts_will_do():
     assert generate(model, variables, prompts, max_new_tokens=5) == generate(
         model, variables, prompts.tolist(), max_new_tokens=5
     )
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ([1, 2, -1], r"tokens\[1\]\[2\] \(-1\) must be from 0 to {last}, for"),
+        ([1, 10**6], r"tokens\[1\]\[1\] \(1000000\) must be from 0 to {last}, for"),
+        ([2**40], r"tokens\[1\]\[0\] \(1099511627776\) must be from"),
+        ([1.5], r"tokens\[1\] \(float64\) must be ids, which are integers"),
+        (["a"], r"tokens\[1\] \(<U1\) must be ids, which are integers"),
+    ],
+)
+@pytest.mark.parametrize("mutations", [(), (to_linen,)], ids=["nnx", "linen"])
+def test_ids_without_a_row_in_the_model_are_refused(row, message, mutations):
+    model, variables = made(*mutations)
+    message = message.format(last=model.network.vocab_size - 1)
+    with pytest.raises(UserError, match=message):
+        generate(model, variables, [[1, 2, 3], row], max_new_tokens=2)
+    with pytest.raises(UserError, match=message):
+        next(Generator(model).stream(variables, [[1], row], max_new_tokens=2))
 
 
 def test_a_row_ends_after_a_stop_token():

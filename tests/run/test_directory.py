@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from maxfdl.data import ByteTokenizer, HuggingFaceTokenizer
 from maxfdl.errors import UserError
 from maxfdl.files import write_atomically
 from maxfdl.run.directory import RunDirectory
@@ -104,3 +105,30 @@ def test_a_directory_without_permission_is_one_sentence(tmp_path):
 def test_a_bucket_address_is_refused():
     with pytest.raises(UserError, match="gs://bucket/run must be a path of a mounted"):
         RunDirectory("gs://bucket/run")
+
+
+def test_it_keeps_a_tokenizer_that_stands_alone(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    for _ in range(2):  # the second start writes it anew
+        directory.write_tokenizer(ByteTokenizer())
+    kept = HuggingFaceTokenizer(str(tmp_path / "run/tokenizer/tokenizer.json"))
+    text = "any text, <|eos|> too"
+    assert kept.encode_document(text).tolist() == (
+        ByteTokenizer().encode_document(text).tolist()
+    )
+    assert not directory.has_results()
+    assert [path.name for path in directory.path.iterdir()] == ["tokenizer"]
+
+
+def test_a_tokenizer_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    class Broken(ByteTokenizer):
+        def save(self, folder):
+            super().save(folder)
+            raise OSError(28, "No space left on device")
+
+    directory = RunDirectory(tmp_path / "run")
+    directory.write_tokenizer(ByteTokenizer())
+    with pytest.raises(UserError, match="cannot be used .No space left on device"):
+        directory.write_tokenizer(Broken())
+    assert [path.name for path in directory.path.iterdir()] == ["tokenizer"]
+    assert len(list((directory.path / "tokenizer").iterdir())) == 3

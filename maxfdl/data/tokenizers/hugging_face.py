@@ -2,11 +2,22 @@
 
 import dataclasses
 import functools
-import json
+import os
 import pathlib
-from typing import TYPE_CHECKING, Literal
+import shutil
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal
 
+from maxfdl import outside
+from maxfdl.data.tokenizers.files import TokenizerFiles
 from maxfdl.data.tokenizers.rust import RustTokenizer
+from maxfdl.data.tokenizers.saving import (
+    GENERATION_CONFIG,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    copy_tokenizer_files,
+    write_json,
+)
 from maxfdl.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -36,21 +47,24 @@ _USUAL: dict[Role, tuple[str, ...]] = {
     ),
     "pad": ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>"),
 }
+# Roles whose tokens stand in text, or are what a model answers with.
+_IN_TEXT = ("bos_token", "eos_token", "unk_token")
 
 
 @dataclasses.dataclass(frozen=True)
 class HuggingFaceTokenizer(RustTokenizer):
     """A `tokenizer.json`, which `tokenizers` reads without `transformers`.
 
-    That file does not say which special token begins or ends a text. Each of `bos`,
-    `eos` and `pad` is looked for here, in this order: the field of this class, a
-    `tokenizer_config.json` beside the file, the usual names among the added tokens.
-    What is not found is None; documents then have no such token.
+    A text has the ids that transformers gives it. Which tokens begin and end it is in
+    that file; which token ends a document of the training data, and which fills rows,
+    is looked for here, in this order: the field of this class, the files beside
+    tokenizer.json (see `TokenizerFiles`), and where these say nothing of a role, not
+    even null, the usual names among the added tokens. What is not found is None.
 
     Args:
       file: Path of the `tokenizer.json`.
-      bos: The token that begins a document, as text.
-      eos: The token that ends one.
+      bos: The token named BOS, as text; it is added to texts only if the file says so.
+      eos: The token that ends a document.
       pad: The token that fills rows.
     """
 
@@ -61,7 +75,24 @@ class HuggingFaceTokenizer(RustTokenizer):
 
     @functools.cached_property
     def vocab_size(self) -> int:
-        return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        """One more than the highest id that a text can become.
+
+        Placeholders do not count: tokens that the files name for padding, masks, images
+        and the like. Models of text alone often have no row for them.
+        """
+        vocab = self._tokenizer.get_vocab(with_added_tokens=True)
+        added = self._tokenizer.get_added_tokens_decoder()
+        roles = self.files.roles.items()
+        placeholders = {text for role, text in roles if role not in _IN_TEXT}
+        placeholders -= {text for role, text in roles if role in _IN_TEXT}
+        return 1 + max(
+            (
+                index
+                for text, index in vocab.items()
+                if not (text in placeholders and index in added)
+            ),
+            default=-1,
+        )
 
     @functools.cached_property
     def bos_id(self) -> int | None:
@@ -75,26 +106,54 @@ class HuggingFaceTokenizer(RustTokenizer):
     def pad_id(self) -> int | None:
         return self._special("pad", self.pad)
 
-    def for_source(self, source) -> "HuggingFaceTokenizer":
-        return self
+    @functools.cached_property
+    def files(self) -> TokenizerFiles:
+        """The files that it stands for: chat templates and stop tokens, too.
 
-    def _load(self) -> "tokenizers.Tokenizer":
-        import tokenizers
-
+        Raises:
+          UserError: If there is no such file.
+        """
         path = pathlib.Path(self.file).expanduser()
-        if not path.is_file():
+        if not os.path.lexists(path):
             raise UserError(
                 f"HuggingFaceTokenizer.file [{self.file}] must be the path of a"
                 " tokenizer.json, but there is no such file."
             )
-        # The library raises plain Exceptions.
-        try:
-            return tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:
-            raise UserError(
-                f"HuggingFaceTokenizer.file [{self.file}] must be a tokenizer.json of"
-                f" the library tokenizers, but: {error}"
-            ) from None
+        return TokenizerFiles(path)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        text = super().decode(ids)
+        return _without_spaces(text) if self.files.cleans_up_spaces else text
+
+    def for_source(self, source) -> "HuggingFaceTokenizer":
+        return self
+
+    def save(self, folder: pathlib.Path) -> None:
+        """Copies the files, with the roles that this class gives other tokens.
+
+        Generated text will end at EOS, too, which ends the documents of the training
+        data.
+        """
+        copy_tokenizer_files(self.files.file.parent, folder)
+        shutil.copyfile(self.files.file, folder / TOKENIZER)
+        roles = {"bos_token": self.bos, "eos_token": self.eos, "pad_token": self.pad}
+        given = {role: text for role, text in roles.items() if text is not None}
+        _change(folder / TOKENIZER_CONFIG, given)
+        if os.path.lexists(folder / "special_tokens_map.json"):
+            _change(folder / "special_tokens_map.json", given)
+        stop = self.files.stop_tokens
+        if self.eos_id is not None and self.eos_id not in stop:
+            changed = {"eos_token_id": [*stop, self.eos_id]}
+            _change(folder / GENERATION_CONFIG, changed)
+        elif stop and not os.path.lexists(folder / GENERATION_CONFIG):
+            write_json(folder / GENERATION_CONFIG, {"eos_token_id": list(stop)})
+
+    @property
+    def _name(self) -> str:
+        return self.file
+
+    def _load(self) -> "tokenizers.Tokenizer":
+        return self.files.tokenizer
 
     def _special(self, role: Role, token: str | None) -> int | None:
         if token is None:
@@ -109,15 +168,31 @@ class HuggingFaceTokenizer(RustTokenizer):
         return index
 
     def _find(self, role: Role) -> int | None:
+        if f"{role}_token" in self.files.roles:
+            text = self.files.roles[f"{role}_token"]
+            return None if text is None else self._tokenizer.token_to_id(text)
         added = self._tokenizer.get_added_tokens_decoder()
         ids = {token.content: index for index, token in added.items()}
-        named = self._beside.get(f"{role}_token")
-        if isinstance(named, dict):
-            named = named.get("content")
-        return next((ids[name] for name in (named, *_USUAL[role]) if name in ids), None)
+        return next((ids[name] for name in _USUAL[role] if name in ids), None)
 
-    @functools.cached_property
-    def _beside(self) -> dict:
-        """The `tokenizer_config.json` in the same folder, if there is one."""
-        path = pathlib.Path(self.file).expanduser().with_name("tokenizer_config.json")
-        return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+
+def _change(file: pathlib.Path, changes: dict[str, Any]) -> None:
+    """Sets keys of the JSON object in a file, which is made if it is missing."""
+    content = outside.read_object(file).content if os.path.lexists(file) else {}
+    if any(content.get(key) != value for key, value in changes.items()):
+        write_json(file, {**content, **changes})
+
+
+def _without_spaces(text: str) -> str:
+    """Returns `text` without the blanks that a WordPiece leaves at punctuation."""
+    for before, after in _CLEANED:
+        text = text.replace(before, after)
+    return text
+
+
+# What transformers replaces, in its order.
+_CLEANED = (
+    *((f" {mark}", mark) for mark in ".?!,"),
+    (" ' ", "'"),
+    *((f" {end}", end) for end in ("n't", "'m", "'s", "'ve", "'re")),
+)

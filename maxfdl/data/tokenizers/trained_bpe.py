@@ -11,14 +11,14 @@ import numpy as np
 
 from maxfdl.data.split import document_hashes
 from maxfdl.data.tokenizers.rust import RustTokenizer
+from maxfdl.data.tokenizers.saving import BOS, EOS, PAD, begin_with_bos, save_ours
 from maxfdl.errors import UserError
 from maxfdl.files import cache_directory, write_atomically
 
 if TYPE_CHECKING:
     import tokenizers
 
-_SPECIAL_TOKENS = ("<|bos|>", "<|eos|>", "<|pad|>")
-_SMALLEST = 256 + len(_SPECIAL_TOKENS)
+_SMALLEST = 256 + len((BOS, EOS, PAD))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +26,10 @@ class TrainedBpe(RustTokenizer):
     """Byte-level BPE (as in GPT-2) trained on a sample of the source, and cached.
 
     Any text encodes and decodes exactly. The text of a special token, such as
-    `<|eos|>` in a document, is ordinary text. Training takes about a second a
-    megabyte and happens at the first use; the result is kept under `$MAXFDL_CACHE`
-    (default `~/.cache/maxfdl`) by a hash of the sample and the settings.
+    `<|eos|>` in a document, is ordinary text. A text that stands alone begins with
+    BOS. Training takes about a second a megabyte and happens at the first use; the
+    result is kept under `$MAXFDL_CACHE` (default `~/.cache/maxfdl`) by a hash of the
+    sample and the settings.
 
     Args:
       vocab_size: Number of ids, with 256 bytes and 3 special tokens. A small sample
@@ -50,8 +51,8 @@ class TrainedBpe(RustTokenizer):
         if self.vocab_size < _SMALLEST:
             raise UserError(
                 f"TrainedBpe.vocab_size [{self.vocab_size}] must be at least"
-                f" {_SMALLEST}, for 256 bytes and {len(_SPECIAL_TOKENS)} special"
-                " tokens; use ByteTokenizer for single bytes."
+                f" {_SMALLEST}, for 256 bytes and 3 special tokens; use ByteTokenizer"
+                " for single bytes."
             )
 
     def for_source(self, source) -> "TrainedBpe":
@@ -60,6 +61,9 @@ class TrainedBpe(RustTokenizer):
             if self.source is not None
             else dataclasses.replace(self, source=source)
         )
+
+    def save(self, folder: pathlib.Path) -> None:
+        save_ours(folder, self._tokenizer)
 
     def _load(self) -> "tokenizers.Tokenizer":
         import tokenizers
@@ -99,7 +103,7 @@ def _train(sample: list[str], vocab_size: int) -> "tokenizers.Tokenizer":
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(_SPECIAL_TOKENS),
+        special_tokens=[BOS, EOS, PAD],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -108,7 +112,9 @@ def _train(sample: list[str], vocab_size: int) -> "tokenizers.Tokenizer":
 
 
 def _ready(tokenizer: "tokenizers.Tokenizer") -> "tokenizers.Tokenizer":
+    """Sets what a tokenizer.json does not keep, or did not in older caches."""
     tokenizer.encode_special_tokens = True
+    begin_with_bos(tokenizer)
     return tokenizer
 
 
