@@ -72,25 +72,27 @@ def results(request) -> Results:
     made = graph.build(config).make_model()
     loss = NextTokenLoss(CrossEntropy())
 
-    def objective(params, state, tokens):
-        output = made.apply({"params": params, "state": state}, tokens)
+    def objective(params, state, tokens, segment_ids):
+        variables = {"params": params, "state": state}
+        output = made.apply(variables, tokens, segment_ids=segment_ids)
         term = loss(output, next_token_batch(tokens))["cross_entropy"]
         return term.mean, output.logits
 
     @jax.jit
-    def compute(variables, tokens):
+    def compute(variables, tokens, segment_ids):
         params, state = variables["params"], variables["state"]
         grad = jax.value_and_grad(objective, has_aux=True)
-        (value, logits), gradients = grad(params, state, tokens)
+        (value, logits), gradients = grad(params, state, tokens, segment_ids)
         return {"loss": value, "logits": logits}, gradients
 
-    values, gradients = compute(variables, jnp.asarray(golden["input_ids"]))
+    tokens = jnp.asarray(golden["input_ids"])
+    values, gradients = compute(variables, tokens, jnp.ones_like(tokens))
     values["grad_norm"] = optax.tree.norm(gradients)
     theirs = hf.Folder(goldens.FOLDER / folder).config
     tree = {"params": gradients, "state": variables["state"]}
     for name, gradient in their_tensors(made, tree, theirs):
         values[f"grad.{name}"] = gradient
-    greedy, _ = compute(variables, jnp.asarray(continued(golden)))
+    greedy, _ = compute(variables, *continued(golden))
     values["greedy_ids"] = greedy_ids(greedy["logits"], golden)
     return Results(golden, values)
 
@@ -99,11 +101,16 @@ START = 12
 """Tokens of each row that the greedy continuation follows."""
 
 
-def continued(golden) -> np.ndarray:
-    """Returns the beginning of each row with the golden's continuation behind it."""
+def continued(golden) -> tuple[jax.Array, jax.Array]:
+    """Returns the beginning of each row with the golden's continuation behind it.
+
+    Those are segment 1; what fills the row is another document.
+    """
     tokens, greedy = golden["input_ids"].copy(), golden["greedy_ids"]
-    tokens[:, START : START + greedy.shape[1]] = greedy
-    return tokens
+    end = START + greedy.shape[1]
+    tokens[:, START:end] = greedy
+    segments = np.where(np.arange(tokens.shape[1]) < end, 1, 2)
+    return jnp.asarray(tokens), jnp.broadcast_to(segments, tokens.shape)
 
 
 def greedy_ids(logits, golden) -> np.ndarray:
