@@ -21,21 +21,29 @@ from maxfdl.train.loss import NextTokenLoss
 from tests import goldens
 from tests.hf.variants import (
     FAMILIES,
+    OFTEN,
     VARIANTS,
     cut,
+    each_family,
     loaded,
     varied,
     with_config,
 )
 
-EXHAUSTIVE = (pytest.mark.slow, pytest.mark.exhaustive)
+
+def _marks(folder, is_its_turn):
+    if not is_its_turn:
+        return (pytest.mark.slow, pytest.mark.exhaustive)
+    return () if folder in OFTEN else pytest.mark.slow
+
+
 # Layer by layer the families and ways to run are compared in tests/layers, and step by
 # step in tests/experiments: here each folder runs in one way, the ways in turns.
 CASES = [
     pytest.param(
         (folder, variant),
         id=f"{folder}, {variant}",
-        marks=() if i % len(VARIANTS) == j else EXHAUSTIVE,
+        marks=_marks(folder, i % len(VARIANTS) == j),
     )
     for i, folder in enumerate(FAMILIES)
     for j, variant in enumerate(VARIANTS)
@@ -167,7 +175,7 @@ def test_hidden_vectors(folder):
         Results(golden, values).assert_near(name)
 
 
-@pytest.mark.parametrize("folder", FAMILIES)
+@pytest.mark.parametrize("folder", each_family())
 def test_both_layouts_of_config_json_give_one_graph(folder, tmp_path):
     path = goldens.FOLDER / folder
     if not (path / "config_legacy.json").exists():
@@ -176,7 +184,7 @@ def test_both_layouts_of_config_json_give_one_graph(folder, tmp_path):
     assert legacy.config.model == loaded(folder).config.model
 
 
-@pytest.mark.parametrize("folder", FAMILIES)
+@pytest.mark.parametrize("folder", each_family())
 def test_loading_as_linen_gives_the_graph_of_to_linen(folder):
     linen = hf.load(goldens.FOLDER / folder, backend="linen")
     assert linen.config == varied(loaded(folder).config, "linen, scanned")

@@ -20,7 +20,7 @@ from maxfdl.sharding.mesh import MeshShape
 from maxfdl.sharding.rules import AxisRules
 from maxfdl.sharding.sharding import Sharding
 from tests import goldens
-from tests.hf.variants import FAMILIES, loaded
+from tests.hf.variants import each_family, loaded
 
 
 def config_of(folder) -> dict:
@@ -39,7 +39,7 @@ def assert_same(actual, expected):
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", each_family())
 def test_load_save_load_is_equal_to_the_bit(name, tmp_path):
     hf.save(tmp_path, loaded(name).config, loaded(name).variables)
     assert_same_tensors(tmp_path, name)
@@ -49,7 +49,7 @@ def test_load_save_load_is_equal_to_the_bit(name, tmp_path):
     assert again.config.model == loaded(name).config.model
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", each_family())
 def test_a_graph_alone_is_enough_to_write_its_config(name, tmp_path):
     # Some graphs are those of two families, so that theirs has to be named.
     family = family_of(config_of(goldens.FOLDER / name)["model_type"]).name

@@ -6,6 +6,7 @@ from typing import Any
 
 import fiddle as fdl
 import jax
+import pytest
 
 from maxfdl import graph, hf
 from maxfdl.hf.loading import Loaded
@@ -50,8 +51,17 @@ VARIANTS = {
     "nnx, unrolled": (unroll_layers,),
     "linen, scanned": (to_linen,),
 }
-OFTEN = ("llama3", "gemma3", "mixtral", "deepseek_v3", "qwen3_next")
+OFTEN = ("llama3", "gemma3", "mixtral", "deepseek_v3", "qwen3_next", "gpt2")
 """Between them, every layer: what the fast part runs where others wait for the slow."""
+
+
+def each_family(*fast: str) -> list[Any]:
+    """Returns all families to parametrize a test by; those not in `fast` are slow."""
+    fast = fast or OFTEN
+    return [
+        pytest.param(name, marks=() if name in fast else pytest.mark.slow)
+        for name in FAMILIES
+    ]
 
 
 @functools.cache
