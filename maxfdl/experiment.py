@@ -9,7 +9,8 @@ import jax
 
 from maxfdl.checkpoint.checkpointer import Checkpointer
 from maxfdl.data import Synthetic, TextData
-from maxfdl.model import Model
+from maxfdl.model import Model, Network
+from maxfdl.optim.optimizer import Optimizer
 from maxfdl.sharding.mesh import MeshShape
 from maxfdl.sharding.rules import AxisRules
 from maxfdl.sharding.sharding import Sharding
@@ -45,11 +46,11 @@ class Experiment:
     """
 
     name: str
-    model: Callable[..., Any]
+    model: Callable[..., Network]
     backend: Callable[..., Model]
     data: Callable[..., TextData | Synthetic]
     loss: NextTokenLoss
-    optimizer: Callable[..., Any]
+    optimizer: Callable[..., Optimizer]
     mesh: MeshShape
     sharding: AxisRules
     trainer: Callable[..., Trainer]

@@ -19,6 +19,8 @@ from flax import linen as nn
 from flax import nnx
 
 from maxfdl.errors import UserError
+from maxfdl.layers import linen as linen_layers
+from maxfdl.layers import nnx as nnx_layers
 from maxfdl.layers.cache import EmptyCache
 from maxfdl.layers.context import Context
 from maxfdl.layers.linen.module import Declared
@@ -30,6 +32,8 @@ from maxfdl.ops.unembedding import Unembedding
 from maxfdl.sharding.sharding import Sharding
 
 Tree = dict[str, Any]
+
+Network = nnx_layers.Transformer | linen_layers.Transformer
 
 
 @jax.tree_util.register_dataclass

@@ -32,7 +32,7 @@ LIBRARY = {
     "train": WORDS
     | {"ops", "sharding", "layers.parameter", "layers.sinks", "model", "optim"}
     | {"files"},
-    "experiment": WORDS | {"sharding", "model", "data", "checkpoint", "train"},
+    "experiment": WORDS | {"sharding", "model", "data", "optim", "checkpoint", "train"},
     "run": WORDS
     | {"files", "ops", "layers.sinks", "sharding", "data", "checkpoint", "train"}
     | {"experiment", "inference", "outside", "hf.folder", "hf.weights"},

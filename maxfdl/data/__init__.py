@@ -6,11 +6,16 @@ Importing this package is light: Grain, `tokenizers` and PyArrow are imported by
 functions that need them, so that a launcher may do that while XLA compiles.
 """
 
-from maxfdl.data.packing import Concatenate, FirstFit
-from maxfdl.data.sources import Files, KingJames, StandardLibrary
+from maxfdl.data.packing import Concatenate, FirstFit, Packing
+from maxfdl.data.sources import Files, KingJames, Source, StandardLibrary
 from maxfdl.data.synthetic import Synthetic
 from maxfdl.data.text import TextData
-from maxfdl.data.tokenizers import ByteTokenizer, HuggingFaceTokenizer, TrainedBpe
+from maxfdl.data.tokenizers import (
+    ByteTokenizer,
+    HuggingFaceTokenizer,
+    Tokenizer,
+    TrainedBpe,
+)
 
 __all__ = [
     "ByteTokenizer",
@@ -19,8 +24,11 @@ __all__ = [
     "FirstFit",
     "HuggingFaceTokenizer",
     "KingJames",
+    "Packing",
+    "Source",
     "StandardLibrary",
     "Synthetic",
     "TextData",
+    "Tokenizer",
     "TrainedBpe",
 ]

@@ -10,9 +10,9 @@ when its state has been through JSON, which is how Orbax stores it: the empty sl
 (-1, -1) comes back as a list and no longer equals the tuple.
 """
 
+import abc
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 
@@ -84,14 +84,15 @@ class PieceReader:
         return self._first + done * self._step
 
 
-class Packing(Protocol):
+class Packing(abc.ABC):
     """Fills rows: reads what it needs and returns one row or more, in order."""
 
+    @abc.abstractmethod
     def __call__(self, reader: PieceReader, length: int) -> list[Row]: ...
 
 
 @dataclasses.dataclass(frozen=True)
-class Concatenate:
+class Concatenate(Packing):
     """One stream of documents, cut every `length` tokens.
 
     No token is left out and none is padding. A document that crosses the end of a row
@@ -107,7 +108,7 @@ class Concatenate:
 
 
 @dataclasses.dataclass(frozen=True)
-class FirstFit:
+class FirstFit(Packing):
     """Whole documents, each in the first of `open_rows` rows that has room for it.
 
     Documents are only cut if they are longer than a row. Rows end in padding. The

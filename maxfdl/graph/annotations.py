@@ -1,11 +1,14 @@
 """Does a value of a graph fit an annotation?
 
 A `Config` node stands for the object it makes, a `Partial` for a factory of such
-objects. Annotations that this file does not know accept everything.
+objects. Annotations that this file does not know accept everything that has no NaN and
+no infinite number in it.
 """
 
+import cmath
 import collections.abc
 import inspect
+import sys
 import types
 import typing
 from collections.abc import Callable
@@ -16,6 +19,8 @@ import fiddle as fdl
 _UNKNOWN = (Any, object, inspect.Parameter.empty)
 _LOOSE_PACKAGES = ("builtins", "jax", "jaxtyping", "numpy", "typing")
 _EXACT = (int, float, complex, str, bool, bytes)
+_SEQUENCES = (list, tuple, collections.abc.Sequence)
+_LITERALS = (*_EXACT, list, tuple, dict, set, frozenset, type(None))
 
 
 def strip(hint: Any) -> Any:
@@ -33,7 +38,13 @@ def pretty(hint: Any) -> str:
     if isinstance(hint, type) and not get_args(hint):
         return hint.__name__
     if get_origin(hint) in (Union, types.UnionType):
-        return " | ".join(map(pretty, get_args(hint)))
+        return " | ".join(dict.fromkeys(map(pretty, get_args(hint))))
+    if wants_callable(hint) and get_args(hint):
+        return f"Callable[..., {pretty(_result_of(hint))}]"
+    origin: Any = get_origin(hint)
+    if origin in _SEQUENCES and get_args(hint):
+        items = ["..." if arg is Ellipsis else pretty(arg) for arg in get_args(hint)]
+        return f"{origin.__name__}[{', '.join(items)}]"
     return str(hint).replace("typing.", "").replace("collections.abc.", "")
 
 
@@ -62,6 +73,8 @@ def accepts(value: Any, hint: Any) -> bool:
 
 def _accepts_one(value: Any, hint: Any) -> bool:
     origin = get_origin(hint)
+    if not is_finite(value):
+        return False
     if hint in _UNKNOWN or isinstance(hint, str) or value is fdl.NO_VALUE:
         return True
     if isinstance(hint, TypeVar):
@@ -71,11 +84,14 @@ def _accepts_one(value: Any, hint: Any) -> bool:
     if origin is Literal:
         return any(type(value) is type(c) and value == c for c in get_args(hint))
     if isinstance(value, fdl.Partial):
-        return wants_callable(hint) and _produces(value, _result_of(hint))
+        made = _made_by(fdl.get_callable(value))
+        return wants_callable(hint) and _may_be(made, _result_of(hint))
     if isinstance(value, fdl.Buildable):
         return _config_fits(value, hint)
     if wants_callable(hint):
-        return callable(value)
+        return callable(value) and _may_be(_made_by(value), _result_of(hint))
+    if _is_structural(hint):
+        return not isinstance(value, _LITERALS)
     if hint is type or origin is type:
         return _class_fits(value, get_args(hint))
     if hint in _EXACT:
@@ -102,9 +118,8 @@ def _return_hint(fn: Any) -> Any:
         return Any
 
 
-def made_by(node: fdl.Buildable) -> Any:
-    """Returns the type of what the callable of `node` returns, or `Any`."""
-    fn = fdl.get_callable(node)
+def _made_by(fn: Callable) -> Any:
+    """Returns the type of what a callable returns, or `Any`."""
     return fn if isinstance(fn, type) else _return_hint(fn)
 
 
@@ -116,24 +131,63 @@ def _is_known_class(hint: Any) -> bool:
 
 
 def _may_be(made: Any, wanted: Any) -> bool:
+    """Says whether a thing of the type `made` may fit `wanted`, a union or not."""
+    return any(_may_be_one(made, each) for each in alternatives(wanted))
+
+
+def _may_be_one(made: Any, wanted: Any) -> bool:
     if not (_is_known_class(made) and _is_known_class(wanted)):
         return True
-    if hint_is_structural(wanted):
-        return True
-    return issubclass(made, wanted)
+    return _is_structural(wanted) or issubclass(made, wanted)
 
 
-def hint_is_structural(hint: Any) -> bool:
-    """Says whether `hint` is a `Protocol`, which `issubclass` may not understand."""
+def _is_structural(hint: Any) -> bool:
+    """Says whether `hint` is a `Protocol`, which `issubclass` may not understand.
+
+    A literal may have all the methods of one, as a `str` has those of a sequence of
+    texts, and still is not meant by it.
+    """
     return bool(getattr(hint, "_is_protocol", False))
 
 
-def _produces(node: fdl.Buildable, wanted: Any) -> bool:
-    return any(_may_be(made_by(node), each) for each in alternatives(wanted))
+def wants_node(hint: Any) -> bool:
+    """Says whether only nodes (or None) fit `hint`, alone or as items of a list."""
+    classes = [each for each in alternatives(hint) if each is not type(None)]
+    return bool(classes) and all(map(_wants_node, classes))
+
+
+def _wants_node(hint: Any) -> bool:
+    if wants_callable(hint):
+        return True
+    if get_origin(hint) in _SEQUENCES:
+        return wants_node(get_args(hint)[0])
+    return _is_known_class(hint) and hint not in _EXACT
+
+
+def classes_in(hint: Any) -> list[type]:
+    """Returns the classes that nodes under `hint` make, alone or in a list."""
+    found = []
+    for each in alternatives(hint):
+        if wants_callable(each):
+            found += classes_in(_result_of(each))
+        elif get_origin(each) in _SEQUENCES:
+            found += classes_in(get_args(each)[0])
+        elif _is_known_class(each):
+            found.append(each)
+    return found
+
+
+def is_finite(value: Any) -> bool:
+    """Says whether no number in `value`, outside its nodes, is infinite or NaN."""
+    if isinstance(value, collections.abc.Mapping):
+        return all(map(is_finite, value.values()))
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return all(map(is_finite, value))
+    return not isinstance(value, (float, complex)) or cmath.isfinite(value)
 
 
 def _config_fits(node: fdl.Buildable, hint: Any) -> bool:
-    made = made_by(node)
+    made = _made_by(fdl.get_callable(node))
     if not wants_callable(hint):
         origin = get_origin(hint) or hint
         if isinstance(made, type) and made is not Any and origin in _EXACT:
@@ -159,8 +213,8 @@ def _class_fits(value: Any, args: tuple) -> bool:
 def _is_exactly(value: Any, hint: type) -> bool:
     if isinstance(value, bool):
         return hint is bool
-    if hint is float:
-        return isinstance(value, (int, float))
+    if hint is float and isinstance(value, int):
+        return abs(value) <= sys.float_info.max
     return isinstance(value, hint)
 
 
@@ -179,16 +233,16 @@ def _is_instance(value: Any, hint: Any) -> bool:
 
 def item_hints(value: Any, hint: Any) -> list[tuple[Any, Any, Any]]:
     """Returns `(index or key, item, annotation)` for the items of a container."""
-    args = get_args(hint)
-    if not args:
-        return []
+    args, origin = get_args(hint), get_origin(hint)
     if isinstance(value, collections.abc.Mapping):
+        if len(args) != 2 or not _is_instance(value, origin):
+            return []
         return [(key, item, args[1]) for key, item in value.items()]
-    if isinstance(value, tuple) and get_origin(hint) is tuple:
-        if len(args) == 2 and args[1] is Ellipsis:
-            args = (args[0],) * len(value)
+    if not args or not isinstance(value, (list, tuple, set, frozenset)):
+        return []
+    if origin is tuple and args[-1] is not Ellipsis:
         return list(zip(range(len(value)), value, args, strict=False))
-    if isinstance(value, (list, tuple, set, frozenset)):
+    if origin is tuple or len(args) == 1:
         return [(index, item, args[0]) for index, item in enumerate(value)]
     return []
 

@@ -2,7 +2,7 @@
 
 An expression is a base and any number of `+mutation(...)` steps. The base is a dotted
 name, with literal arguments or without, or the path of a saved graph (`.json`).
-Nothing is evaluated: arguments are Python literals or plain words.
+Nothing is evaluated: arguments are Python literals, plain words, or paths and globs.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import os
 import re
 
 from maxfdl.errors import ConfigError
-from maxfdl.graph.literals import is_literal_or_word
+from maxfdl.graph.literals import needs_no_quotes
 
 _CALL = re.compile(
     r"\s*([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)\s*(?:\((.*)\)\s*)?", re.DOTALL
@@ -103,7 +103,7 @@ def parse_call(text: str) -> Call:
 
 
 def _refuse_code(text: str, key: str, value: str) -> None:
-    if not value or not is_literal_or_word(value):
+    if not value or not needs_no_quotes(value):
         what = f"{key}={value}" if key else value or "nothing"
         raise ConfigError(
             f"{text!r}: an argument must be a Python literal or a plain word, got"

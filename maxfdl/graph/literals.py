@@ -6,16 +6,19 @@ import warnings
 from typing import Any, get_origin
 
 from maxfdl.errors import ConfigError, did_you_mean
+from maxfdl.graph import advice
 from maxfdl.graph.annotations import (
     accepts,
     alternatives,
     choices,
+    is_finite,
     item_hints,
     pretty,
 )
 from maxfdl.graph.render import brief
 
 _BARE_WORD = re.compile(r"\w[\w.\-]*", re.ASCII)
+_BARE_PATH = re.compile(r"(?=.*[/*~])[\w./~*?][\w./~*?\-]*")
 _WORDS = {"true": True, "false": False}
 
 
@@ -34,16 +37,20 @@ def parse(text: str) -> Any:
         return text
 
 
-def is_literal_or_word(text: str) -> bool:
-    """Says whether `text` is a Python literal or one plain word such as `7b`."""
-    return parse(text) is not text or bool(_BARE_WORD.fullmatch(text))
+def needs_no_quotes(text: str) -> bool:
+    """Says whether `text` is a Python literal, a word such as `7b`, or a path or glob.
+
+    Paths have letters, digits and `./~*?-_`; any other is to be quoted.
+    """
+    is_text = _BARE_WORD.fullmatch(text) or _BARE_PATH.fullmatch(text)
+    return parse(text) is not text or bool(is_text)
 
 
 def read(name: str, value: Any, hint: Any) -> Any:
     """Returns `value`, parsed if it is text, as something that fits `hint`.
 
-    `remat=full` needs no quotes, `1` stays text for a `str` field, `inf` is a float
-    for a `float` field, and a list literal becomes a tuple where one is wanted.
+    `remat=full` needs no quotes, `1` stays text for a `str` field, and a list literal
+    becomes a tuple where one is wanted.
 
     Raises:
       ConfigError: If it does not fit.
@@ -51,7 +58,7 @@ def read(name: str, value: Any, hint: Any) -> Any:
     tries = [value]
     if isinstance(value, str):
         literal = parse(value)
-        tries = [literal, value, *_as_number(value), *_as_sequence(literal, hint)]
+        tries = [literal, *_as_sequence(literal, hint), value]
     for each in tries:
         if accepts(each, hint):
             return each
@@ -60,17 +67,24 @@ def read(name: str, value: Any, hint: Any) -> Any:
         for key, item, wanted in item_hints(got, container):
             if not accepts(item, wanted):
                 read(f"{name}[{key!r}]", item, wanted)  # it has a sentence of its own
-    near = did_you_mean(str(got), [c for c in choices(hint) if isinstance(c, str)])
     shown = value if isinstance(value, str) else brief(value)
+    if float in alternatives(hint) and not is_finite(_number(got)):
+        raise ConfigError(f"{name}={shown}: a number must be finite.")
+    near = did_you_mean(str(got), [c for c in choices(hint) if isinstance(c, str)])
+    if accepts((got,), hint) or accepts([got], hint):
+        near = f" Write [{brief(got)}] for a list of one."
     raise ConfigError(
         f"{name}={shown}: expected {pretty(hint)}, got {type(got).__name__}"
-        f" {brief(got)}.{near}"
+        f" {brief(got)}.{near}{advice.for_node(hint)}"
     )
 
 
-def _as_number(text: str) -> list[float]:
-    special = re.fullmatch(r"[+-]?(inf|nan)", text.strip(), re.IGNORECASE)
-    return [float(text)] if special else []
+def _number(value: Any) -> Any:
+    """Returns the float that a word such as `inf` spells; anything else as it is."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _as_sequence(value: Any, hint: Any) -> list[Any]:

@@ -135,6 +135,11 @@ def mutations() -> dict[str, Callable]:
     }
 
 
+def ways_to_set() -> dict[type, str]:
+    """Returns, by the class of a node, what puts such nodes in place."""
+    return importlib.import_module(f"{MUTATIONS}.ways").WAYS
+
+
 def find_mutation(name: str, trust: Sequence[str] = ()) -> Callable:
     """Returns the mutation `name`: of `maxfdl.mutations`, or dotted and trusted.
 

@@ -10,7 +10,7 @@ import fiddle as fdl
 from fiddle import history, tagging
 
 from maxfdl.errors import ConfigError, did_you_mean
-from maxfdl.graph import literals, paths
+from maxfdl.graph import advice, literals, paths
 from maxfdl.graph.annotations import alternatives, item_hints
 from maxfdl.graph.mutate import C, copy
 from maxfdl.graph.render import brief
@@ -116,8 +116,13 @@ class _Setter:
         meant = [path for path in meant if path in set(known)]
         meant = meant or [path for path in known if path.endswith(f".{self.path}")]
         if meant:
-            return f" Did you mean {' or '.join(map(repr, meant[:3]))}?"
-        return did_you_mean(self.path, known) or f" It has {', '.join(names)}."
+            near = f" Did you mean {' or '.join(map(repr, meant[:3]))}?"
+            return near + advice.for_field(name, cutoff=1)
+        return (
+            advice.for_field(name)
+            or did_you_mean(self.path, known)
+            or f" It has {', '.join(names) or 'no fields'}."
+        )
 
     def fail(self, reason: str) -> NoReturn:
         raise ConfigError(f"no such path {self.path!r}: {reason}")

@@ -1,6 +1,8 @@
 """Graphs as JSON: saved with every run, and loaded without trusting the file."""
 
+import collections
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -80,7 +82,12 @@ def load_json(text: str, trust: Sequence[str] = ()) -> fdl.Buildable:
 
 def _parse(text: str) -> dict:
     try:
-        document = json.loads(text)
+        document = json.loads(
+            text,
+            object_pairs_hook=_object,
+            parse_float=_finite,
+            parse_constant=_finite,
+        )
     except (ValueError, TypeError) as e:
         raise ConfigError(f"this is not a saved graph: not JSON ({e}).") from e
     except RecursionError:
@@ -90,6 +97,23 @@ def _parse(text: str) -> dict:
         if not isinstance(document, dict) or not isinstance(document.get(key), kind):
             raise ConfigError(f"this is not a saved graph: it has no {key!r} object.")
     return document
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns a JSON object; one that holds a key twice is not what it seems to be."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        ((twice, _),) = collections.Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"an object has the key {twice!r} twice")
+    return found
+
+
+def _finite(text: str) -> float:
+    """Returns the number that `text` spells; `1e999` and `Infinity` are none."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not a finite number")
+    return number
 
 
 def _symbols(document: dict) -> Iterator[tuple[str, str, bool]]:

@@ -12,9 +12,11 @@ from maxfdl.graph import paths
 from maxfdl.graph.annotations import (
     accepts,
     alternatives,
+    is_finite,
     item_hints,
     pretty,
     wants_callable,
+    wants_node,
 )
 from maxfdl.graph.render import brief
 from maxfdl.graph.select import iterate
@@ -33,12 +35,12 @@ def validate(cfg: fdl.Buildable) -> fdl.Buildable:
     """Returns `cfg` if it can be built.
 
     Checked are: types, fields that only a parent may pass, required fields, unknown
-    and positional arguments, `Config` where a factory belongs and the reverse, and
-    the cross-field rules (`check_config`) of each class.
+    and positional arguments, numbers that are not finite, `Config` where a factory
+    belongs and the reverse, and the cross-field rules (`check_config`) of each class.
 
     Raises:
-      ConfigError: Listing all problems at once, each with its path, and the file
-        and line that set the value.
+      ConfigError: Listing all problems at once, a line for each, with its path and
+        the file and line that set the value. A single problem is one line.
     """
     if not isinstance(cfg, fdl.Buildable):
         raise ConfigError(
@@ -46,8 +48,11 @@ def validate(cfg: fdl.Buildable) -> fdl.Buildable:
             f" {brief(cfg)}."
         )
     found = [problem for path, node in iterate(cfg) for problem in _check(path, node)]
+    found = list(dict.fromkeys(found))
+    if len(found) == 1:
+        raise ConfigError(f"invalid config: {found[0]}")
     if found:
-        raise ConfigError("\n  ".join(["invalid config:", *dict.fromkeys(found)]))
+        raise ConfigError("\n  ".join(["invalid config:", *found]))
     return cfg
 
 
@@ -124,11 +129,16 @@ def _is_misused_module(value: Any, expected: Any) -> bool:
 
 
 def _complaint(value: Any, expected: Any) -> str:
+    if not is_finite(value):
+        return "must be finite"
     factory = any(map(wants_callable, alternatives(expected)))
     if isinstance(value, fdl.Config) and factory:
         return f"is built at once, but {pretty(expected)} wants a factory: fdl.Partial"
     if isinstance(value, fdl.Partial) and not factory:
         return f"is a factory, but {pretty(expected)} wants an object: fdl.Config"
+    if wants_node(expected) and not isinstance(value, fdl.Buildable):
+        node = "fdl.Partial" if factory else "fdl.Config"
+        return f"is not {pretty(expected)}; a node belongs there: {node}(...)"
     return f"is not {pretty(expected)}"
 
 

@@ -36,6 +36,11 @@ def check_stack(node):
         yield "Stack layers must name at least one layer."
 
 
+def check_decoder(node):
+    if not node.stacks:
+        yield "Decoder stacks must name at least one stack."
+
+
 def check_dropout(node):
     if not 0.0 <= node.rate < 1.0:
         yield f"Dropout rate ({node.rate}) must be at least 0 and below 1."

@@ -27,6 +27,7 @@ from maxfdl.mutations.placement import offload_optimizer, offload_parameters, ze
 from maxfdl.mutations.rates import learning_rate_by_role, use_schedule, weight_decay
 from maxfdl.mutations.remat import offload_activations, remat
 from maxfdl.mutations.router_losses import router_losses, selection_bias
+from maxfdl.mutations.text import king_james, python_source, synthetic, text_files
 from maxfdl.mutations.vocab_tiling import vocab_tiling
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "batch_ramp_up",
     "compute_dtype",
     "gradient_accumulation",
+    "king_james",
     "learning_rate_by_role",
     "loss_scale",
     "mesh",
@@ -42,12 +44,15 @@ __all__ = [
     "offload_optimizer",
     "offload_parameters",
     "param_dtype",
+    "python_source",
     "remat",
     "router_losses",
     "scan_layers",
     "selection_bias",
     "skip_spikes",
     "stop_at_loss",
+    "synthetic",
+    "text_files",
     "to_linen",
     "to_nnx",
     "unroll_layers",

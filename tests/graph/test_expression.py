@@ -44,6 +44,22 @@ def test_a_saved_graph_is_a_path_even_with_plus_in_it(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "path",
+    [
+        "notes/*.txt",
+        "**/*.jsonl",
+        "~/my-notes/a_b.txt",
+        "/data/x?.txt",
+        "./a",
+        "ä/ß.txt",
+    ],
+)
+def test_paths_and_globs_need_no_quotes(path):
+    assert parse_call(f"f({path}, field=body)").args == (path,)
+    assert parse_call(f"f(files={path})").kwargs == (("files", path),)
+
+
+@pytest.mark.parametrize(
     "text, message",
     [
         ("", "'' is not a name, nor name(argument=literal), nor a saved .json graph."),

@@ -31,7 +31,6 @@ def follow(value, step):
         ("model.betas[1]", "0.5", (0.9, 0.5)),
         ("model.layers[0].window", "None", None),
         ("model.layers[0].scale", "2", 2),
-        ("model.layers[0].scale", "inf", float("inf")),
         ("model.layers[0].scale", "1e-3", 1e-3),
         ("model.layers[0].q.use_bias", "true", True),
         ("model.layers[-1].num_heads", "8", 8),
@@ -73,6 +72,30 @@ def test_the_input_is_not_touched():
         ("steps", "two", "steps=two: expected int, got str 'two'."),
         ("steps", "true", "steps=true: expected int, got bool True."),
         ("steps", 1.5, "steps=1.5: expected int, got float 1.5."),
+        *[
+            (
+                "model.layers[0].scale",
+                text,
+                f"model.layers[0].scale={text}: a number must be finite.",
+            )
+            for text in ("inf", "-Infinity", "NaN", "1e999", float("nan"))
+        ],
+        (
+            "model.betas",
+            "(0.9, 1e999)",
+            "model.betas[1]=inf: a number must be finite.",
+        ),
+        (
+            "model.betas",
+            "{'a': 1}",
+            "model.betas={'a': 1}: expected tuple[float, float], got dict {'a': 1}.",
+        ),
+        (
+            "optimizer.nesterov",
+            "true",
+            "no such path 'optimizer.nesterov': optimizer (sgd) has no field"
+            " 'nesterov'. The mutation use_sgd(nesterov=...) sets it.",
+        ),
         (
             "model.layers[0].features",
             "8",
@@ -133,8 +156,8 @@ def test_the_input_is_not_touched():
         (
             "model.layers[0].q",
             "3",
-            "model.layers[0].q=3: expected Callable[...,"
-            " tests.graph.toys.nnx.layers.Linear], got int 3.",
+            "model.layers[0].q=3: expected Callable[..., Linear], got int 3. Only"
+            " Python can put another node there: see README.md, 'Write an experiment'.",
         ),
     ],
 )

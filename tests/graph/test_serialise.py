@@ -142,6 +142,15 @@ def test_a_refused_file_has_imported_nothing():
             ' "objects": {"a": {"type": "ref", "key": "a"}}}',
             "it contains itself.",
         ),
+        ('{"root": {}, "objects": {}, "root": {}}', "has the key 'root' twice"),
+        ('{"root": {"a": 1, "b": 2, "a": 3}, "objects": {}}', "has the key 'a' twice"),
+        *[
+            (
+                f'{{"root": {{"value": {number}}}, "objects": {{}}}}',
+                f"{number} is not a",
+            )
+            for number in ("Infinity", "-Infinity", "NaN", "1e999", "-1E+400")
+        ],
         ("[" * 100_000 + "]" * 100_000, "nested too deep."),
         (
             '{"objects": {}, "root": ' + '{"a":' * 500 + "1" + "}" * 501,

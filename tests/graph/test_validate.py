@@ -1,8 +1,9 @@
 """All problems of a graph at once, each with its path and who caused it."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import fiddle as fdl
 import pytest
@@ -19,6 +20,12 @@ def problems(cfg) -> str:
     with pytest.raises(ConfigError) as error:
         validate(cfg)
     return str(error.value)
+
+
+class Documents(Protocol):
+    """A structural type, whose methods a `str` and a `list` have too."""
+
+    def __len__(self) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +47,7 @@ class Typed:
     several: Sequence[ops.Dot] = ()
     layer: Callable[..., layers.Linear] | None = None
     cls: type[ops.Dot] | None = None
+    documents: Documents | None = None
     anything: Any = None
 
 
@@ -65,7 +73,9 @@ class Typed:
         ("op", fdl.Config(ops.Fp8Dot)),
         ("several", [fdl.Config(ops.Dot)]),
         ("layer", fdl.Partial(layers.LoraLinear)),
+        ("layer", layers.LoraLinear),
         ("cls", ops.Fp8Dot),
+        ("documents", fdl.Config(ops.Dot)),
         ("anything", object),
     ],
 )
@@ -92,6 +102,22 @@ def test_values_that_fit_are_accepted(field, value):
         ("fn", 3, "fn = 3 is not Callable[..., Any] | None"),
         ("cls", int, "cls = builtins.int is not type["),
         ("several", "word", "several = 'word' is not Sequence["),
+        (
+            "several",
+            {"a": 1},
+            "several = {'a': 1} is not Sequence[Dot]; a no",
+        ),
+        ("table", [1], "table = [1] is not dict[str, int]"),
+        ("layer", ops.Dot, "layer = tests.graph.toys.ops.Dot is not Callable["),
+        ("layer", 3, "layer = 3 is not Callable[..., Linear] | None; a node belongs"),
+        ("op", "word", "op = 'word' is not Dot | None; a node belongs there: fdl.Conf"),
+        ("documents", "word", "documents = 'word' is not Documents | None; a node"),
+        ("documents", [1], "documents = [1] is not Documents | None"),
+        ("f", math.nan, "f = nan must be finite"),
+        ("f", 10**400, "f = 1000"),
+        ("many", (1.0, math.inf), "many[1] = inf must be finite"),
+        ("anything", -math.inf, "anything = -inf must be finite"),
+        ("anything", {"a": [math.nan]}, "anything = {'a': [nan]} must be finite"),
         ("op", fdl.Partial(ops.Dot), "op = Partial(Dot) is a factory, but Dot | None"),
         ("op", fdl.Config(Typed), "op = Config(Typed) is not Dot | None"),
         ("layer", fdl.Partial(ops.Dot), "layer = Partial(Dot) is not Callable["),
@@ -174,7 +200,7 @@ def test_cross_field_rules_of_the_class_are_asked():
     cfg = small.experiment()
     cfg.model.layers[1].num_heads = 5
     assert problems(cfg) == (
-        "invalid config:\n  model.layers[1]: num_heads (5) must be a multiple of"
+        "invalid config: model.layers[1]: num_heads (5) must be a multiple of"
         " num_kv_heads (2)."
     )
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import fiddle as fdl
 
+from maxfdl.data import Synthetic
 from maxfdl.graph.expression import parse_call
 from maxfdl.graph.names import mutations
 from maxfdl.graph.resolve import mutate
@@ -82,6 +83,13 @@ def _schedule(cfg: fdl.Buildable) -> str:
     assert fdl.get_callable(schedule) is WarmupCosine
     fields = "".join(f", {k}={v}" for k, v in schedule.__arguments__.items())
     return f"use_schedule(kind=cosine{fields})"
+
+
+def _text(cfg: fdl.Buildable) -> str:
+    if fdl.get_callable(cfg.data) is Synthetic:
+        rows = cfg.data.__arguments__.get("documents_per_row", 1)
+        return f"synthetic(documents_per_row={rows})"
+    return "python_source"
 
 
 CASES = {
@@ -196,6 +204,15 @@ CASES = {
         decides="weight decay",
         undo=lambda cfg: f"weight_decay(rate={cfg.optimizer.weight_decay.rate})",
     ),
+    **{
+        name: Case(call=call, decides="text", undo=_text)
+        for name, call in {
+            "king_james": "king_james",
+            "python_source": "python_source",
+            "synthetic": "synthetic(documents_per_row=2)",
+            "text_files": "text_files(files='notes/*.jsonl', field=body)",
+        }.items()
+    },
     "zero1": Case(
         call="zero1",
         decides="place of the optimizer's state",

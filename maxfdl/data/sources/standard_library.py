@@ -10,13 +10,14 @@ import zlib
 from collections.abc import Collection
 
 from maxfdl.data.fingerprint import Fingerprint, Part
+from maxfdl.data.sources.source import Source
 from maxfdl.errors import UserError
 
 _NOT_THE_LIBRARY = {"site-packages", "dist-packages", "__pycache__"}
 
 
 @dataclasses.dataclass(frozen=True)
-class StandardLibrary:
+class StandardLibrary(Source):
     """The standard library's `.py` files, one document each, sorted by relative path.
 
     About 30 MB in 1,800 files with CPython's own tests, 12 MB where a distribution

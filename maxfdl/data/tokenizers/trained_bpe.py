@@ -5,10 +5,11 @@ import dataclasses
 import hashlib
 import logging
 import pathlib
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from maxfdl.data.sources.source import Source
 from maxfdl.data.split import document_hashes
 from maxfdl.data.tokenizers.rust import RustTokenizer
 from maxfdl.data.tokenizers.saving import BOS, EOS, PAD, begin_with_bos, save_ours
@@ -41,7 +42,7 @@ class TrainedBpe(RustTokenizer):
 
     vocab_size: int = 4096
     sample_bytes: int = 8_000_000
-    source: Any = None
+    source: Source | None = None
 
     bos_id: ClassVar[int] = 0
     eos_id: ClassVar[int] = 1

@@ -9,6 +9,7 @@ from typing import Annotated
 import jax
 from flax import linen as nn
 
+from maxfdl.layers.checks import check_decoder
 from maxfdl.layers.context import Context, apply_if
 from maxfdl.layers.linen.dropout import Dropout
 from maxfdl.layers.linen.module import Module
@@ -91,6 +92,8 @@ class ParallelDecoderLayer(Module, kw_only=True):
 
 class Decoder(Module, kw_only=True):
     """Stacks of layers, one after the other: a dense prefix, then experts, say."""
+
+    check_config = staticmethod(check_decoder)
 
     stacks: Sequence[Callable[..., Stack]]
     features: Annotated[int, FromParent]

@@ -9,6 +9,7 @@ from typing import Annotated
 import jax
 from flax import nnx
 
+from maxfdl.layers.checks import check_decoder
 from maxfdl.layers.context import Context, apply_if
 from maxfdl.layers.nnx.dropout import Dropout
 from maxfdl.layers.nnx.module import Module
@@ -92,6 +93,8 @@ class ParallelDecoderLayer(Module):
 
 class Decoder(Module):
     """Stacks of layers, one after the other: a dense prefix, then experts, say."""
+
+    check_config = staticmethod(check_decoder)
 
     def __init__(
         self,

@@ -1,0 +1,43 @@
+"""How the nodes of each kind are put in place, for error messages.
+
+A word, a number or a list is no node. Somebody who sets a field that wants one reads
+here what to write.
+"""
+
+from maxfdl.data import Source, Synthetic, TextData, Tokenizer
+from maxfdl.layers import linen, nnx
+from maxfdl.layers.execution import Execution
+from maxfdl.ops.cross_entropy import CrossEntropy
+from maxfdl.optim.schedules import Schedule
+from maxfdl.optim.transforms import UpdateRule, WeightDecay
+from maxfdl.sharding.mesh import MeshShape
+from maxfdl.train.auxiliary import AuxiliaryLoss
+from maxfdl.train.gradients import Accumulate, WholeBatch
+from maxfdl.train.guard import SkipNonFinite
+from maxfdl.train.placement import Placement
+from maxfdl.train.updates import Update
+
+_DATA = "the mutation text_files(files=...), king_james, python_source or synthetic"
+_MODEL = "the experiment experiments.pretrain(model=...)"
+
+WAYS: dict[type, str] = {
+    Tokenizer: "the experiment experiments.pretrain(model=..., tokenizer=...)",
+    Source: "the mutation text_files(files=...), king_james or python_source",
+    TextData: _DATA,
+    Synthetic: _DATA,
+    nnx.Transformer: _MODEL,
+    linen.Transformer: _MODEL,
+    Execution: "the mutation scan_layers or unroll_layers",
+    CrossEntropy: "the mutation vocab_tiling(num_tiles=...)",
+    UpdateRule: "the mutation use_adafactor, use_adam_pax, use_adamw, use_lion,"
+    " use_muon, use_muonclip, use_schedule_free or use_sgd",
+    Schedule: "the mutation use_schedule(kind=...)",
+    WeightDecay: "the mutation weight_decay(rate=...)",
+    MeshShape: "the mutation mesh(data=..., fsdp=..., tensor=...)",
+    AuxiliaryLoss: "the mutation router_losses(...)",
+    WholeBatch: "the mutation gradient_accumulation(steps=...)",
+    Accumulate: "the mutation gradient_accumulation(steps=...)",
+    SkipNonFinite: "the mutation skip_spikes",
+    Placement: "the mutation zero1, offload_optimizer or offload_parameters",
+    Update: "the mutation average_weights or selection_bias(rate=...)",
+}
