@@ -13,9 +13,9 @@ C = TypeVar("C", bound=fdl.Buildable)
 
 
 def average_weights(cfg: C, *, decay: float = 0.999) -> C:
-    """Returns a copy of `cfg` that evaluates and exports an average of its weights.
+    """Evaluates and exports a running average of the weights.
 
-    It is of the weights that are trained, with `use_schedule_free` too. See
+    The average is of the weights that are trained, with `use_schedule_free` too. See
     `maxfdl.train.weight_average.WeightAverage`. `average_weights(decay=0.0)` is the
     inverse.
 

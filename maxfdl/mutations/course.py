@@ -14,7 +14,7 @@ C = TypeVar("C", bound=fdl.Buildable)
 
 
 def batch_ramp_up(cfg: C, *, start: int, steps: int) -> C:
-    """Returns a copy of `cfg` whose batches double from `start` to the whole size.
+    """Doubles the batch from `start` sequences to the whole size over `steps` steps.
 
     See `maxfdl.train.ramp_up.BatchRampUp`. `batch_ramp_up(start=0, steps=0)` is the
     inverse.
@@ -30,9 +30,10 @@ def batch_ramp_up(cfg: C, *, start: int, steps: int) -> C:
 
 
 def stop_at_loss(cfg: C, *, loss: float | None, every: int = 100) -> C:
-    """Returns a copy of `cfg` that ends when an evaluation finds `loss` or less.
+    """Ends the run when an evaluation finds a loss of `loss` or less.
 
-    See `maxfdl.train.goal.LossGoal`. `stop_at_loss(loss=None)` is the inverse.
+    `every` is the number of steps between the evaluations that look for it. See
+    `maxfdl.train.goal.LossGoal`. `stop_at_loss(loss=None)` is the inverse.
 
     Raises:
       MutationError: If there is no trainer.

@@ -12,7 +12,7 @@ C = TypeVar("C", bound=fdl.Buildable)
 
 
 def compute_dtype(cfg: C, *, dtype: DType = "bfloat16") -> C:
-    """Returns a copy of `cfg` whose activations and products are of type `dtype`.
+    """Computes activations and matrix products in the type `dtype`.
 
     Norms, softmax, logits and the loss stay float32. The inverse gives the type that
     was there, usually `compute_dtype(dtype=float32)`.
@@ -27,7 +27,7 @@ def compute_dtype(cfg: C, *, dtype: DType = "bfloat16") -> C:
 
 
 def param_dtype(cfg: C, *, dtype: DType = "float32") -> C:
-    """Returns a copy of `cfg` whose parameters are stored as `dtype`.
+    """Stores parameters in the type `dtype`.
 
     The inverse gives the type that was there, usually `param_dtype(dtype=float32)`.
 

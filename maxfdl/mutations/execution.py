@@ -12,9 +12,9 @@ C = TypeVar("C", bound=fdl.Buildable)
 
 
 def scan_layers(cfg: C, *, unroll: int = 1) -> C:
-    """Returns a copy of `cfg` whose stacks are loops of `unroll` repeats a trip.
+    """Runs equal layers as a loop, so that compile time does not grow with depth.
 
-    Same parameters and mathematics; compile time does not grow with depth.
+    Each trip of the loop runs `unroll` repeats. Same parameters and mathematics.
 
     Raises:
       MutationError: If there is no stack.
@@ -26,9 +26,10 @@ def scan_layers(cfg: C, *, unroll: int = 1) -> C:
 
 
 def unroll_layers(cfg: C) -> C:
-    """Returns a copy of `cfg` whose stacks have no loop; undone by `scan_layers`.
+    """Runs layers one after the other, without a loop, so that XLA may fuse them.
 
-    Same parameters and mathematics; XLA may fuse across layers, and compiles longer.
+    Same parameters and mathematics; compile time grows with depth. `scan_layers` is the
+    inverse.
 
     Raises:
       MutationError: If there is no stack.

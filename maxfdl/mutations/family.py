@@ -15,9 +15,10 @@ C = TypeVar("C", bound=fdl.Buildable)
 
 
 def to_linen(cfg: C) -> C:
-    """Returns a copy of `cfg` with Linen layers.
+    """Builds the network of Flax Linen layers.
 
     Same parameters, same seed, same numbers to the last bit; checkpoints fit both.
+    `to_nnx` is the inverse.
 
     Raises:
       MutationError: If there is no layer, or one that has no twin.
@@ -26,7 +27,10 @@ def to_linen(cfg: C) -> C:
 
 
 def to_nnx(cfg: C) -> C:
-    """Returns a copy of `cfg` with NNX layers; the inverse of `to_linen`.
+    """Builds the network of Flax NNX layers.
+
+    Same parameters, same seed, same numbers to the last bit; checkpoints fit both.
+    `to_linen` is the inverse.
 
     Raises:
       MutationError: If there is no layer, or one that has no twin.

@@ -12,10 +12,11 @@ C = TypeVar("C", bound=fdl.Buildable)
 
 
 def gradient_accumulation(cfg: C, *, steps: int) -> C:
-    """Returns a copy of `cfg` that takes each batch in `steps` microbatches.
+    """Splits each batch into `steps` microbatches, whose gradients are added up.
 
-    Same gradients up to the order of sums; the memory of activations falls by `steps`.
-    `gradient_accumulation(steps=1)` is the inverse.
+    Same gradients up to the order of sums, except for those of `batch_balance` (see
+    `router_losses`), which is taken per microbatch; the memory of activations falls by
+    the factor `steps`. `gradient_accumulation(steps=1)` is the inverse.
 
     Raises:
       MutationError: If there is no trainer.

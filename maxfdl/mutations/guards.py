@@ -14,9 +14,11 @@ C = TypeVar("C", bound=fdl.Buildable)
 
 
 def skip_spikes(cfg: C, *, window: int = 128, deviations: float = 6.0) -> C:
-    """Returns a copy of `cfg` that leaves out steps whose loss or gradients leap.
+    """Skips steps whose loss or gradient norm is far above recent ones.
 
-    See `maxfdl.train.guard.SkipSpikes`. `skip_spikes(window=0)` is the inverse.
+    Far is more than `deviations` standard deviations above the mean of the last
+    `window` steps. See `maxfdl.train.guard.SkipSpikes`. `skip_spikes(window=0)` is the
+    inverse.
 
     Raises:
       MutationError: If there is no trainer.
@@ -31,9 +33,10 @@ def skip_spikes(cfg: C, *, window: int = 128, deviations: float = 6.0) -> C:
 
 
 def loss_scale(cfg: C, *, initial: float = 2.0**16, growth_interval: int = 2000) -> C:
-    """Returns a copy of `cfg` that takes gradients of a scaled loss, for float16.
+    """Scales the loss while gradients are computed, which float16 needs.
 
-    See `maxfdl.train.loss_scale.LossScale`. `loss_scale(initial=0.0)` is the inverse.
+    The scale begins at `initial` and adapts itself. See
+    `maxfdl.train.loss_scale.LossScale`. `loss_scale(initial=0.0)` is the inverse.
 
     Raises:
       MutationError: If there is no trainer.

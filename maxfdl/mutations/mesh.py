@@ -11,10 +11,11 @@ C = TypeVar("C", bound=fdl.Buildable)
 
 
 def mesh(cfg: C, *, data: int = 1, fsdp: int = 1, tensor: int = 1) -> C:
-    """Returns a copy of `cfg` on a mesh of this shape; -1, once, takes the rest.
+    """Lays the run out on a mesh of data x fsdp x tensor devices.
 
-    Same mathematics; sums run in another order. The inverse gives the shape that was
-    there, usually `mesh(fsdp=-1)`.
+    One of the three may be -1 and then takes all devices that the others leave. Same
+    mathematics; sums run in another order. The inverse gives the shape that was there,
+    usually `mesh(fsdp=-1)`.
 
     Raises:
       MutationError: If there is no mesh.

@@ -16,10 +16,11 @@ C = TypeVar("C", bound=fdl.Buildable)
 
 
 def multi_token_prediction(cfg: C, *, depth: int = 1, coefficient: float = 0.3) -> C:
-    """Returns a copy of `cfg` that learns to predict `depth` tokens beyond the next.
+    """Trains the model to predict `depth` tokens beyond the next one, too.
 
-    Each has a module of its own with a layer like the model's last, see `LaterToken`
-    and `LaterTokenLoss`; embedding and head are shared. Generation does not run them.
+    Each of these has a module of its own with a layer like the model's last, see
+    `LaterToken`; embedding and head are shared, and `coefficient` weighs their loss,
+    see `LaterTokenLoss`. Generation does not run them.
     `multi_token_prediction(depth=0)` is the inverse.
 
     Raises:

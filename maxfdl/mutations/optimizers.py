@@ -23,7 +23,9 @@ _COEFFICIENTS = {"standard": STANDARD, "dion": DION, "deepseek_v4": DEEPSEEK_V4}
 
 
 def use_adamw(cfg: C, *, b1: float = 0.9, b2: float = 0.95, epsilon: float = 1e-8) -> C:
-    """Returns a copy of `cfg` that steps by Adam, see `maxfdl.optim.transforms.Adam`.
+    """Trains with AdamW.
+
+    See `maxfdl.optim.transforms.Adam`. The inverse gives the values that were there.
 
     Raises:
       MutationError: If there is no optimizer.
@@ -34,9 +36,9 @@ def use_adamw(cfg: C, *, b1: float = 0.9, b2: float = 0.95, epsilon: float = 1e-
 def use_adam_pax(
     cfg: C, *, b1: float = 0.9, b2: float = 0.95, epsilon: float = 1e-8
 ) -> C:
-    """Returns a copy of `cfg` that steps by Adam with Paxml's moments.
+    """Trains with AdamW whose moments are stored as Paxml stores them.
 
-    Same updates as Adam's up to rounding. `use_adamw` is the inverse.
+    Same updates as those of `use_adamw` up to rounding. `use_adamw` is the inverse.
 
     Raises:
       MutationError: If there is no optimizer.
@@ -45,9 +47,9 @@ def use_adam_pax(
 
 
 def use_sgd(cfg: C, *, momentum: float = 0.0, nesterov: bool = False) -> C:
-    """Returns a copy of `cfg` that steps along the gradient, or its running sum.
+    """Trains with SGD, with momentum if it is not 0.
 
-    `use_adamw` is the inverse.
+    See `maxfdl.optim.transforms.Sgd`. `use_adamw` is the inverse.
 
     Raises:
       MutationError: If there is no optimizer.
@@ -56,9 +58,10 @@ def use_sgd(cfg: C, *, momentum: float = 0.0, nesterov: bool = False) -> C:
 
 
 def use_lion(cfg: C, *, b1: float = 0.9, b2: float = 0.99) -> C:
-    """Returns a copy of `cfg` that steps by signs, see `maxfdl.optim.transforms.Lion`.
+    """Trains with Lion, whose updates are signs.
 
-    `use_adamw` is the inverse.
+    It wants learning rates 3 to 10 times smaller than Adam's. See
+    `maxfdl.optim.transforms.Lion`. `use_adamw` is the inverse.
 
     Raises:
       MutationError: If there is no optimizer.
@@ -73,7 +76,7 @@ def use_muon(
     coefficients: Literal["standard", "dion", "deepseek_v4"] = "standard",
     scale: Literal["spectral", "rms"] = "rms",
 ) -> C:
-    """Returns a copy of `cfg` that steps matrices by Muon and the rest by Adam.
+    """Trains matrices with Muon and all other parameters with Adam.
 
     With the scale `rms` a learning rate that suits AdamW suits it, too. See
     `maxfdl.optim.muon.Muon`. `use_adamw` is the inverse.
@@ -99,10 +102,11 @@ def use_muonclip(
     coefficients: Literal["standard", "dion", "deepseek_v4"] = "standard",
     scale: Literal["spectral", "rms"] = "rms",
 ) -> C:
-    """Returns a copy of `cfg` that steps by Muon and bounds the scores of attention.
+    """Trains with MuonClip: Muon, and a bound on the scores of attention.
 
-    Layers of attention leave their highest scores; heads above `threshold` are clipped,
-    see `maxfdl.train.qk_clip.QkClip`. `use_adamw` is the inverse.
+    After each step, QK-clip scales down the query and key weights of heads whose
+    highest score is above `threshold`, see `maxfdl.train.qk_clip.QkClip`. `use_adamw`
+    is the inverse.
 
     Raises:
       MutationError: If there is no optimizer, attention or trainer, or if queries and
@@ -114,7 +118,7 @@ def use_muonclip(
 
 
 def use_adafactor(cfg: C, *, min_scale: float = 1e-3, epsilon: float = 2.0**-23) -> C:
-    """Returns a copy of `cfg` that steps by Adafactor, with rows and columns for state.
+    """Trains with Adafactor, whose state is a row and a column per matrix.
 
     Learning rates become relative to the size of parameters: some 1e-2. See
     `maxfdl.optim.adafactor.Adafactor`. `use_adamw` is the inverse.
@@ -128,12 +132,12 @@ def use_adafactor(cfg: C, *, min_scale: float = 1e-3, epsilon: float = 2.0**-23)
 def use_schedule_free(
     cfg: C, *, b1: float = 0.9, b2: float = 0.95, epsilon: float = 1e-8
 ) -> C:
-    """Returns a copy of `cfg` that steps by Adam and evaluates an average of weights.
+    """Trains with schedule-free AdamW, which evaluates an average of the weights.
 
-    The average takes the part of Adam's first moment, of which there is none, and of a
-    falling rate: combine it with `use_schedule(kind="constant")`. See
-    `maxfdl.optim.schedule_free.ScheduleFree`. Another average, of `average_weights`,
-    would be evaluated in its place. `use_adamw` is the inverse.
+    The average replaces Adam's first moment and a falling learning rate: combine it
+    with `use_schedule(kind="constant")`. See `maxfdl.optim.schedule_free.ScheduleFree`.
+    With `average_weights` too, that average is the one that is evaluated. `use_adamw`
+    is the inverse.
 
     Raises:
       MutationError: If there is no optimizer.

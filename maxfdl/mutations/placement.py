@@ -13,10 +13,11 @@ C = TypeVar("C", bound=fdl.Buildable)
 
 
 def zero1(cfg: C, *, optimizer: Literal["sharded", "replicated"] = "sharded") -> C:
-    """Returns a copy of `cfg` whose replicas share out the state of the optimizer.
+    """Shards optimizer state over data-parallel replicas (ZeRO-1).
 
-    Same updates up to the order of sums; memory falls by the mesh axis `data`. See
-    `maxfdl.train.placement.Placement`. `zero1(optimizer=replicated)` is the inverse.
+    Same updates up to the order of sums; the state's memory is divided by the size of
+    the mesh axis `data`. See `maxfdl.train.placement.Placement`.
+    `zero1(optimizer=replicated)` is the inverse.
 
     Raises:
       MutationError: If there is no trainer.
@@ -25,11 +26,12 @@ def zero1(cfg: C, *, optimizer: Literal["sharded", "replicated"] = "sharded") ->
 
 
 def offload_optimizer(cfg: C, *, memory: Memory = "host") -> C:
-    """Returns a copy of `cfg` that keeps the optimizer's state in the host's memory.
+    """Keeps optimizer state in host memory.
 
-    Same updates within float32 rounding; that of one layer at a time is on the device,
-    if layers are stacked. See `maxfdl.train.placement.Placement`.
-    `offload_optimizer(memory=device)` is the inverse.
+    During the update the state of one layer at a time is on the device, if layers are
+    stacked. Same updates within float32 rounding. See
+    `maxfdl.train.placement.Placement`. `offload_optimizer(memory=device)` is the
+    inverse.
 
     Raises:
       MutationError: If there is no trainer.
@@ -38,12 +40,13 @@ def offload_optimizer(cfg: C, *, memory: Memory = "host") -> C:
 
 
 def offload_parameters(cfg: C, *, memory: Memory = "host") -> C:
-    """Returns a copy of `cfg` that keeps parameters in the host's memory.
+    """Keeps parameters in host memory.
 
-    A layer's come to the device when it runs, and for its update; `unroll_layers`
-    fetches all of a stack, and so does the evaluation of an average. Same numbers
-    within float32 rounding. See `maxfdl.train.placement.Placement`.
-    `offload_parameters(memory=device)` is the inverse.
+    The parameters of a layer are copied to the device when it runs, and for its update;
+    `unroll_layers` fetches all of a stack at once, and so does the evaluation of an
+    average. Same numbers within float32 rounding. See
+    `maxfdl.train.placement.Placement`. `offload_parameters(memory=device)` is the
+    inverse.
 
     Raises:
       MutationError: If there is no trainer.

@@ -37,7 +37,7 @@ def use_schedule(
     decay_steps: int | None = None,
     shape: Literal["linear", "cosine", "one_minus_sqrt"] | None = None,
 ) -> C:
-    """Returns a copy of `cfg` whose learning rate has this shape over the run.
+    """Sets the learning rate schedule: its kind, peak, warm-up and decay.
 
     Fields that are not given stay, if the new kind has them; see
     `maxfdl.optim.schedules`. `wsd` needs `decay_steps`. The inverse gives the kind and
@@ -72,10 +72,10 @@ def learning_rate_by_role(
     scale: float = 1.0,
     bias: float = 1.0,
 ) -> C:
-    """Returns a copy of `cfg` in which each role has its multiple of the learning rate.
+    """Multiplies the learning rate of each role of parameters by a factor.
 
-    Weight decay goes with it; 0 freezes a role. `learning_rate_by_role()` is the
-    inverse.
+    Weight decay is multiplied with it; 0 freezes a role. `learning_rate_by_role()` is
+    the inverse.
 
     Raises:
       MutationError: If there is no optimizer.
@@ -98,7 +98,7 @@ def weight_decay(
     scale: float = 0.0,
     bias: float = 0.0,
 ) -> C:
-    """Returns a copy of `cfg` that decays each role by its share of `rate`.
+    """Sets weight decay: its rate, and the share of it that each role gets.
 
     See `maxfdl.optim.transforms.WeightDecay`; a rate of 0 leaves none. The inverse
     gives the values that were there.

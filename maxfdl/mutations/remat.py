@@ -13,11 +13,11 @@ C = TypeVar("C", bound=fdl.Buildable)
 
 
 def remat(cfg: C, *, policy: Policy = "full", save: tuple[Name, ...] = ()) -> C:
-    """Returns a copy of `cfg` whose backward pass keeps only what `policy` names.
+    """Recomputes activations in the backward pass, except those that `policy` keeps.
 
     With `full`, which keeps nothing, `save` names tensors that are kept all the same.
-    Same mathematics; memory for time. `remat(policy=none)` is the inverse. See
-    `maxfdl.layers.execution` for the policies and the names.
+    Same mathematics; saves memory and costs time. `remat(policy=none)` is the inverse.
+    See `maxfdl.layers.execution` for the policies and the names.
 
     Raises:
       MutationError: If there is no stack, no layer of a stack gives a tensor that is
@@ -38,11 +38,11 @@ def remat(cfg: C, *, policy: Policy = "full", save: tuple[Name, ...] = ()) -> C:
 def offload_activations(
     cfg: C, *, names: tuple[Name, ...] = ("layer_in",), save: tuple[Name, ...] = ()
 ) -> C:
-    """Returns a copy of `cfg` whose backward pass keeps `names` on the host.
+    """Keeps the activations `names` in host memory until the backward pass.
 
-    It keeps `save` on the device and computes the rest again. Same mathematics; memory
-    of the device for traffic with the host. `remat(policy=none)` is the inverse. See
-    `maxfdl.layers.execution.SaveNamed` for the names.
+    `save` stay on the device, and the rest is computed again. Same mathematics; saves
+    device memory and costs traffic with the host. `remat(policy=none)` is the inverse.
+    See `maxfdl.layers.execution.SaveNamed` for the names.
 
     Raises:
       MutationError: If there is no stack, or no layer of a stack gives a tensor that

@@ -17,11 +17,11 @@ C = TypeVar("C", bound=fdl.Buildable)
 def router_losses(
     cfg: C, *, sequence_balance: float = 0.0, batch_balance: float = 0.0, z: float = 0.0
 ) -> C:
-    """Returns a copy of `cfg` with these terms of its objective, by coefficient.
+    """Adds auxiliary losses that keep experts balanced and router logits small.
 
-    They replace those that it has; 0 leaves a term out, so `router_losses()` is the
-    inverse. A model without routers is refused when it runs. See
-    `maxfdl.train.auxiliary`.
+    The arguments are coefficients and replace all that the loss has; 0 leaves a term
+    out, so `router_losses()` is the inverse. A model without routers is refused when it
+    runs. See `maxfdl.train.auxiliary`.
 
     Raises:
       MutationError: If there is no loss.
@@ -43,7 +43,7 @@ def router_losses(
 
 
 def selection_bias(cfg: C, *, rate: float) -> C:
-    """Returns a copy of `cfg` that evens out experts by their selection biases.
+    """Balances experts by biases that routers add when they choose experts.
 
     Each step moves every bias by `rate`, see `maxfdl.train.router.SelectionBias`. A
     model whose routers have no such biases is refused when it runs.

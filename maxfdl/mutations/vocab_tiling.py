@@ -17,7 +17,7 @@ C = TypeVar("C", bound=fdl.Buildable)
 def vocab_tiling(
     cfg: C, *, num_tiles: int | None = None, tokens_per_tile: int | None = None
 ) -> C:
-    """Returns a copy of `cfg` whose loss never holds the logits of all tokens.
+    """Computes the loss tile by tile, never holding the logits of all tokens.
 
     Same loss and gradients up to the order of sums, see `TiledCrossEntropy`.
     `vocab_tiling(num_tiles=1)` is the inverse.
