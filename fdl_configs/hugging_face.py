@@ -1,7 +1,4 @@
-"""Fine-tuning a model folder of Hugging Face.
-
-python -m maxfdl.launch --fdl_config='fdl_configs.hugging_face(folder="models/x")'
-"""
+"""The run that trains a model folder of Hugging Face on."""
 
 import pathlib
 import re
@@ -19,7 +16,7 @@ from maxfdl.layers.parameter import DType
 _LONGEST = 1024
 
 
-def experiment(folder: str) -> fdl.Config[Experiment]:
+def fine_tuning(folder: str) -> fdl.Config[Experiment]:
     """Trains on Python's own sources from the weights in `folder`, in their type.
 
     It has the folder's tokenizer, reads bytes if there is none, and random tokens if

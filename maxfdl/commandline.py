@@ -20,6 +20,7 @@ from absl import app, flags, logging
 from fiddle import absl_flags as fiddle_flags
 
 from maxfdl.errors import ConfigError, UserError, did_you_mean
+from maxfdl.terminal import session
 
 FLAGS = flags.FLAGS
 
@@ -167,13 +168,15 @@ def _print_help() -> None:
     sys.exit(0)
 
 
-def rewrite(args: list[str]) -> list[str]:
+def rewrite(args: list[str], takes_config: bool = True) -> list[str]:
     """Returns `args` with each short spelling as the flag that it stands for.
+
+    Words that stand alone come last, for a command that takes no config.
 
     Raises:
       UserError: If an argument is none of the spellings.
     """
-    out, rest = [], iter(args)
+    out, words, rest = [], [], iter(args)
     for arg in rest:
         if arg == "--":
             raise UserError(
@@ -181,6 +184,8 @@ def rewrite(args: list[str]) -> list[str]:
             )
         if arg == "-h":
             out.append("--help")
+        elif not arg.startswith("-") and not takes_config:
+            words.append(arg)
         elif not arg.startswith("-"):
             out.append(_standing_alone(arg, [*args, *out]))
         elif arg.startswith(("--fdl.", "-fdl.")):
@@ -191,7 +196,7 @@ def rewrite(args: list[str]) -> list[str]:
             out.append(arg)
             if _takes_next(arg):
                 out += [value for value in [next(rest, None)] if value is not None]
-    return out
+    return [*out, *words]
 
 
 def _takes_next(arg: str) -> bool:
@@ -206,49 +211,40 @@ def _standing_alone(arg: str, others: list[str]) -> str:
     return f"--fiddler={arg}" if has_config else f"--fdl_config={arg}"
 
 
-def run(main: Callable[[list[str]], Any]) -> None:
-    """Runs `main(argv)` as a command.
+def run(main: Callable[[list[str]], Any], *, takes_config: bool = True) -> None:
+    """Runs `main(argv)` as a command, whose exit code it returns; None is 0.
 
-    What a user did wrong is one line, `error: ...`, and exit code 2.
+    See `terminal` for how it ends otherwise. One that takes no config finds the words
+    that stand alone in `argv`, and has `--trust` alone of the shared flags.
     """
-    for name in _SHARED:  # so that --help shows them with the command's own flags
+    for name in _SHARED if takes_config else ("trust",):
+        # So that --help shows them with the command's own flags.
         FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
 
     def guarded(argv: list[str]) -> Any:
-        with _UserErrors():
+        with session():
             return main(argv)
 
-    app.run(guarded, flags_parser=_parse_flags)
+    def parse(argv: list[str]) -> list[str]:
+        with session():
+            return _parse_flags(argv, takes_config)
+
+    app.run(guarded, flags_parser=parse)
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
-    with _UserErrors():
-        try:
-            rest = FLAGS([argv[0], *rewrite(argv[1:])])
-        except flags.UnrecognizedFlagError as e:
-            near = did_you_mean(e.flagname, FLAGS)
-            raise UserError(f"unknown flag --{e.flagname}.{near}") from None
-        except flags.Error as e:
-            raise UserError(str(e)) from None
+def _parse_flags(argv: list[str], takes_config: bool) -> list[str]:
+    try:
+        rest = FLAGS([argv[0], *rewrite(argv[1:], takes_config)])
+    except flags.UnrecognizedFlagError as e:
+        near = did_you_mean(e.flagname, FLAGS)
+        raise UserError(f"unknown flag --{e.flagname}.{near}") from None
+    except flags.Error as e:
+        raise UserError(str(e)) from None
+    except SystemExit:
+        sys.exit(0)  # absl exits with 1 after --help
+    given = [name for name in _SHARED if name != "trust" and FLAGS[name].present]
+    if given and not takes_config:
+        raise UserError(f"--{given[0]} has no meaning here.")
     if FLAGS["verbosity"].using_default_value:
         FLAGS.verbosity = logging.WARNING  # Orbax tells a page at every save
     return rest
-
-
-class _UserErrors:
-    """A context that ends the program on what is no bug.
-
-    A UserError is printed as `error: ...` and gives code 2, Ctrl-C gives 130 as in a
-    shell.
-    """
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type | None, error: BaseException | None, _: Any) -> None:
-        if isinstance(error, UserError):
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
-        if isinstance(error, KeyboardInterrupt):
-            print("interrupted", file=sys.stderr)
-            sys.exit(130)

@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
 
 
 def _to_run(folder: str, run_dir: str) -> None:
-    FLAGS.fdl_config = f"fdl_configs.hugging_face(folder={folder!r})"
+    FLAGS.fdl_config = f"fdl_configs.hugging_face.fine_tuning(folder={folder!r})"
     config = commandline.config_from_flags()
 
     from maxfdl import graph

@@ -4,76 +4,53 @@ A and B are expressions, such as `experiments.llama2_nnx+to_linen`, or saved gra
 Like diff(1), exits with 0 if they are equal, 1 if they differ, 2 on trouble.
 """
 
-import argparse
-import re
-import sys
 import traceback
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
-from maxfdl.errors import UserError, did_you_mean
+from absl import flags
 
+from maxfdl import commandline
+from maxfdl.errors import UserError
+
+FLAGS = flags.FLAGS
 SAME, DIFFERENT, TROUBLE = 0, 1, 2
 
-
-class _Parser(argparse.ArgumentParser):
-    """Complains in one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        unknown = re.fullmatch(r"unrecognized arguments: (--?[\w-]+).*", message)
-        if unknown:
-            near = did_you_mean(unknown[1], ["--only", "--as", "--trust"])
-            message = f"unknown flag {unknown[1]}.{near}"
-        print(f"error: {message}", file=sys.stderr)
-        sys.exit(TROUBLE)
-
-
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(
-        prog="python -m maxfdl.diff", description=__doc__, allow_abbrev=False
+# This module may be imported under two names (`python -m` makes one `__main__`).
+if "only" not in FLAGS:
+    flags.DEFINE_string("only", "", "Look at this path, and below it.")
+    flags.DEFINE_enum(
+        "as",
+        "lines",
+        ["lines", "fiddler"],
+        "Lines to read, or a Python function that turns A into B.",
     )
-    parser.add_argument("a", metavar="A", help="the old graph")
-    parser.add_argument("b", metavar="B", help="the new graph")
-    parser.add_argument("--only", default="", metavar="PATH", help="look below PATH")
-    parser.add_argument(
-        "--as",
-        dest="form",
-        choices=("lines", "fiddler"),
-        default="lines",
-        help="lines to read, or a Python function that turns A into B",
-    )
-    parser.add_argument(
-        "--trust",
-        action="append",
-        default=[],
-        metavar="PACKAGE",
-        help="a package that names may come from; its code will run",
-    )
-    return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str]) -> int:
     """Prints the differences and returns the exit code."""
-    args = _arguments(argv)
+    names = argv[1:]
+    if len(names) != 2:
+        raise UserError(f"diff compares two graphs, A and B; it got {len(names)}.")
     try:
-        return _compare(args)
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-    except Exception:
+        text = _differences(*names)
+    except UserError:
+        raise
+    except Exception:  # a bug would exit with 1, which says that they differ
         traceback.print_exc()
-    return TROUBLE
+        return TROUBLE
+    print(text or "identical")
+    return DIFFERENT if text else SAME
 
 
-def _compare(args: argparse.Namespace) -> int:
+def _differences(old: str, new: str) -> str:
+    """Returns what turns the graph `old` into `new`, or nothing if they are equal."""
     from maxfdl.graph import diff, resolve  # imports JAX: after the flags are checked
 
-    a, b = (resolve(each, trust=args.trust) for each in (args.a, args.b))
-    lines = diff(a, b, only=args.only)
-    if not lines:
-        print("identical")
-        return SAME
-    print(_fiddler(a, b) if args.form == "fiddler" else "\n".join(lines))
-    return DIFFERENT
+    a, b = (resolve(each, trust=FLAGS.trust) for each in (old, new))
+    lines = diff(a, b, only=FLAGS.only)
+    if lines and FLAGS["as"].value == "fiddler":
+        return _fiddler(a, b)
+    return "\n".join(lines)
 
 
 def _fiddler(a: Any, b: Any) -> str:
@@ -88,4 +65,4 @@ def _fiddler(a: Any, b: Any) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    commandline.run(main, takes_config=False)

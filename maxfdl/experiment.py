@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -104,6 +104,16 @@ class Experiment:
                 f"Experiment {name} ({smallest}) must be a multiple of"
                 f" trainer.gradients.steps ({microbatches})."
             )
+
+    def notes(self) -> Iterator[str]:
+        """Yields sentences on what a user may not expect of this run."""
+        parts = self.trainer.keywords["gradients"].steps
+        for term in self.loss.auxiliary:
+            if parts > 1 and not term.adds_up:
+                yield (
+                    f"the loss term {term.name} is taken per microbatch: it is the mean"
+                    f" over {parts} of them, and not that of the whole batch."
+                )
 
     def make_sharding(self, devices: Sequence[jax.Device] | None = None) -> Sharding:
         """Returns the rules on the mesh over `devices` (default: all).

@@ -61,7 +61,7 @@ def _train(config: Any, directory: Any, profile: Any, writes: bool) -> None:
     from maxfdl import graph
     from maxfdl.report.attention import attention_of
     from maxfdl.run.loop import RunOptions, run
-    from maxfdl.run.progress import say
+    from maxfdl.run.progress import note, say
 
     graph_json = graph.dump_json(config, trust=tuple(FLAGS.trust))
     experiment = graph.build(config)
@@ -73,6 +73,8 @@ def _train(config: Any, directory: Any, profile: Any, writes: bool) -> None:
         )
     options = RunOptions(graph_json=graph_json, stop_at=FLAGS.stop_at, profile=profile)
     say(f"attention: {', '.join(attention_of(config))} ({jax.default_backend()})")
+    for sentence in experiment.notes():
+        note(sentence)
     run(experiment, directory, options)
 
 

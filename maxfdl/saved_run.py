@@ -43,7 +43,7 @@ def read_run(folder: pathlib.Path, trust: Sequence[str] = ()) -> SavedRun:
         raise UserError(
             f"{folder} must be the directory of a run, with its config.json."
         )
-    config: Any = graph.load_json(file.read_text(), trust=tuple(trust))
+    config: Any = graph.load_json(file.read_text("utf-8"), trust=tuple(trust))
     checkpointer = Checkpointer(directory=folder / "checkpoints")
     step = checkpointer.latest()
     if step is None:

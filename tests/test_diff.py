@@ -1,11 +1,10 @@
 """`python -m maxfdl.diff A B`."""
 
-import pathlib
-import sys
-
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
+from maxfdl.diff import main
+from tests.commands import Caller
+
 PACKAGE = "tests.graph.toys"
 SMALL = f"{PACKAGE}.experiments.small"
 LINEN = f"{SMALL}+{PACKAGE}.mutations.to_linen"
@@ -13,20 +12,10 @@ FP8 = f"{SMALL}+{PACKAGE}.mutations.enable_fp8"
 
 
 @pytest.fixture
-def diff(capsys, monkeypatch):
-    """Runs the command; returns code, output, errors."""
-    from maxfdl.diff import main
-
-    monkeypatch.syspath_prepend(str(ROOT))
-
-    def run(*args: str) -> tuple[int, str, str]:
-        try:
-            code = main([f"--trust={PACKAGE}", *args])
-        except SystemExit as e:
-            code = e.code
-        return code, *capsys.readouterr()
-
-    return run
+def diff(monkeypatch, capsys):
+    """Calls the command; returns code, output, errors."""
+    call = Caller(monkeypatch, capsys)
+    return lambda *args: call(main, *args, f"--trust={PACKAGE}", takes_config=False)
 
 
 def test_equal_graphs_are_identical(diff):
@@ -43,7 +32,7 @@ def test_different_graphs_show_lines(diff):
 
 def test_only_one_path_can_be_looked_at(diff):
     assert diff(SMALL, FP8, "--only=model.features")[:2] == (0, "identical\n")
-    assert diff(SMALL, FP8, "--only=model.layers[0]")[0] == 1
+    assert diff("--only", "model.layers[0]", SMALL, FP8)[0] == 1
 
 
 def test_the_difference_as_a_fiddler_turns_one_into_the_other(diff):
@@ -51,7 +40,6 @@ def test_the_difference_as_a_fiddler_turns_one_into_the_other(diff):
     assert code == 1
     namespace = {}
     exec(out, namespace)
-    sys.path.insert(0, str(ROOT))
     from maxfdl.graph import resolve
 
     cfg = resolve(SMALL, trust=(PACKAGE,))
@@ -62,12 +50,14 @@ def test_the_difference_as_a_fiddler_turns_one_into_the_other(diff):
 @pytest.mark.parametrize(
     "args, message",
     [
-        ([SMALL], "the following arguments are required: B"),
-        ([SMALL, SMALL, "--ony=x"], "unknown flag --ony. Did you mean '--only'?"),
+        ([SMALL], "diff compares two graphs, A and B; it got 1."),
+        ([SMALL, SMALL, SMALL], "diff compares two graphs, A and B; it got 3."),
+        ([SMALL, SMALL, "--ony=x"], "unknown flag --ony. Did you mean 'only'?"),
         ([SMALL, "os.system"], "'os.system' is not in experiments, fdl_configs,"),
         ([SMALL, "missing.json"], "there is no file 'missing.json'."),
         ([SMALL, SMALL, "--only=modle"], "no such path 'modle'. Did you mean 'model'?"),
-        ([SMALL, SMALL, "--as=x"], "argument --as: invalid choice: 'x'"),
+        ([SMALL, SMALL, "--as=x"], "flag --as=x: value should be one of <lines|fid"),
+        ([SMALL, SMALL, "--fdl_set=a=1"], "--fdl_set has no meaning here."),
     ],
 )
 def test_trouble_is_one_line_and_code_2(diff, args, message):

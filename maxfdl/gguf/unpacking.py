@@ -56,7 +56,9 @@ def _write(file: GgufFile, folder: pathlib.Path) -> None:
     config = config_of(file)
     check_tensors(file, config)
     write_tokenizer(file, folder)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "config.json").write_text(
+        json.dumps(config, indent=2) + "\n", encoding="utf-8"
+    )
     dtype = np.dtype(np.float32)
     specs = {name_of(name): (file.shape(name), dtype) for name in file.names()}
     with TensorWriter(folder, specs) as writer:

@@ -61,7 +61,7 @@ def load(
       UserError: If there is no such family here, or if tensors are missing, too many
         or of other shapes, with all that are.
     """
-    config: Any = find_config("fdl_configs.hugging_face")(str(folder))
+    config: Any = find_config("fdl_configs.hugging_face.fine_tuning")(str(folder))
     if dtype is not None:
         config = compute_dtype(config, dtype=dtype)
     if param_dtype is not None:

@@ -65,7 +65,9 @@ def save(
     if jax.process_index() == 0:
         written["dtype"] = _dtype(variables)
         written.pop("torch_dtype", None)
-        (target / CONFIG).write_text(json.dumps(written, indent=2) + "\n")
+        (target / CONFIG).write_text(
+            json.dumps(written, indent=2) + "\n", encoding="utf-8"
+        )
         if files is not None:
             copy_tokenizer_files(files, target)
     model = _model(without_extras(network))

@@ -162,7 +162,7 @@ class TensorWriter:
                 for name in shard
             },
         }
-        index.write_text(json.dumps(content, indent=2) + "\n")
+        index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _num_bytes(spec: Spec) -> int:

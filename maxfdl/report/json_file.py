@@ -23,7 +23,7 @@ def write_if_asked(figures: Mapping[str, Any]) -> None:
     if FLAGS.json is None:
         return
     try:
-        with open(FLAGS.json, "w") as file:
+        with open(FLAGS.json, "w", encoding="utf-8") as file:
             json.dump(figures, file, indent=2)
             file.write("\n")
     except OSError as error:

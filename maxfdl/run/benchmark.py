@@ -145,7 +145,7 @@ def seconds_since_process_start() -> float:
     Exact to a hundredth of a second.
     """
     try:
-        with open("/proc/self/stat") as file:
+        with open("/proc/self/stat", encoding="utf-8") as file:
             after_name = file.read().rpartition(")")[2].split()
     except OSError:
         return time.perf_counter() - _IMPORTED

@@ -107,7 +107,7 @@ class RunDirectory:
         """Returns the config of an earlier start in this directory, or None."""
         with self._explain_failure():
             try:
-                return (self.path / CONFIG_JSON).read_text()
+                return (self.path / CONFIG_JSON).read_text("utf-8")
             except FileNotFoundError:
                 return None
 

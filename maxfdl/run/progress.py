@@ -1,5 +1,7 @@
 """What a run prints: lines that a person reads while it goes."""
 
+import sys
+
 import jax
 
 
@@ -7,6 +9,12 @@ def say(message: str) -> None:
     """Prints a line at once; of several processes, the first alone does."""
     if jax.process_index() == 0:
         print(message, flush=True)
+
+
+def note(message: str) -> None:
+    """Prints a line on standard error at once; of several processes, the first does."""
+    if jax.process_index() == 0:
+        print(f"note: {message}", file=sys.stderr, flush=True)
 
 
 def step_line(step: int, steps: int, metrics: dict[str, float], left: float) -> str:

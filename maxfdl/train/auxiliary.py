@@ -24,6 +24,8 @@ class AuxiliaryLoss:
     """
 
     name: ClassVar[str]
+    adds_up: ClassVar[bool] = True
+    """Whether the terms of the parts of a batch add up to that of the whole."""
     coefficient: float
 
     @staticmethod
@@ -115,6 +117,7 @@ class BatchBalance(RouterLoss):
     """
 
     name = "batch_balance"
+    adds_up = False
 
     def weight(self, batch: Mapping[str, jax.Array]) -> jax.Array:
         return jnp.sum(_counted(batch), dtype=jnp.float32)

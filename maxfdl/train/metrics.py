@@ -79,7 +79,7 @@ class MetricWriter:
         path = self.directory / METRICS
         if jax.process_index() != 0 or not path.exists():
             return
-        text = path.read_text(errors="replace")
+        text = path.read_text("utf-8", errors="replace")
         kept = "".join(
             line for line in text.splitlines(keepends=True) if _is_kept(line, step)
         )
@@ -95,7 +95,7 @@ class MetricWriter:
             self._events = None
 
     def _open(self) -> IO[str]:
-        file = open(self.directory / METRICS, "a", buffering=1)
+        file = open(self.directory / METRICS, "a", encoding="utf-8", buffering=1)
         if self.tensorboard:
             # Takes 0.2 seconds, and a run without TensorBoard needs none of it.
             import tensorboardX

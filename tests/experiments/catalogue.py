@@ -1,6 +1,10 @@
-"""Every experiment, found by itself, so that a new one is tested at once."""
+"""Every experiment, found by itself, so that a new one is tested at once.
+
+Those that must be told something, as `pretrain(model=...)`, have tests of their own.
+"""
 
 import functools
+import inspect
 import typing
 
 import fiddle as fdl
@@ -8,7 +12,13 @@ import fiddle as fdl
 from maxfdl import graph
 from maxfdl.graph.names import config_names, find_config
 
-MODULES = config_names(["experiments"])
+
+def _needs_nothing(module: str) -> bool:
+    parameters = inspect.signature(find_config(module)).parameters.values()
+    return all(parameter.default is not parameter.empty for parameter in parameters)
+
+
+MODULES = [*filter(_needs_nothing, config_names(["experiments"]))]
 
 
 def expressions() -> list[str]:

@@ -6,8 +6,9 @@ import jax
 import pytest
 
 from maxfdl import graph
+from maxfdl.graph.names import config_names, find_config
 from tests import golden
-from tests.experiments.catalogue import MODULES, experiment, expressions
+from tests.experiments.catalogue import experiment, expressions
 
 
 def golden_name(expression: str) -> str:
@@ -38,10 +39,8 @@ def test_two_builds_of_it_are_equal(expression):
     assert graph.build(cfg) == graph.build(cfg)
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", config_names(["experiments"]))
 def test_it_is_one_line_in_the_help(module):
-    from maxfdl.graph.names import find_config
-
     assert find_config(module).__doc__, f"{module}.experiment needs a docstring."
 
 

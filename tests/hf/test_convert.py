@@ -21,7 +21,7 @@ from tests.hf.variants import loaded
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = goldens.FOLDER / "llama3"
-EXPERIMENT = f'--fdl_config=fdl_configs.hugging_face(folder="{FOLDER}")'
+EXPERIMENT = f'--fdl_config=experiments.fine_tune(hf="{FOLDER}")'
 
 
 def run(*args: str, code: int = 0) -> str:
