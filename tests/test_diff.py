@@ -66,6 +66,19 @@ def test_trouble_is_one_line_and_code_2(diff, args, message):
     assert error.startswith(f"error: {message}") and error.count("\n") == 1
 
 
+def test_experiments_are_compared(diff):
+    name = "experiments.llama2_nnx"
+    assert diff(name, f"{name}+to_linen+to_nnx") == (0, "identical\n", "")
+    code, out, _ = diff(name, f"{name}+to_linen")
+    assert code == 1 and len(out.splitlines()) < 24
+    assert out.startswith("* maxfdl.layers.nnx -> maxfdl.layers.linen  (18 nodes: ")
+    assert diff(name, f"{name}+to_linnen") == (
+        2,
+        "",
+        "error: no mutation 'to_linnen'. Did you mean 'to_linen' or 'to_nnx'?\n",
+    )
+
+
 def test_a_bug_in_an_experiment_is_trouble_too(diff):
     code, out, error = diff(SMALL, f"{PACKAGE}.experiments.faulty")
     assert (code, out) == (2, "") and "maxfdl_no_such_dependency" in error

@@ -405,26 +405,6 @@ def test_a_saved_graph_can_be_named_instead_of_an_experiment(whole, call):
         assert code == 0 and "finished 20 steps in an earlier start" in out
 
 
-def test_diff_compares_experiments(capsys, monkeypatch):
-    from maxfdl.diff import main
-
-    monkeypatch.syspath_prepend(str(ROOT))
-    name = "experiments.llama2_nnx"
-    assert main([name, f"{name}+to_linen+to_nnx"]) == 0
-    assert capsys.readouterr() == ("identical\n", "")
-
-    assert main([name, f"{name}+to_linen"]) == 1
-    out = capsys.readouterr().out
-    assert out.startswith("* maxfdl.layers.nnx -> maxfdl.layers.linen  (18 nodes: ")
-    assert len(out.splitlines()) < 24
-
-    assert main([name, f"{name}+to_linnen"]) == 2
-    assert capsys.readouterr() == (
-        "",
-        "error: no mutation 'to_linnen'. Did you mean 'to_linen' or 'to_nnx'?\n",
-    )
-
-
 # The slow part: runs that are cut short by force.
 
 LONG = ("steps=200", "checkpoint.every_steps=40")
