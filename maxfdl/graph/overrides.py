@@ -118,8 +118,9 @@ class _Setter:
         if meant:
             near = f" Did you mean {' or '.join(map(repr, meant[:3]))}?"
             return near + advice.for_field(name, cutoff=1)
+        fields_below = (step for step in rest if isinstance(step, str))
         return (
-            advice.for_field(name)
+            next(filter(None, map(advice.for_field, [name, *fields_below])), "")
             or did_you_mean(self.path, known)
             or f" It has {', '.join(names) or 'no fields'}."
         )

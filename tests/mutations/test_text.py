@@ -5,7 +5,7 @@ import pytest
 
 from maxfdl import graph
 from maxfdl.data import FirstFit, KingJames, StandardLibrary, TrainedBpe
-from maxfdl.errors import MutationError
+from maxfdl.errors import ConfigError, MutationError
 from maxfdl.mutations import king_james, python_source, synthetic, text_files
 from tests import tiny
 
@@ -39,6 +39,17 @@ def test_a_text_run_keeps_its_tokenizer_its_packing_and_all_else():
         "maxfdl.data.sources.standard_library.StandardLibrary",
         "data.source.files",
     }
+
+
+@pytest.mark.parametrize("name", [LLAMA, "experiments.maxtext_shape"])
+def test_files_of_a_run_without_any_are_answered_with_the_mutation(name):
+    with pytest.raises(ConfigError, match=r"The mutation text_files\(files=...\) sets"):
+        graph.resolve(name, ["data.source.files=notes/*.txt"])
+
+
+def test_one_file_where_a_list_is_wanted_is_told_so():
+    with pytest.raises(ConfigError, match=r"Write \['b.txt'\] for a list of one"):
+        graph.resolve(f"{LLAMA}+text_files(a.txt)", ["data.source.files=b.txt"])
 
 
 def test_each_takes_the_place_of_the_others():
