@@ -47,8 +47,7 @@ def validate(cfg: fdl.Buildable) -> fdl.Buildable:
             f"A config must be a graph (fdl.Config), got {type(cfg).__name__}"
             f" {brief(cfg)}."
         )
-    found = [problem for path, node in iterate(cfg) for problem in _check(path, node)]
-    found = list(dict.fromkeys(found))
+    found = list(dict.fromkeys(_problems(list(iterate(cfg)))))
     if len(found) == 1:
         raise ConfigError(f"invalid config: {found[0]}")
     if found:
@@ -56,13 +55,27 @@ def validate(cfg: fdl.Buildable) -> fdl.Buildable:
     return cfg
 
 
-def _check(path: str, node: fdl.Buildable) -> list[str]:
-    """All problems of one node; its own rules run only if its fields are sound."""
-    problems = [*_misplaced(path, node), *_wrong(path, node), *_unset(path, node)]
-    rules = getattr(fdl.get_callable(node), "check_config", None)
-    if problems or rules is None:
-        return problems
-    return [f"{paths.label(path)}: {sentence}" for sentence in rules(NodeView(node))]
+def _problems(nodes: list[tuple[str, fdl.Buildable]]) -> Iterator[str]:
+    """All problems, node by node.
+
+    The rules of a class may look at any node below, so they are asked only where the
+    fields of all of those are sound.
+    """
+    faults = {
+        id(node): [*_misplaced(path, node), *_wrong(path, node), *_unset(path, node)]
+        for path, node in nodes
+    }
+    is_sound = not any(faults.values())
+    for path, node in nodes:
+        yield from faults[id(node)]
+        if is_sound or not any(faults.get(id(below)) for _, below in iterate(node)):
+            yield from _broken_rules(path, node)
+
+
+def _broken_rules(path: str, node: fdl.Buildable) -> Iterator[str]:
+    rules = getattr(fdl.get_callable(node), "check_config", lambda node: ())
+    for sentence in rules(NodeView(node)):
+        yield f"{paths.label(path)}: {sentence}"
 
 
 def _misplaced(path: str, node: fdl.Buildable) -> Iterator[str]:

@@ -211,6 +211,26 @@ def test_rules_are_not_asked_about_values_of_the_wrong_type():
     assert "multiple" not in problems(cfg)
 
 
+def test_rules_are_not_asked_about_a_node_with_such_a_value_below_it():
+    """The other layer's rule is asked all the same."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Ruled:
+        layers: Sequence[Callable[..., layers.Attention]]
+
+        @staticmethod
+        def check_config(node):
+            yield f"{node.layers[0].q.dtype.upper()} is what the rule saw."
+
+    cfg = fdl.Config(Ruled, layers=[small.attention(), small.attention(num_heads=3)])
+    cfg.layers[0].q.dtype = "bfloat16"
+    assert "BFLOAT16 is what the rule saw." in problems(cfg)
+    cfg.layers[0].q.dtype = 3
+    text = problems(cfg)
+    assert "saw" not in text and "layers[0].q.dtype = 3 is not str" in text
+    assert "layers[1]: num_heads (3) must be a multiple" in text
+
+
 def test_rules_see_defaults_children_and_none_for_what_is_not_set():
     seen = {}
 
