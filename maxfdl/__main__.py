@@ -10,7 +10,7 @@ COMMANDS = {
     "launch": "Trains, or goes on with a run that was stopped.",
     "show": "Shows a graph: tree, parameters, FLOPs, bytes. --models lists all models.",
     "diff": "Compares two graphs.",
-    "bench": "Times the step of an experiment.",
+    "bench": "Times the step of an experiment; --accelerator checks the card here.",
     "generate": "Writes text with a run, a Hugging Face folder or a GGUF file.",
     "convert": "Turns Hugging Face folders into runs, and runs into folders.",
 }

@@ -153,6 +153,8 @@ SMALL = (
 def smaller(words: list[str]) -> list[str]:
     """Returns what to append to a command so that it takes seconds."""
     name, args = parsed(words)
+    if "--accelerator" in args:
+        return ["--accelerator_only=product"]
     if name == "bench":
         return [*SMALL, "--steps=1", "--warmup=0"]
     if name == "generate":

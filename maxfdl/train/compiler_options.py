@@ -40,4 +40,4 @@ def xla_flags() -> str:
     text = os.environ.get("XLA_FLAGS", "").strip()
     if not text or text.startswith("-"):
         return text
-    return pathlib.Path(text).read_text().strip()
+    return pathlib.Path(text).read_text("utf-8").strip()

@@ -97,7 +97,7 @@ class _Child(contextlib.AbstractContextManager):
         self._log.close()
 
     def _last_line(self) -> str:
-        text = pathlib.Path(self._log.name).read_text(errors="replace")
+        text = pathlib.Path(self._log.name).read_text("utf-8", errors="replace")
         return (text.strip().splitlines() or ["none"])[-1]
 
 
