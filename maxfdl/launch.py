@@ -16,10 +16,11 @@ from maxfdl.errors import UserError
 
 FLAGS = flags.FLAGS
 
-if "run_dir" not in FLAGS:
+if "run_dir" not in FLAGS:  # generate has one, too
     flags.DEFINE_string(
         "run_dir", None, "Where the run leaves its files; default runs/<name>."
     )
+if "profile_steps" not in FLAGS:
     flags.DEFINE_string(
         "profile_steps", None, "Trace these steps, FIRST:LAST, counted from 1."
     )

@@ -176,6 +176,15 @@ def test_importing_the_flags_does_not_import_jax():
     assert in_new_process(code) == "False\n"
 
 
+def test_all_commands_may_be_in_one_process():
+    code = (
+        "import maxfdl.__main__ as all, importlib; from absl import flags\n"
+        "for name in sorted(all.COMMANDS): importlib.import_module(f'maxfdl.{name}')\n"
+        "print('prompt' in flags.FLAGS, 'compilation_cache' in flags.FLAGS)"
+    )
+    assert in_new_process(code) == "True True\n"
+
+
 def test_the_flags_may_be_defined_under_a_second_name():
     code = (
         "import runpy, maxfdl.commandline;"
