@@ -18,19 +18,18 @@ def opens_text_without_encoding(call: ast.Call) -> bool:
             return not call.args
         case ast.Attribute(attr="write_text"):
             return len(call.args) < 2
-        case ast.Attribute(attr="open", value=ast.Name(id="os")):
-            return False  # a file of bytes
-        case ast.Attribute(attr="open"):
-            return not is_binary(call, place=0)
+        case ast.Attribute(attr="open"):  # without a mode it may be any method
+            return any("b" not in mode for mode in modes(call, place=0))
         case ast.Name(id="open"):
-            return not is_binary(call, place=1)
+            return not any("b" in mode for mode in modes(call, place=1))
     return False
 
 
-def is_binary(call: ast.Call, place: int) -> bool:
-    modes = [keyword.value for keyword in call.keywords if keyword.arg == "mode"]
-    modes += call.args[place : place + 1]
-    return any(isinstance(m, ast.Constant) and "b" in str(m.value) for m in modes)
+def modes(call: ast.Call, place: int) -> list[str]:
+    """The mode that a call names, if it does."""
+    given = [keyword.value for keyword in call.keywords if keyword.arg == "mode"]
+    given += call.args[place : place + 1]
+    return [str(mode.value) for mode in given if isinstance(mode, ast.Constant)]
 
 
 def test_every_text_file_is_opened_with_its_encoding():

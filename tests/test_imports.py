@@ -38,7 +38,7 @@ LIBRARY = {
     | {"experiment", "inference", "outside", "hf.folder", "hf.weights"},
 }
 KNOW_FIDDLE = {
-    "graph": WORDS,
+    "graph": WORDS | {"outside"},
     "mutations": WORDS | LIBRARY.keys() | {"graph"},
     "hf": WORDS | LIBRARY.keys() | {"graph", "mutations"},
     "gguf": WORDS | {"files", "outside", "data.tokenizers", "hf"},

@@ -325,7 +325,7 @@ def test_it_trains_on_eight_devices_with_all_kinds_of_changes(call, tmp_path):
             [SMOKE, "--fdl_overrides=no.py"],
             "no.py: there is no such file of overrides.",
         ),
-        (["--fdl_config_file=no.json"], "no.json cannot be read: No such file or"),
+        (["--fdl_config_file=no.json"], "no.json cannot be read: no such file or"),
         ([SMOKE, "--stop_at=0"], "flag --stop_at=0: 0 is not a positive integer"),
         ([SMOKE, "--profile_steps=a"], "--profile_steps=a must be two steps, such as"),
         (

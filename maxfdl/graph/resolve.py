@@ -6,6 +6,7 @@ from typing import Any
 
 import fiddle as fdl
 
+from maxfdl import outside
 from maxfdl.errors import ConfigError, did_you_mean
 from maxfdl.graph import literals, names, serialise
 from maxfdl.graph.expression import Call, SavedGraph, parse
@@ -55,12 +56,7 @@ def split_assignment(text: str) -> tuple[str, str]:
 
 def load(path: str, trust: Sequence[str] = ()) -> fdl.Buildable:
     """Returns the graph saved in the file `path`."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-    except (OSError, UnicodeDecodeError) as e:
-        reason = getattr(e, "strerror", None) or e
-        raise ConfigError(f"{path} cannot be read: {reason}.") from e
+    text = outside.read_text(path)
     try:
         return serialise.load_json(text, trust)
     except ConfigError as e:

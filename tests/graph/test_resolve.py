@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
-from maxfdl.errors import ConfigError
+from maxfdl.errors import ConfigError, UserError
 from maxfdl.graph import dump_json, resolve
+from maxfdl.graph.resolve import load
 from tests.graph.toys import PACKAGE, TRUST, mutations
 from tests.graph.toys.experiments import small
 
@@ -141,6 +142,14 @@ def test_a_saved_graph_that_is_no_graph_is_named_with_its_file(tmp_path):
     assert message(str(path)) == (
         f"{path}: this is not a saved graph: it has no 'root' object."
     )
+
+
+def test_what_is_no_file_is_refused_without_opening_it(tmp_path):
+    pipe = tmp_path / "pipe.json"
+    os.mkfifo(pipe)  # opening it would wait for a writer
+    for path in (pipe, tmp_path, tmp_path / "no.json"):
+        with pytest.raises(UserError, match=str(path)):
+            load(str(path))
 
 
 def test_an_assignment_must_have_a_path_and_a_value():
