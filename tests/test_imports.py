@@ -19,6 +19,7 @@ ENTRY_POINTS = frozenset({"bench", "convert", "diff", "generate", "launch", "sho
 LIBRARY = {
     "errors": NOTHING,
     "markers": NOTHING,
+    "hush": NOTHING,
     "files": NOTHING,
     "outside": WORDS,
     "ops": NOTHING,
@@ -28,7 +29,7 @@ LIBRARY = {
     "optim": WORDS | {"layers.parameter", "sharding.memory"},
     "inference": WORDS | {"ops", "layers.cache", "model", "data.tokenizers"},
     "data": WORDS | {"files", "outside"},
-    "checkpoint": WORDS | {"sharding.memory"},
+    "checkpoint": WORDS | {"hush", "sharding.memory"},
     "train": WORDS
     | {"ops", "sharding", "layers.parameter", "layers.sinks", "model", "optim"}
     | {"files"},

@@ -4,32 +4,42 @@ import contextlib
 import json
 import os
 import pathlib
-import shutil
-import sys
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
 import jax
 
-from maxfdl.checkpoint.load import gist, import_orbax, load_step
-from maxfdl.checkpoint.record import DamagedCheckpointError, make_record
-from maxfdl.checkpoint.sealed_text import SealedText
+from maxfdl.checkpoint.failure import (
+    SaveError,
+    gist,
+    import_orbax,
+    storage_problem,
+)
+from maxfdl.checkpoint.load import load_step
+from maxfdl.checkpoint.processes import gather, say
+from maxfdl.checkpoint.record import (
+    DamagedCheckpointError,
+    Record,
+    describe_leaves,
+    read_record,
+)
+from maxfdl.checkpoint.steps import remove_unfinished, set_aside_from, steps_in
+from maxfdl.checkpoint.structure import listed
 from maxfdl.errors import UserError
 from maxfdl.markers import FromParent
-
-SET_ASIDE = "set_aside"
-"""Folder inside the checkpoint directory for steps that the run has left behind."""
 
 
 class Checkpointer:
     """Keeps the newest checkpoints of a run, each in one atomic step directory.
 
-    A step holds the state, the position in the data, the experiment as JSON, and a
-    fingerprint of every leaf, so that a step that was damaged on disk is noticed: a
+    A step holds the arrays of the state and a sealed record: the step's number, the
+    experiment, the place of every process in its data, and a checksum of every array.
+    So a step that was damaged on disk, or put together from several, is noticed: a
     restore then continues from the newest older step that is whole, and says so.
+    Values that are not finite are never saved.
 
     Orbax is imported when the first step is saved or restored (about 0.5 seconds);
-    `load.import_orbax` imports it earlier.
+    `failure.import_orbax` imports it earlier.
 
     Args:
       every_steps: Steps from one save to the next. Must be positive.
@@ -68,7 +78,7 @@ class Checkpointer:
 
     def latest(self) -> int | None:
         """Returns the newest step on disk, or None. It may yet prove damaged."""
-        return max(self._steps(), default=None)
+        return max(steps_in(self.directory), default=None)
 
     def wants(self, step: int) -> bool:
         """Returns whether a save is due after `step` steps."""
@@ -88,23 +98,26 @@ class Checkpointer:
           graph_json: The experiment.
 
         Raises:
-          UserError: If this step, or the one that was under way, cannot be written.
+          SaveError: If this step, or the one that was under way, cannot be written, or
+            if `state` holds values that are not finite.
         """
         if step == self._newest:
             return
         self.wait()
-        record = make_record(state)
-        items = {
-            "state": state,
-            "data": SealedText(_data_file(), json.dumps(data_iterator.get_state())),
-            "graph": SealedText(
-                "experiment.json", graph_json if jax.process_index() == 0 else None
-            ),
-        }
+        leaves, not_finite = describe_leaves(state)
+        if not_finite:
+            raise SaveError(self._refusal(step, not_finite))
+        record = Record(
+            step=step,
+            graph=json.loads(graph_json),
+            places=gather(data_iterator.get_state()),
+            leaves=leaves,
+        )
         with self._explain_failure(step):
-            self._set_aside_from(step)
+            if set_aside_from(self.directory, step) and self._writer is not None:
+                self._writer.reload()
             self._pending = self._open_writer().save_checkpointables_async(
-                step, items, force=True, custom_metadata=record
+                step, {"state": state}, force=True, custom_metadata=record.sealed()
             )
         self._newest = step
 
@@ -122,20 +135,12 @@ class Checkpointer:
 
         Raises:
           UserError: If the leaves saved are not those of `abstract_state`, with the
-            paths of those that differ, or if no step on disk is whole.
+            paths of those that differ, if no step on disk is whole, or if the iterator
+            refuses its place, because it is over other data.
         """
-        data = SealedText(_data_file())
-        state, found = self._load_newest(step, abstract_state, {"data": data})
-        assert data.text is not None
-        try:
-            data_iterator.set_state(json.loads(data.text))
-        except Exception as error:
-            raise UserError(
-                f"The data of this experiment cannot take the place that"
-                f" {self.directory} saved: {gist(error)}; restore with the data"
-                " that was saved, or give another directory."
-            ) from error
-        self._newest = found
+        state, record = self._load_newest(step, abstract_state, whole=True)
+        self._set_place(data_iterator, record.places[jax.process_index()])
+        self._newest = record.step
         return state
 
     def read(self, step: int, abstract_part: Any) -> Any:
@@ -143,23 +148,27 @@ class Checkpointer:
 
         Falls back, and fails, as `restore` does.
         """
-        state, _ = self._load_newest(step, abstract_part, {})
+        state, _ = self._load_newest(step, abstract_part, whole=False)
         return state
 
     def graph(self, step: int) -> str:
-        """Returns the experiment as it was saved with `step`."""
-        text = SealedText("experiment.json")
+        """Returns the experiment as it was saved with `step`, as JSON."""
         try:
-            import_orbax().load_checkpointables(
-                self.directory / str(step), {"graph": text}
-            )
-        except Exception as error:
+            return json.dumps(read_record(self.directory / str(step)).graph)
+        except DamagedCheckpointError as error:
             raise UserError(
                 f"The experiment of checkpoint step {step} in {self.directory} cannot"
-                f" be read: {gist(error)}; read config.json of the run instead."
+                f" be read ({error}); read config.json of the run instead."
             ) from error
-        assert text.text is not None
-        return text.text
+
+    def graphs(self) -> dict[int, str]:
+        """Returns the experiment of every step whose record is whole, newest first."""
+        found = {}
+        for step in reversed(steps_in(self.directory)):
+            with contextlib.suppress(DamagedCheckpointError):
+                record = read_record(self.directory / str(step))
+                found[step] = json.dumps(record.graph)
+        return found
 
     def wait(self) -> None:
         """Blocks until the save that is under way, if any, is on disk."""
@@ -174,21 +183,7 @@ class Checkpointer:
         try:
             self.wait()
         finally:
-            writer, self._writer = self._writer, None
-            if writer is not None:
-                # After a failed save it raises that failure again.
-                with contextlib.suppress(Exception):
-                    writer.close()
-
-    def _steps(self) -> list[int]:
-        """Returns the steps on disk, oldest first.
-
-        A step is written under another name and renamed when it is whole.
-        """
-        if not self.directory.is_dir():
-            return []
-        names = [path.name for path in self.directory.iterdir() if path.is_dir()]
-        return sorted(int(name) for name in names if name.isdecimal())
+            self._close_writer()
 
     def _open_writer(self) -> Any:
         if self._writer is None:
@@ -204,12 +199,31 @@ class Checkpointer:
             )
         return self._writer
 
+    def _close_writer(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            # After a failed save it raises that failure again.
+            with contextlib.suppress(Exception):
+                writer.close()
+
+    def _set_place(self, data_iterator: Any, place: Any) -> None:
+        try:
+            data_iterator.set_state(place)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"The data of this experiment cannot take the place that"
+                f" {self.directory} saved: {gist(error)}; restore with the data that"
+                " was saved, or give another directory."
+            ) from error
+
     def _load_newest(
-        self, step: int, abstract: Any, items: dict[str, SealedText]
-    ) -> tuple[Any, int]:
-        """Returns the newest whole state that is not after `step`, and its step."""
+        self, step: int, abstract: Any, *, whole: bool
+    ) -> tuple[Any, Record]:
+        """Returns the newest whole state that is not after `step`, and its record."""
         self.wait()
-        steps = self._steps()
+        steps = steps_in(self.directory)
         if step not in steps:
             raise UserError(
                 f"Checkpoint directory {self.directory} has no step {step}; it holds"
@@ -218,10 +232,11 @@ class Checkpointer:
         problems = []
         for candidate in reversed(steps[: steps.index(step) + 1]):
             if problems:
-                _say(f"checkpoint {problems[-1]}; trying step {candidate}")
+                say(f"checkpoint {problems[-1]}; trying step {candidate}")
             try:
                 path = self.directory / str(candidate)
-                return load_step(path, abstract, items), candidate
+                record = read_record(path)
+                return load_step(path, record, abstract, whole=whole), record
             except DamagedCheckpointError as error:
                 problems.append(f"step {candidate} is damaged ({error})")
         raise UserError(
@@ -229,47 +244,33 @@ class Checkpointer:
             " put back a copy of one, or start in another directory."
         )
 
-    def _set_aside_from(self, step: int) -> None:
-        """Moves steps that are not older than `step` out of the way."""
-        left_behind = [found for found in self._steps() if found >= step]
-        _sync(f"maxfdl checkpoint {step} listed")
-        if jax.process_index() == 0:
-            for found in left_behind:
-                target = self.directory / SET_ASIDE / str(found)
-                target.parent.mkdir(exist_ok=True)
-                shutil.rmtree(target, ignore_errors=True)
-                (self.directory / str(found)).rename(target)
-                _say(f"checkpoint step {found} is moved to {target}")
-        _sync(f"maxfdl checkpoint {step} set aside")
-        if left_behind and self._writer is not None:
-            self._writer.reload()
-
     @contextlib.contextmanager
     def _explain_failure(self, step: int) -> Iterator[None]:
+        """Makes one sentence of a failure to write, and removes what was written."""
         try:
             yield
         except Exception as error:
             self._newest = None
-            steps = self._steps()
-            raise UserError(
-                f"Checkpoint step {step} cannot be written to {self.directory}:"
-                f" {gist(error)}; make room there or give another directory"
-                + (f" (step {steps[-1]} is complete)." if steps else ".")
+            self._close_writer()
+            remove_unfinished(self.directory)
+            problem = storage_problem(error)
+            if problem is None:
+                raise
+            raise SaveError(
+                f"Checkpoint step {step} cannot be written to {self.directory}"
+                f" ({problem}); make room there or give another directory with"
+                f" --run_dir{self._complete()}."
             ) from error
 
+    def _refusal(self, step: int, not_finite: list[str]) -> str:
+        return (
+            f"Checkpoint step {step} is not saved, for these hold values that are not"
+            f" finite: {listed(not_finite)}. Look at the data, or go on in another"
+            " --run_dir with init_from=<this one> and a lower"
+            f" optimizer.schedule.peak{self._complete()}."
+        )
 
-def _data_file() -> str:
-    return f"process_{jax.process_index()}-of-{jax.process_count()}.json"
-
-
-def _sync(name: str) -> None:
-    """Waits until every process is here: all have listed before any step moves."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)
-
-
-def _say(message: str) -> None:
-    if jax.process_index() == 0:
-        print(message, file=sys.stderr, flush=True)
+    def _complete(self) -> str:
+        """Returns a remark on which step is complete, if any is."""
+        newest = self.latest()
+        return "" if newest is None else f" (step {newest} is complete)"

@@ -1,10 +1,10 @@
-"""A checksum of array values that does not depend on how the array is sharded.
+"""What is known of an array's values, however the array is sharded.
 
 Orbax does not checksum tensor data: a flipped bit on disk restores as another number.
 """
 
 import collections
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,19 @@ from maxfdl.sharding.memory import HOST, on_device
 _STRIDES = (2654435761, 2246822519, 3266489917, 668265263, 374761393)
 
 
-def fingerprint(tree: Any) -> list[int]:
-    """Returns one unsigned 32-bit checksum per leaf, in `jax.tree.leaves` order.
+class Fingerprint(NamedTuple):
+    """Of one array.
+
+    Fields: `checksum`, an unsigned 32-bit integer; `finite`, whether no element is a
+    NaN or an infinity.
+    """
+
+    checksum: int
+    finite: bool
+
+
+def fingerprint(tree: Any) -> list[Fingerprint]:
+    """Returns the fingerprint of each leaf, in `jax.tree.leaves` order.
 
     The checksum is the sum, modulo `2**32`, of every element's bit pattern times an
     odd weight that depends on the element's position. Integer sums do not depend on
@@ -32,14 +43,14 @@ def fingerprint(tree: Any) -> list[int]:
     groups = collections.defaultdict(list)
     for index, leaf in enumerate(leaves):
         groups[_devices(leaf), index if _on_host(leaf) else None].append(index)
-    sums: list[Any] = [None] * len(leaves)
+    found: list[Any] = [None] * len(leaves)
     for indices in groups.values():
         # One program at a time: the next would fetch its array already, and programs of
         # several CPU devices wait for one another's threads for ever.
-        values = jax.block_until_ready(_checksums([leaves[i] for i in indices]))
+        values = jax.block_until_ready(_looked_at([leaves[i] for i in indices]))
         for index, value in zip(indices, values, strict=True):
-            sums[index] = value
-    return [int(value) for value in jax.device_get(sums)]
+            found[index] = value
+    return [Fingerprint(int(sum_), bool(ok)) for sum_, ok in jax.device_get(found)]
 
 
 def _devices(leaf: Any) -> frozenset[Any]:
@@ -51,12 +62,13 @@ def _on_host(leaf: Any) -> bool:
 
 
 @jax.jit
-def _checksums(leaves: list[jax.Array]) -> list[jax.Array]:
-    return [_checksum(leaf) for leaf in leaves]
+def _looked_at(leaves: list[jax.Array]) -> list[tuple[jax.Array, jax.Array]]:
+    arrays = [on_device(jnp.asarray(leaf)) for leaf in leaves]
+    return [(_checksum(array), _is_finite(array)) for array in arrays]
 
 
 def _checksum(array: jax.Array) -> jax.Array:
-    bits = _bits(on_device(jnp.asarray(array)))
+    bits = _bits(array)
     weights = jnp.zeros(bits.shape, jnp.uint32)
     for dim in range(bits.ndim):
         position = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, dim)
@@ -72,3 +84,11 @@ def _bits(array: jax.Array) -> jax.Array:
         return array.astype(jnp.uint32)
     width = min(32, jax.dtypes.itemsize_bits(array.dtype))
     return jax.lax.bitcast_convert_type(array, f"uint{width}").astype(jnp.uint32)
+
+
+def _is_finite(array: jax.Array) -> jax.Array:
+    if not jnp.issubdtype(array.dtype, jnp.inexact):
+        return jnp.array(True)
+    if jax.dtypes.itemsize_bits(array.dtype) < 32:  # XLA does not ask 8 bits directly
+        array = array.astype(jnp.float32)
+    return jnp.all(jnp.isfinite(array))

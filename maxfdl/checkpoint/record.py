@@ -1,82 +1,118 @@
-"""What a checkpoint says about itself, beside its arrays."""
+"""What a checkpoint says about itself, beside its arrays, under one seal."""
 
+import dataclasses
+import hashlib
 import importlib.metadata
 import json
-import zlib
-from collections.abc import Mapping
+import pathlib
 from typing import Any
-
-import jax
 
 from maxfdl.checkpoint.fingerprint import fingerprint
 from maxfdl.checkpoint.structure import Structure, structure_of
 from maxfdl.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+
+# Where Orbax keeps the custom metadata of a step. Read directly: importing Orbax takes
+# half a second, and whoever only wants to know a run's graph need not wait for it.
+_FILE, _KEY = "_CHECKPOINT_METADATA", "custom_metadata"
 
 
 class DamagedCheckpointError(Exception):
     """A checkpoint that is not what was written."""
 
 
-def make_record(state: Any) -> dict[str, Any]:
-    """Returns what is stored beside `state`: its leaves with their fingerprints.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+    """All that belongs to the arrays of one step.
 
-    It also holds the versions of what wrote it, and a checksum of itself.
+    Its seal covers every field and the arrays' checksums are among them, so nothing of
+    one step can stand in for that of another step, or of another run.
+
+    Args:
+      step: Steps that were taken.
+      graph: The experiment, as JSON values.
+      places: Where each process is in its data, as JSON values.
+      leaves: For each path of the state its `shape`, `dtype` and `checksum`.
+      versions: Of the packages that wrote it.
     """
-    leaves = {
-        path: {"shape": list(shape), "dtype": dtype, "fingerprint": value}
-        for (path, (shape, dtype)), value in zip(
-            structure_of(state).items(), fingerprint(state), strict=True
-        )
-    }
-    record = {
-        "format_version": FORMAT_VERSION,
-        "versions": {name: _version(name) for name in ("maxfdl", "jax", "flax")},
-        "processes": jax.process_count(),
-        "leaves": leaves,
-    }
-    return {**record, "checksum": _checksum(record)}
+
+    step: int
+    graph: Any
+    places: list[Any]
+    leaves: dict[str, dict[str, Any]]
+    versions: dict[str, str | None] = dataclasses.field(
+        default_factory=lambda: {n: _version(n) for n in ("maxfdl", "jax", "flax")}
+    )
+
+    def sealed(self) -> dict[str, Any]:
+        """Returns the record as JSON values, with its format and its seal."""
+        values = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        return {**values, "seal": _seal(values)}
+
+    @property
+    def structure(self) -> Structure:
+        """Path, shape and dtype of every leaf."""
+        return {
+            path: (tuple(leaf["shape"]), leaf["dtype"])
+            for path, leaf in self.leaves.items()
+        }
 
 
-def check_record(record: Any) -> Mapping[str, Any]:
-    """Returns `record` as it was made.
+def describe_leaves(state: Any) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Returns `Record.leaves` of a state, and the paths of leaves not all finite."""
+    leaves, not_finite = {}, []
+    for (path, (shape, dtype)), (checksum, finite) in zip(
+        structure_of(state).items(), fingerprint(state), strict=True
+    ):
+        leaves[path] = {"shape": list(shape), "dtype": dtype, "checksum": checksum}
+        if not finite:
+            not_finite.append(path)
+    return leaves, not_finite
+
+
+def read_record(directory: pathlib.Path) -> Record:
+    """Returns the record of a step directory.
 
     Raises:
-      DamagedCheckpointError: If it is missing or has changed.
-      UserError: If a later version of maxfdl wrote it.
+      DamagedCheckpointError: If it is missing, has changed, or is of another step.
+      UserError: If an earlier or later version of maxfdl wrote it.
     """
-    if not isinstance(record, dict):
-        raise DamagedCheckpointError("its metadata is missing")
-    stored = {key: value for key, value in record.items() if key != "checksum"}
-    if record.get("checksum") != _checksum(stored):
+    try:
+        values = json.loads((directory / _FILE).read_text())[_KEY]
+        is_format_1 = "checksum" in values and values["format_version"] == 1
+        seal = values.pop("seal", None)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        raise DamagedCheckpointError("its metadata is missing") from None
+    if seal != _seal(values) and not is_format_1:
         raise DamagedCheckpointError("its metadata has changed since it was written")
-    if stored["format_version"] > FORMAT_VERSION:
+    version = values.pop("format_version")
+    if version != FORMAT_VERSION:
         raise UserError(
-            f"The checkpoint has format {stored['format_version']}, and this maxfdl"
-            f" reads up to {FORMAT_VERSION}; use the maxfdl that wrote it"
-            f" ({stored['versions']['maxfdl']}) or a later one."
+            f"Checkpoint {directory} has format {version}, and this maxfdl reads format"
+            f" {FORMAT_VERSION}; use the maxfdl that wrote it"
+            f" ({values['versions']['maxfdl']}), or start in another directory."
         )
-    return stored
+    record = Record(**values)
+    if str(record.step) != directory.name:
+        raise DamagedCheckpointError(f"it was written as step {record.step}")
+    return record
 
 
-def saved_structure(record: Mapping[str, Any]) -> Structure:
-    """Returns path, shape and dtype of every leaf that was saved."""
-    return {
-        path: (tuple(leaf["shape"]), leaf["dtype"])
-        for path, leaf in record["leaves"].items()
-    }
-
-
-def check_fingerprints(record: Mapping[str, Any], state: Any) -> None:
-    """Raises DamagedCheckpointError if a leaf of `state` is not what was saved."""
-    for path, value in zip(structure_of(state), fingerprint(state), strict=True):
-        if value != record["leaves"][path]["fingerprint"]:
+def check_arrays(record: Record, state: Any) -> None:
+    """Raises DamagedCheckpointError unless `state`, or a part, is what was saved."""
+    leaves, not_finite = describe_leaves(state)
+    for path, leaf in leaves.items():
+        if leaf["checksum"] != record.leaves[path]["checksum"]:
             raise DamagedCheckpointError(f"{path} has changed since it was written")
+    if not_finite:
+        raise DamagedCheckpointError(
+            f"{not_finite[0]} holds values that are not finite"
+        )
 
 
-def _checksum(record: Mapping[str, Any]) -> str:
-    return f"{zlib.crc32(json.dumps(record, sort_keys=True).encode()):08x}"
+def _seal(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _version(package: str) -> str | None:

@@ -64,10 +64,11 @@ def differences(saved: Mapping, wanted: Mapping) -> str:
         ("other shapes:", shapes),
         ("other dtypes:", dtypes),
     )
-    return "; ".join(f"{what} {_listed(paths)}" for what, paths in parts if paths)
+    return "; ".join(f"{what} {listed(paths)}" for what, paths in parts if paths)
 
 
-def _listed(paths: Iterable[str]) -> str:
+def listed(paths: Iterable[str]) -> str:
+    """Returns the first few paths, and how many more there are."""
     paths = list(paths)
     more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
     return ", ".join(paths[:_SHOWN]) + more

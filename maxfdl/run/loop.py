@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from maxfdl.checkpoint.checkpointer import Checkpointer
-from maxfdl.checkpoint.load import import_orbax
+from maxfdl.checkpoint.failure import import_orbax
 from maxfdl.data import Synthetic, TextData
 from maxfdl.errors import UserError
 from maxfdl.experiment import Experiment

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from maxfdl.checkpoint.checkpointer import Checkpointer
+from maxfdl.checkpoint.record import describe_leaves
+from maxfdl.checkpoint.steps import check_room
 from maxfdl.errors import UserError
 
 GRAPH = '{"name": "tiny"}'
@@ -206,12 +208,59 @@ def test_other_data_is_refused(checkpointer, make_state, make_data, abstract):
 def test_a_later_format_is_refused(
     checkpointer, make_state, make_data, abstract, monkeypatch
 ):
-    monkeypatch.setattr("maxfdl.checkpoint.record.FORMAT_VERSION", 2)
+    monkeypatch.setattr("maxfdl.checkpoint.record.FORMAT_VERSION", 3)
     checkpointer.save(1, make_state(), make_data(), GRAPH)
     checkpointer.wait()
     monkeypatch.undo()
-    with pytest.raises(UserError, match="has format 2, and this maxfdl reads up to 1"):
+    with pytest.raises(UserError, match="has format 3, and this maxfdl reads format 2"):
         checkpointer.restore(1, abstract(make_state()), make_data())
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, -jnp.inf])
+@pytest.mark.parametrize("part", ["params", "optimizer"])
+def test_what_is_not_finite_is_never_saved(
+    checkpointer, make_state, make_data, part, bad
+):
+    checkpointer.save(1, make_state(), make_data(), GRAPH)
+    state = make_state(2)
+    leaves, tree = jax.tree.flatten(state[part])
+    leaves = [leaf.at[..., -1].set(bad) if leaf.ndim else leaf for leaf in leaves]
+    broken = state | {part: jax.tree.unflatten(tree, leaves)}
+    message = rf"hold values that are not finite: {part}\.\S*kernel.*\(step 1 is comp"
+    with pytest.raises(UserError, match=message):
+        checkpointer.save(2, broken, make_data(), GRAPH)
+    checkpointer.save(2, state, make_data(), GRAPH)
+    checkpointer.close()
+    assert checkpointer.latest() == 2
+
+
+def test_weights_that_are_not_finite_are_never_read(
+    checkpointer, make_state, make_data, abstract, monkeypatch
+):
+    """Such as those of a checkpoint that another program wrote."""
+    look = "maxfdl.checkpoint.checkpointer.describe_leaves"
+    monkeypatch.setattr(look, lambda state: (describe_leaves(state)[0], []))
+    state = make_state()
+    state["params"]["kernel"] = state["params"]["kernel"].at[3, 4].set(jnp.nan)
+    checkpointer.save(1, state, make_data(), GRAPH)
+    with pytest.raises(UserError, match="params.kernel holds values that are not fin"):
+        checkpointer.read(1, {"params": abstract(state)["params"]})
+
+
+def test_a_directory_that_cannot_take_a_checkpoint_is_refused_before_training(tmp_path):
+    state = {"w": jax.ShapeDtypeStruct((1000, 1000), jnp.float32)}
+    check_room(tmp_path / "new", state)
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        UserError, match=r"cannot be written to \S+ \(Not a directory\)"
+    ):
+        check_room(tmp_path / "file" / "new", state)
+    huge = {"w": jax.ShapeDtypeStruct((10**9, 10**9), jnp.float32)}
+    with pytest.raises(
+        UserError, match=r"take 4e\+09 GB each, and \S+ has \S+ GB free"
+    ):
+        check_room(tmp_path, huge)
 
 
 @pytest.mark.parametrize("field", ["every_steps", "keep"])
@@ -236,6 +285,8 @@ FULL_DISK = """
 import resource, sys, json
 import grain, jax, jax.numpy as jnp
 from maxfdl.checkpoint.checkpointer import Checkpointer
+from maxfdl.checkpoint.record import describe_leaves
+from maxfdl.checkpoint.steps import check_room
 from maxfdl.errors import UserError
 
 data = iter(grain.MapDataset.range(9).to_iter_dataset())

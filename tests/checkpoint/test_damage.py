@@ -15,12 +15,6 @@ import pytest
 from maxfdl.checkpoint.checkpointer import Checkpointer
 from maxfdl.errors import UserError
 
-# Where one array cannot be read, Orbax closes its event loop on the reads of others
-# that are under way, and each says so to nobody: "Event loop is closed".
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)
-
 
 def delete(path):
     path.unlink()
@@ -42,15 +36,24 @@ def flip_a_bit(path, position=None):
 
 
 @pytest.fixture
-def saved(tmp_path, make_state, make_data):
-    """Returns a directory with the steps 1 and 2, whose data has come as far."""
-    checkpointer = Checkpointer(directory=tmp_path / "saved")
-    data = make_data()
-    for step in (1, 2):
-        next(data)
-        checkpointer.save(step, make_state(step), data, "{}")
-    checkpointer.close()
-    return tmp_path / "saved"
+def save_run(tmp_path, make_state, make_data):
+    """Returns a function that saves steps 1 and 2, whose data has come as far."""
+
+    def save(name, seed=0):
+        checkpointer = Checkpointer(directory=tmp_path / name)
+        data = make_data()
+        for step in (1, 2):
+            next(data)
+            checkpointer.save(step, make_state(step + seed), data, "{}")
+        checkpointer.close()
+        return tmp_path / name
+
+    return save
+
+
+@pytest.fixture
+def saved(save_run):
+    return save_run("saved")
 
 
 @pytest.fixture
@@ -102,7 +105,7 @@ def test_an_empty_step_directory_is_passed_over(saved, restore_newest, capsys):
     (saved / "2").mkdir()
     assert restore_newest(saved) == 1
     assert capsys.readouterr().err == (
-        "checkpoint step 2 is damaged (it holds no state); trying step 1\n"
+        "checkpoint step 2 is damaged (its metadata is missing); trying step 1\n"
     )
 
 
@@ -138,9 +141,60 @@ def test_says_what_is_wrong_with_each_when_none_is_whole(
 
 
 def test_a_damaged_experiment_is_not_returned(saved):
-    flip_a_bit(saved / "2" / "graph" / "experiment.json")
-    with pytest.raises(UserError, match="experiment.json has changed"):
-        Checkpointer(directory=saved).graph(2)
+    metadata = saved / "2" / "_CHECKPOINT_METADATA"
+    flip_a_bit(metadata, position=metadata.read_bytes().index(b"places") + 1)
+    checkpointer = Checkpointer(directory=saved)
+    with pytest.raises(UserError, match="metadata has changed since it was written"):
+        checkpointer.graph(2)
+    assert checkpointer.graphs() == {1: "{}"}
+
+
+def put_in_place(source, target):
+    """Replaces a file or a folder by another."""
+    if source.is_dir():
+        shutil.rmtree(target)
+        shutil.copytree(source, target)
+    else:
+        shutil.copy(source, target)
+
+
+def parts_of(step):
+    """Returns every file and folder of a step, as paths inside it."""
+    return [path.relative_to(step) for path in step.rglob("*")]
+
+
+@pytest.mark.parametrize("other", ["an older step", "another run"])
+def test_nothing_of_a_step_can_stand_in_for_that_of_another(
+    saved, save_run, tmp_path, restore_newest, capsys, other
+):
+    source = (
+        saved / "1" if other == "an older step" else save_run("other", seed=5) / "2"
+    )
+    fell_back = set()
+    for number, part in enumerate(parts_of(saved / "2")):
+        if not (source / part).exists():
+            continue
+        copy = tmp_path / f"copy{number}"
+        shutil.copytree(saved, copy)
+        put_in_place(source / part, copy / "2" / part)
+        step = restore_newest(copy)
+        said = capsys.readouterr().err
+        assert ("checkpoint step 2 is damaged" in said) == (step == 1)
+        fell_back |= {str(part)} if step == 1 else set()
+    assert {"state", "_CHECKPOINT_METADATA"} <= fell_back
+
+
+def test_a_renamed_step_is_not_another_step(saved, restore_newest, capsys):
+    (saved / "1").rename(saved / "3")
+    checkpointer = Checkpointer(directory=saved)
+    assert checkpointer.latest() == 3
+    assert checkpointer.graphs() == {2: "{}"}
+    assert restore_newest(saved) == 2
+    shutil.rmtree(saved / "2")
+    with pytest.raises(
+        UserError, match=r"step 3 is damaged \(it was written as step 1"
+    ):
+        checkpointer.read(3, {})
 
 
 SAVE_FOREVER = """

@@ -43,7 +43,23 @@ def test_it_is_the_weighted_sum_that_the_docstring_says():
     rows, columns = np.indices((2, 3)).astype(np.uint32) + 1
     weights = rows * np.uint32(2654435761) + columns * np.uint32(2246822519)
     expected = np.sum(array * (2 * weights + 1), dtype=np.uint32)
-    assert fingerprint(jnp.asarray(array)) == [int(expected)]
+    assert fingerprint(jnp.asarray(array)) == [(int(expected), True)]
+
+
+FLOATS = ["float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2", "complex64"]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_one_value_that_is_not_finite_is_found(dtype, bad):
+    values = jnp.full((5, 7), 3.0, dtype)
+    assert fingerprint(values)[0].finite
+    assert not fingerprint(values.at[4, 6].set(bad))[0].finite
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "int4", "bool"])
+def test_what_has_no_fractions_is_finite(dtype):
+    assert fingerprint(jnp.full((3,), -1, "int32").astype(dtype))[0].finite
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
