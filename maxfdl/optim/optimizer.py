@@ -1,5 +1,6 @@
 """The optimizer: clip, rule, decay and schedule in the order that AdamW fixed."""
 
+import math
 from typing import Annotated, Any
 
 import jax
@@ -53,7 +54,12 @@ class Optimizer:
         self._averaging = averaging
         self._parameters = parameters
         self._clip = clip.transform() if clip else optax.identity()
+        self._max_norm = clip.max_norm if clip else math.inf
         self._rate_factors = rate_factors
+        self._most_rate = rate_factors.largest if rate_factors else 1.0
+        self._most_decay = (
+            weight_decay.rate * weight_decay.largest if weight_decay else 0.0
+        )
         self._parts = (rule, weight_decay, rate_factors)
 
     def _transform(self, parameters: dict) -> optax.GradientTransformationExtraArgs:
@@ -71,6 +77,19 @@ class Optimizer:
 
     def learning_rate(self, step: jax.Array) -> jax.Array:
         return self._schedule(step, self._steps)
+
+    def reach(
+        self, step: jax.Array, grad_norm: jax.Array, param_norm: jax.Array
+    ) -> jax.Array:
+        """Returns about how far the update of `step` moves a parameter: a scalar.
+
+        `rate * (1 + |clipped gradients| + (1 + decay) * |parameters|)`: a rule moves a
+        parameter by about the rate, or by the rate times its gradient or its size.
+        Bounds every rule here within a factor of 1000 or so.
+        """
+        rate = self.learning_rate(step) * self._most_rate
+        gradient = jnp.minimum(grad_norm, self._max_norm)
+        return rate * (1.0 + gradient + (1.0 + self._most_decay) * param_norm)
 
     def update(
         self,

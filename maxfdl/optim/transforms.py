@@ -197,6 +197,10 @@ class ByRole:
         """Returns the number of each parameter, a tree like their declarations."""
         return jax.tree.map(lambda p: getattr(self, p.role), parameters)
 
+    @property
+    def largest(self) -> float:
+        return max(self.kernel, self.embedding, self.scale, self.bias)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WeightDecay(ByRole):

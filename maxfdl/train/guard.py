@@ -1,7 +1,7 @@
-"""Which steps count: a guard looks at loss and gradients before anything is kept."""
+"""Which steps count: a guard looks at each before anything of it is kept."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,30 @@ from maxfdl.train.loss_scale import LossScale
 
 State = dict[str, Any]
 
+_FURTHEST = 1e10
+
+
+class Proposal(NamedTuple):
+    """What a guard knows of a step: scalars.
+
+    Fields: `loss`, the whole objective; `grad_norm` and `param_norm`, L2 norms, the
+    latter before the update; `reach`, about how far the update would move parameters,
+    see `Optimizer.reach`.
+    """
+
+    loss: jax.Array
+    grad_norm: jax.Array
+    param_norm: jax.Array
+    reach: jax.Array
+
 
 @dataclasses.dataclass(frozen=True)
 class SkipNonFinite:
-    """Refuses a step whose loss or gradients are not finite.
+    """Refuses a step whose loss, gradients or parameters are not finite.
+
+    A step that would move parameters by 1e10 or more is refused, too: beyond that their
+    norm may overflow, and to look at updated parameters before they are kept would take
+    a second copy of them. No sane learning rate comes near.
 
     Args:
       stop_after: How many refused steps in a row end the run.
@@ -36,13 +56,14 @@ class SkipNonFinite:
             state["loss_scale"] = self.loss_scale.init()
         return state
 
-    def __call__(
-        self, state: State, loss: jax.Array, grad_norm: jax.Array
-    ) -> tuple[jax.Array, State]:
+    def __call__(self, state: State, step: Proposal) -> tuple[jax.Array, State]:
         """Returns whether the step counts, and the new state."""
-        accepted = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        norms = step.loss, step.grad_norm, step.param_norm
+        accepted = jnp.all(jnp.isfinite(jnp.stack(norms))) & (step.reach < _FURTHEST)
         if self.loss_scale is not None:
-            scale = self.loss_scale.moved(state["loss_scale"], loss, grad_norm)
+            scale = self.loss_scale.moved(
+                state["loss_scale"], step.loss, step.grad_norm
+            )
             state = state | {"loss_scale": scale}
         return accepted, state | self._counted(state, accepted)
 
@@ -78,7 +99,7 @@ class SkipNonFinite:
 
 @dataclasses.dataclass(frozen=True)
 class SkipSpikes(SkipNonFinite):
-    """Refuses a step whose loss or gradient norm is far above those of late, too.
+    """Also refuses a step whose loss or gradient norm is far above recent ones.
 
     Far is more than `deviations` sample standard deviations above the mean of the last
     `window` finite steps; before half of them are known nothing is far. A refused step
@@ -105,12 +126,10 @@ class SkipSpikes(SkipNonFinite):
         seen = jnp.zeros((2, self.window), jnp.float32)
         return super().init() | {"seen": seen, "num_seen": jnp.zeros((), jnp.int32)}
 
-    def __call__(
-        self, state: State, loss: jax.Array, grad_norm: jax.Array
-    ) -> tuple[jax.Array, State]:
-        finite, after = super().__call__(state, loss, grad_norm)
+    def __call__(self, state: State, step: Proposal) -> tuple[jax.Array, State]:
+        finite, after = super().__call__(state, step)
         seen, number = state["seen"], state["num_seen"]
-        now = jnp.stack([loss, grad_norm]).astype(jnp.float32)
+        now = jnp.stack([step.loss, step.grad_norm]).astype(jnp.float32)
         known = jnp.minimum(number, self.window)
         is_known = jnp.arange(self.window) < known
         mean = jnp.sum(seen, axis=1) / jnp.maximum(known, 1)

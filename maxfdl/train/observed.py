@@ -30,6 +30,11 @@ def norms(name: str, tree: Any, parameters: dict) -> Metrics:
     return {name: jnp.sqrt(sum(squares.values()))} | of_roles
 
 
+def norm(tree: Any, parameters: dict) -> jax.Array:
+    """Returns the L2 norm of a tree like the parameters."""
+    return norms("", tree, parameters)[""]
+
+
 def _square(parameter: Parameter, x: jax.Array) -> jax.Array:
     """Returns the squared L2 norm; stacks on the host are fetched layer by layer."""
     if parameter.repeats is None or not is_on_host(x):

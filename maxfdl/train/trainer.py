@@ -20,7 +20,7 @@ from maxfdl.sharding.sharding import Sharding
 from maxfdl.train import observed
 from maxfdl.train.goal import LossGoal
 from maxfdl.train.gradients import Accumulate, Parts, WholeBatch
-from maxfdl.train.guard import SkipNonFinite
+from maxfdl.train.guard import Proposal, SkipNonFinite
 from maxfdl.train.loss import Batch, NextTokenLoss, Term, total
 from maxfdl.train.placement import Placement
 from maxfdl.train.replicas import on_replicas
@@ -121,7 +121,12 @@ class Trainer:
         grads, (sums, layer_state, sinks) = self.gradients(state, batch)
         grad_norms = observed.norms("grad_norm", grads, parameters)
         loss = total(sums, weights)
-        accepted, guard = self.guard(state["guard"], loss, grad_norms["grad_norm"])
+        grad_norm = grad_norms["grad_norm"]
+        param_norm = observed.norm(state["params"], parameters)
+        reach = self._optimizer.reach(step, grad_norm, param_norm)
+        accepted, guard = self.guard(
+            state["guard"], Proposal(loss, grad_norm, param_norm, reach)
+        )
 
         params, optimizer = self._optimizer.update(
             grads, state["optimizer"], state["params"], step, accepted

@@ -251,6 +251,26 @@ def test_averages_of_bfloat16_parameters_are_those_of_float32(rule):
     )
 
 
+@pytest.mark.parametrize("size", [1e-6, 1e3])
+@pytest.mark.parametrize("clip", [None, ClipByGlobalNorm(0.5)], ids=str)
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_no_parameter_moves_much_further_than_its_reach(rule, clip, size):
+    kernel = Parameter((4, 6), ("embed", "mlp"), Constant(), "kernel", 1)
+    parts = dict(rate_factors=RateFactors(kernel=3.0), weight_decay=WeightDecay(rate=5))
+    optimizer = make({"a": kernel}, rule=rule, clip=clip, schedule=constant(7), **parts)
+    rng = np.random.default_rng(0)
+    params = {"a": jnp.float32(size * rng.normal(size=(4, 6)))}
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    for step in range(12):
+        grads = {"a": jnp.float32(size * rng.normal(size=(4, 6)))}
+        norms = map(jnp.linalg.norm, (grads["a"], params["a"]))
+        reach = optimizer.reach(jnp.int32(step), *norms)
+        if reach > 1e10:  # a guard refuses that
+            break
+        old, (params, state) = params, update(grads, state, params, jnp.int32(step))
+        assert np.max(np.abs(params["a"] - old["a"])) < 100 * reach
+
+
 def test_the_clip_does_not_count_what_is_frozen():
     """As in torch, where what is frozen has no gradient."""
     parameters = declared(a="kernel", b="embedding")

@@ -118,7 +118,7 @@ def test_a_goal_that_is_not_reached_changes_nothing(tmp_path, capsys):
 def test_after_so_many_refused_steps_the_run_gives_up_and_keeps_what_was_good(tmp_path):
     config = experiment()
     # Good for one step, and the same program however long the run is.
-    config.optimizer.schedule = fdl.Config(WarmupConstant, peak=1e30)
+    config.optimizer.schedule = fdl.Config(WarmupConstant, peak=1e8)
     config.trainer.guard.stop_after = 3
     with pytest.raises(UserError, match="the last 4 steps, up to step 5, changed noth"):
         train(config, tmp_path / "run")
@@ -139,10 +139,10 @@ class RefusesSome(SkipNonFinite):
     def init(self):
         return super().init() | {"steps": jnp.zeros((), jnp.int32)}
 
-    def __call__(self, state, loss, grad_norm):
-        step = state["steps"] + 1
-        accepted = (step != 2) & (step != 3)
-        return accepted, self._counted(state, accepted) | {"steps": step}
+    def __call__(self, state, step):
+        steps = state["steps"] + 1
+        accepted = (steps != 2) & (steps != 3)
+        return accepted, self._counted(state, accepted) | {"steps": steps}
 
 
 def test_a_run_that_recovers_in_the_step_under_way_goes_on(tmp_path):

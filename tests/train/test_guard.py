@@ -7,15 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maxfdl.train.guard import SkipNonFinite, SkipSpikes
+from maxfdl.train.guard import Proposal, SkipNonFinite, SkipSpikes
 
 
-def run(guard, losses, norms):
+def run(guard, losses, norms, param_norms=None, reaches=None):
     """Returns which steps are accepted, and the last state."""
     state, accepted = guard.init(), []
     look = jax.jit(guard)
-    for loss, norm in zip(losses, norms, strict=True):
-        good, state = look(state, jnp.float32(loss), jnp.float32(norm))
+    ones = [1.0] * len(losses)
+    columns = losses, norms, param_norms or ones, reaches or ones
+    for step in zip(*columns, strict=True):
+        good, state = look(state, Proposal(*map(jnp.float32, step)))
         accepted.append(bool(good))
     return accepted, state
 
@@ -44,6 +46,15 @@ def test_what_is_not_finite_is_refused_and_counted(bad):
     assert (state["skipped"], state["skipped_in_a_row"]) == (3, 0)
     _, state = run(SkipNonFinite(), losses[:-1], norms[:-1])
     assert state["skipped_in_a_row"] == 3
+
+
+@pytest.mark.parametrize("guard", [SkipNonFinite(), SkipSpikes()])
+def test_parameters_that_are_not_finite_or_would_fly_away_are_refused(guard):
+    norms, reaches = [1.0, np.nan, np.inf, 1.0], [1e9, 1.0, 1.0, 1e11]
+    ones = [1.0] * 4
+    accepted, state = run(guard, ones, ones, norms, reaches)
+    assert accepted == [True, False, False, False]
+    assert (state["skipped"], state["skipped_in_a_row"]) == (3, 3)
 
 
 @pytest.mark.parametrize("window", [8, 16])

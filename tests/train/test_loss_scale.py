@@ -24,7 +24,7 @@ from maxfdl.mutations import (
     zero1,
 )
 from maxfdl.ops.initializers import Normal
-from maxfdl.train.guard import SkipNonFinite, SkipSpikes
+from maxfdl.train.guard import Proposal, SkipNonFinite, SkipSpikes
 from maxfdl.train.loss_scale import LossScale
 from tests import tiny
 from tests.layers.families import assert_same_bits
@@ -58,7 +58,8 @@ def test_the_scale_follows_the_rule(kind, initial):
     guard = kind(loss_scale=LossScale(initial, growth_interval=3))
     state, look, scales = guard.init(), jax.jit(guard), []
     for loss, norm in zip(losses, norms, strict=True):
-        accepted, state = look(state, jnp.float32(loss), jnp.float32(norm))
+        step = Proposal(*map(jnp.float32, (loss, norm, 1.0, 1.0)))
+        accepted, state = look(state, step)
         assert accepted == (np.isfinite(loss) and np.isfinite(norm))
         scales.append(float(guard.metrics(state)["loss_scale"]))
     assert scales == expected(losses, norms, initial, 3)

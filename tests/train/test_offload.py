@@ -1,5 +1,6 @@
 """State in the memory of the host: the same numbers, and less on the device."""
 
+import copy
 import functools
 
 import jax
@@ -103,6 +104,18 @@ def test_a_step_that_does_not_count_leaves_what_is_on_the_host():
     }
     state, metrics = run(state, program.place(broken))
     assert metrics["skipped"] == 1
+    assert_same(state, before)
+    # Nor does one that finds a parameter which is not finite, and not looked up.
+    before = copy.deepcopy(before)
+    unseen = np.setdiff1d(np.arange(tiny.VOCAB), tiny.batch(0)["tokens"])[0]
+    before["params"]["embedding"]["table"][unseen, 0] = np.inf
+    state = jax.device_put(before, program.trainer.state_shardings())
+    state, metrics = run(state, program.place(tiny.batch(0)))
+    assert np.isfinite(metrics["loss"]) and metrics["skipped"] == 1
+    assert_same(state, before)
+
+
+def assert_same(state, before):
     for name in ("params", "optimizer", "updates"):
         jax.tree.map(
             np.testing.assert_array_equal, jax.device_get(state[name]), before[name]

@@ -1,13 +1,16 @@
 """One training step: what it computes, and what it does when numbers fail."""
 
+import copy
 import inspect
 import types
 
+import fiddle as fdl
 import jax
 import numpy as np
 import pytest
 
 from maxfdl.layers.parameter import map_parameters
+from maxfdl.optim.schedules import WarmupConstant
 from maxfdl.train.trainer import Trainer
 from tests import tiny
 from tests.layers.families import assert_same_bits
@@ -75,6 +78,29 @@ def test_parameters_that_overflow_are_left_as_they_were(first, step):
     assert not np.isfinite(metrics["loss"])
     assert_same_bits(without_counts(after), without_counts(before))
     assert (after["step"], after["guard"]["skipped"]) == (1, 1)
+
+
+def test_a_nan_that_no_token_meets_is_refused_too(first, step):
+    batch = tiny.batch(0)
+    unseen = np.setdiff1d(np.arange(tiny.VOCAB), batch["tokens"])[0]
+    params = copy.deepcopy(first["params"])
+    params["embedding"]["table"][unseen, 0] = np.nan
+    before = changed(first, params=params)
+    after, metrics = step(before, batch)
+    assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])
+    assert_same_bits(without_counts(after), without_counts(before))
+    assert metrics["skipped"] == 1
+
+
+def test_an_update_that_would_throw_parameters_away_is_refused():
+    config = tiny.experiment()
+    config.optimizer.schedule = fdl.Config(WarmupConstant, peak=1e30)
+    program = tiny.program(config)
+    state = tiny.begin(program)
+    before = jax.device_get(state)
+    state, metrics = program.compile_step().run(state, program.place(tiny.batch(0)))
+    assert np.isfinite(metrics["loss"]) and metrics["skipped"] == 1
+    assert_same_bits(without_counts(jax.device_get(state)), without_counts(before))
 
 
 def test_training_goes_on_after_a_skipped_step(first, step):
