@@ -104,15 +104,14 @@ class Checkpointer:
         if step == self._newest:
             return
         self.wait()
-        leaves, not_finite = describe_leaves(state)
-        if not_finite:
-            raise SaveError(self._refusal(step, not_finite))
         record = Record(
             step=step,
             graph=json.loads(graph_json),
             places=gather(data_iterator.get_state()),
-            leaves=leaves,
+            leaves=describe_leaves(state),
         )
+        if record.not_finite:
+            raise SaveError(self._refusal(record))
         with self._explain_failure(step):
             if set_aside_from(self.directory, step) and self._writer is not None:
                 self._writer.reload()
@@ -262,11 +261,11 @@ class Checkpointer:
                 f" --run_dir{self._complete()}."
             ) from error
 
-    def _refusal(self, step: int, not_finite: list[str]) -> str:
+    def _refusal(self, record: Record) -> str:
         return (
-            f"Checkpoint step {step} is not saved, for these hold values that are not"
-            f" finite: {listed(not_finite)}. Look at the data, or go on in another"
-            " --run_dir with init_from=<this one> and a lower"
+            f"Checkpoint step {record.step} is not saved, for these hold values that"
+            f" are not finite: {listed(record.not_finite)}. Look at the data, or go on"
+            " in another --run_dir with init_from=<this one> and a lower"
             f" optimizer.schedule.peak{self._complete()}."
         )
 

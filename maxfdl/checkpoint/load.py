@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from maxfdl.checkpoint.failure import gist, import_orbax
+from maxfdl.checkpoint.processes import gather
 from maxfdl.checkpoint.record import (
     DamagedCheckpointError,
     Record,
@@ -31,14 +32,18 @@ def load_step(path: pathlib.Path, record: Record, abstract: Any, *, whole: bool)
       DamagedCheckpointError: If it cannot be read, or is not what was written.
     """
     _check_fits(path, record, abstract, whole)
+    problem = state = None
     try:
         state = _load_arrays(path, abstract, whole)
     except Exception as error:
         problem = gist(error)
-    else:
+    # What one process cannot read is damaged for all.
+    problem = next(filter(None, gather(problem)), None)
+    if problem is None:
         check_arrays(record, state)
         return state
     # Frees what was loaded before the older step needs the room.
+    del state
     gc.collect()
     raise DamagedCheckpointError(problem)
 

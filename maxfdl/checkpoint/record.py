@@ -33,7 +33,7 @@ class Record:
       step: Steps that were taken.
       graph: The experiment, as JSON values.
       places: Where each process is in its data, as JSON values.
-      leaves: For each path of the state its `shape`, `dtype` and `checksum`.
+      leaves: For each path of the state its `shape`, `dtype`, and fingerprint.
       versions: Of the packages that wrote it.
     """
 
@@ -51,6 +51,11 @@ class Record:
         return {**values, "seal": _seal(values)}
 
     @property
+    def not_finite(self) -> list[str]:
+        """Paths of leaves that hold a NaN or an infinity."""
+        return [path for path, leaf in self.leaves.items() if not leaf["finite"]]
+
+    @property
     def structure(self) -> Structure:
         """Path, shape and dtype of every leaf."""
         return {
@@ -59,16 +64,13 @@ class Record:
         }
 
 
-def describe_leaves(state: Any) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Returns `Record.leaves` of a state, and the paths of leaves not all finite."""
-    leaves, not_finite = {}, []
-    for (path, (shape, dtype)), (checksum, finite) in zip(
-        structure_of(state).items(), fingerprint(state), strict=True
-    ):
-        leaves[path] = {"shape": list(shape), "dtype": dtype, "checksum": checksum}
-        if not finite:
-            not_finite.append(path)
-    return leaves, not_finite
+def describe_leaves(state: Any) -> dict[str, dict[str, Any]]:
+    """Returns `Record.leaves` of a state."""
+    described = zip(structure_of(state).items(), fingerprint(state), strict=True)
+    return {
+        path: {"shape": list(shape), "dtype": dtype, **found._asdict()}
+        for (path, (shape, dtype)), found in described
+    }
 
 
 def read_record(directory: pathlib.Path) -> Record:
@@ -101,14 +103,11 @@ def read_record(directory: pathlib.Path) -> Record:
 
 def check_arrays(record: Record, state: Any) -> None:
     """Raises DamagedCheckpointError unless `state`, or a part, is what was saved."""
-    leaves, not_finite = describe_leaves(state)
-    for path, leaf in leaves.items():
-        if leaf["checksum"] != record.leaves[path]["checksum"]:
+    for path, leaf in describe_leaves(state).items():
+        if leaf != record.leaves[path]:
             raise DamagedCheckpointError(f"{path} has changed since it was written")
-    if not_finite:
-        raise DamagedCheckpointError(
-            f"{not_finite[0]} holds values that are not finite"
-        )
+        if not leaf["finite"]:
+            raise DamagedCheckpointError(f"{path} holds values that are not finite")
 
 
 def _seal(values: dict[str, Any]) -> str:

@@ -47,10 +47,19 @@ def check_room(directory: pathlib.Path, abstract_state: Any) -> None:
         ) from error
     if disk.total and disk.free < needed:
         raise SaveError(
-            f"Checkpoints take {needed / 1e9:.3g} GB each, and {directory} has"
-            f" {disk.free / 1e9:.3g} GB free; make room there, give another directory"
-            " with --run_dir, or checkpoint=None to save nothing."
+            f"Checkpoints take {_size(needed)} each, and {directory} has"
+            f" {_size(disk.free)} free; make room there, give another directory with"
+            " --run_dir, or checkpoint=None to save nothing."
         )
+
+
+def _size(num_bytes: int) -> str:
+    unit, size = next(
+        (unit, size)
+        for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+        if num_bytes >= size or unit == "kB"
+    )
+    return f"{num_bytes / size:,.1f} {unit}"
 
 
 def set_aside_from(directory: pathlib.Path, step: int) -> list[int]:
