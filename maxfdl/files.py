@@ -15,6 +15,29 @@ def cache_directory() -> pathlib.Path:
     return pathlib.Path(folder).expanduser()
 
 
+class GrowingFile:
+    """A file that grows by whole records, each written at once.
+
+    Of a record that does not fit on the disk nothing stays.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self._file = open(path, "ab", buffering=0)
+
+    def append(self, record: bytes) -> None:
+        size = os.fstat(self._file.fileno()).st_size
+        left = memoryview(record)
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError:
+            os.ftruncate(self._file.fileno(), size)
+            raise
+
+    def close(self) -> None:
+        self._file.close()
+
+
 def write_atomically(path: pathlib.Path, text: str) -> None:
     """Replaces the file: a reader, or a crash, meets the old text or the new one.
 

@@ -1,19 +1,20 @@
 """Writes the metrics of a run: one line of JSON per logged step, and TensorBoard."""
 
+import contextlib
 import json
-import logging
 import math
 import os
 import pathlib
 import sys
-from collections.abc import Mapping
-from typing import IO, Annotated, Any
+from collections.abc import Iterator, Mapping
+from typing import Annotated
 
 import jax
 
 from maxfdl.errors import UserError
-from maxfdl.files import write_atomically
+from maxfdl.files import GrowingFile, write_atomically
 from maxfdl.markers import FromParent
+from maxfdl.train.event_file import EventFile
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -39,74 +40,81 @@ class MetricWriter:
     ):
         self.tensorboard = tensorboard
         self.directory = pathlib.Path(directory)
-        self._file: IO[str] | None = None
-        self._events: Any = None
+        self._file: GrowingFile | None = None
+        self._events: EventFile | None = None
         self._first_step: int | None = None
+
+    def open(self) -> None:
+        """Opens the files, which the first `write` does otherwise.
+
+        Raises:
+          UserError: If they cannot be written.
+        """
+        if jax.process_index() == 0:
+            with self._explain_failure("Metrics"):
+                self._opened()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes the metrics of one step.
 
         Raises:
-          UserError: If the file cannot be written.
+          UserError: If the files cannot be written.
         """
         if jax.process_index() != 0:
             return
         values = {name: float(value) for name, value in metrics.items()}
         line = {"step": step} | {name: _as_json(v) for name, v in values.items()}
-        try:
-            file = self._file = self._file or self._open()
-            # Line buffered: one write for each line.
-            file.write(json.dumps(line, allow_nan=False) + "\n")
-        except OSError as error:
-            raise UserError(
-                f"Metrics of step {step} cannot be written to"
-                f" {self.directory / METRICS} ({error.strerror}); make room there, or"
-                " give another directory with --run_dir."
-            ) from error
-        if self._events is not None:
-            for name, value in values.items():
-                self._events.add_scalar(name, value, step)
-            self._events.flush()
+        with self._explain_failure(f"Metrics of step {step}"):
+            self._opened().append(json.dumps(line, allow_nan=False).encode() + b"\n")
+            if self._events is not None:
+                self._events.write(step, values)
 
-    def truncate_after(self, step: int) -> None:
+    def truncate_after(self, step: int) -> set[str]:
         """Drops what an earlier run wrote after `step`, where this run continues.
 
         The file then reads as one uninterrupted run. A last line that was cut short by
         a kill is dropped as well. Call it before the first `write`.
+
+        Returns:
+          The names of the metrics of `step` that stay.
         """
         assert self._file is None, "truncate_after comes before the first write"
         self._first_step = step + 1
         path = self.directory / METRICS
         if jax.process_index() != 0 or not path.exists():
-            return
-        text = path.read_text("utf-8", errors="replace")
-        kept = "".join(
-            line for line in text.splitlines(keepends=True) if _is_kept(line, step)
-        )
-        if kept != text:
-            write_atomically(path, kept)
+            return set()
+        with self._explain_failure("Metrics"):
+            text = path.read_text(errors="replace")
+            lines = [line for line in text.splitlines(True) if _is_kept(line, step)]
+            if len("".join(lines)) != len(text):
+                write_atomically(path, "".join(lines))
+        kept = map(json.loads, lines)
+        return {name for line in kept if line["step"] == step for name in line}
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-        if self._events is not None:
-            self._events.close()
-            self._events = None
+        for file in (self._file, self._events):
+            if file is not None:
+                file.close()
+        self._file = self._events = None
 
-    def _open(self) -> IO[str]:
-        file = open(self.directory / METRICS, "a", encoding="utf-8", buffering=1)
-        if self.tensorboard:
-            # Takes 0.2 seconds, and a run without TensorBoard needs none of it.
-            import tensorboardX
+    def _opened(self) -> GrowingFile:
+        if self._file is None:
+            self._file = GrowingFile(self.directory / METRICS)
+            if self.tensorboard:
+                folder = self.directory / TENSORBOARD
+                self._events = EventFile(folder, self._first_step)
+        return self._file
 
-            # It warns of every NaN; the metrics themselves tell.
-            logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
-            # A reader of the events drops earlier ones from `purge_step` on.
-            self._events = tensorboardX.SummaryWriter(
-                str(self.directory / TENSORBOARD), purge_step=self._first_step
-            )
-        return file
+    @contextlib.contextmanager
+    def _explain_failure(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{what} cannot be written to {self.directory / METRICS}"
+                f" ({error.strerror}); make room there, or give another directory with"
+                " --run_dir."
+            ) from error
 
 
 def _as_json(value: float) -> float | str:

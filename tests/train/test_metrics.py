@@ -2,11 +2,15 @@
 
 import json
 import math
+import resource
 import signal
+import struct
 import subprocess
 import sys
+import time
 
 import pytest
+from tensorboardX.proto import event_pb2
 
 from maxfdl.errors import UserError
 from maxfdl.train.metrics import MetricWriter
@@ -119,8 +123,81 @@ def test_writes_tensorboard_events(tmp_path):
     writer.truncate_after(6)
     writer.write(7, {"loss": 2.5, "grad_norm": math.nan})
     writer.close()
-    (events,) = (tmp_path / "tensorboard").iterdir()
-    assert b"grad_norm" in events.read_bytes()
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    version, start, event = events_of(file)
+    assert version.file_version == "brain.Event:2"
+    assert (start.step, start.session_log.status) == (7, start.session_log.START)
+    assert event.step == 7 and event.wall_time == pytest.approx(time.time(), abs=60)
+    assert event.summary.value[0].simple_value == 2.5
+    assert [value.tag for value in event.summary.value] == ["loss", "grad_norm"]
+
+
+def events_of(file):
+    """Reads TFRecord as TensorFlow describes it: length, crc, data, crc."""
+    data, events = file.read_bytes(), []
+    while data:
+        (size,) = struct.unpack("<Q", data[:8])
+        for part, check in (
+            (data[:8], data[8:12]),
+            (data[12:][:size], data[12:][size:]),
+        ):
+            assert struct.unpack("<I", check[:4])[0] == masked(crc32c(part))
+        events.append(event_pb2.Event.FromString(data[12:][:size]))
+        data = data[16 + size :]
+    return events
+
+
+def masked(crc):
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def crc32c(data):
+    """CRC-32C bit by bit, as RFC 3720 has it."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def test_continuing_tells_what_was_written_of_the_step(tmp_path):
+    writer = make_writer(tmp_path)
+    assert writer.truncate_after(3) == set()
+    for step in (2, 3, 4):
+        writer.write(step, {"loss": step})
+    writer.write(3, {"eval_loss": 1.0})
+    writer.close()
+    assert make_writer(tmp_path).truncate_after(2) == {"step", "loss"}
+    writer = make_writer(tmp_path)
+    assert writer.truncate_after(3) == set()
+
+
+@pytest.fixture
+def no_more_than():
+    """Returns a function that lets no file of this process grow beyond some bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("tensorboard", [False, True])
+def test_a_full_disk_is_one_sentence_and_leaves_whole_lines(
+    tmp_path, read, no_more_than, capfd, tensorboard
+):
+    writer = MetricWriter(tensorboard=tensorboard, directory=tmp_path)
+    writer.open()
+    no_more_than(1000)
+    with pytest.raises(UserError, match=r"^Metrics of step \d+ cannot be written to"):
+        for step in range(1, 100):
+            writer.write(step, {"loss": step})
+    writer.close()
+    steps = [line["step"] for line in read()]
+    assert steps == list(range(1, steps[-1] + 1)) and steps[-1] > 10
+    assert (tmp_path / "metrics.jsonl").read_bytes().endswith(b"}\n")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_importing_it_does_not_import_tensorboardx():
