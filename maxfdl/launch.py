@@ -98,19 +98,22 @@ def _refuse_another_graph(directory: Any, config: Any) -> None:
 
     Fields marked operational may differ.
     """
-    from maxfdl import graph
+    from maxfdl.saved_graph import differences, saved_graph
 
-    saved = directory.config_json()
-    if saved is None or not directory.has_results():
+    if not directory.has_results():
         return
-    lines = graph.diff(
-        graph.without_operational(graph.load_json(saved, trust=tuple(FLAGS.trust))),
-        graph.without_operational(config),
-    )
-    if lines:
+    saved = saved_graph(directory, tuple(FLAGS.trust))
+    if saved is None:
+        raise UserError(
+            f"{directory.path} holds results of a run, but nothing in it tells of which"
+            " graph; put its config.json back, or give another --run_dir."
+        )
+    if lines := differences(saved, config):
         changes = "\n".join(f"  {line}" for line in lines)
         raise UserError(
-            f"{directory.path} holds a run of another graph; give another --run_dir, or"
+            f"{directory.path} holds a run of another graph; give another --run_dir"
+            f" (with init_from={directory.path} it begins with the weights of this one,"
+            " but at step 0, with a new optimizer and the data from its beginning), or"
             f" undo the difference:\n{changes}"
         )
 

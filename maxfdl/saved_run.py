@@ -11,6 +11,8 @@ from maxfdl import graph
 from maxfdl.checkpoint.checkpointer import Checkpointer
 from maxfdl.errors import UserError
 from maxfdl.experiment import Experiment
+from maxfdl.run.directory import RunDirectory
+from maxfdl.saved_graph import saved_graph
 from maxfdl.sharding.mesh import MeshShape
 from maxfdl.sharding.sharding import Sharding
 
@@ -38,13 +40,13 @@ def read_run(folder: pathlib.Path, trust: Sequence[str] = ()) -> SavedRun:
     Raises:
       UserError: If there is no run, or none that saved anything.
     """
-    file = folder / "config.json"
-    if not file.is_file():
+    run = RunDirectory(folder) if folder.is_dir() else None
+    config: Any = run and saved_graph(run, trust)
+    if run is None or config is None:
         raise UserError(
             f"{folder} must be the directory of a run, with its config.json."
         )
-    config: Any = graph.load_json(file.read_text("utf-8"), trust=tuple(trust))
-    checkpointer = Checkpointer(directory=folder / "checkpoints")
+    checkpointer = Checkpointer(directory=run.checkpoints)
     step = checkpointer.latest()
     if step is None:
         raise UserError(f"{folder} has saved no checkpoint; train for longer.")

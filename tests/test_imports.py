@@ -47,12 +47,13 @@ KNOW_FIDDLE = {
     "terminal": WORDS,
     "__main__": WORDS | {"terminal"},
     "report": WORDS | LIBRARY.keys() | {"graph"},
-    "saved_run": WORDS | LIBRARY.keys() | {"graph"},
+    "saved_graph": WORDS | {"graph", "checkpoint", "run.directory"},
+    "saved_run": WORDS | LIBRARY.keys() | {"graph", "saved_graph"},
 } | dict.fromkeys(
     ENTRY_POINTS,
     WORDS
     | LIBRARY.keys()
-    | {"graph", "hf", "gguf", "commandline", "report", "saved_run"},
+    | {"graph", "hf", "gguf", "commandline", "report", "saved_graph", "saved_run"},
 )
 ALLOWED = LIBRARY | KNOW_FIDDLE
 

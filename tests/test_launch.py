@@ -229,12 +229,31 @@ def test_a_directory_with_another_run_is_refused_with_the_difference(whole, call
     before = snapshot(directory)
     done = call(SMOKE, f"--run_dir={directory}", "steps=30", "remat(policy=dots)")
     assert complaint(done) == (
-        f"{directory} holds a run of another graph; give another --run_dir, or undo the"
+        f"{directory} holds a run of another graph; give another --run_dir (with"
+        f" init_from={directory} it begins with the weights of this one, but at step 0,"
+        " with a new optimizer and the data from its beginning), or undo the"
         " difference:\n"
         "  + model.decoder.stacks[0].remat = 'dots'\n"
         "  ~ steps: 20 -> 30"
     )
     assert snapshot(directory) == before
+
+
+def test_a_run_without_its_config_is_known_by_its_checkpoints(whole, call):
+    directory, _ = whole
+    config = (directory / "config.json").read_bytes()
+    change, line = "optimizer.schedule.peak=0.5", "~ optimizer.schedule.peak: 0.01 -> "
+    try:
+        (directory / "config.json").unlink()
+        text = complaint(call(SMOKE, f"--run_dir={directory}", change))
+        assert text.startswith(f"{directory} holds a run of another graph;")
+        assert text.endswith(f"\n  {line}0.5")
+        other = graph.set_value(graph.load_json(config.decode()), *change.split("="))
+        (directory / "config.json").write_text(graph.dump_json(other))
+        text = complaint(call(SMOKE, f"--run_dir={directory}"))
+        assert f"{directory}: config.json and checkpoints/20 are graphs of two" in text
+    finally:
+        (directory / "config.json").write_bytes(config)
 
 
 def test_a_directory_where_nothing_ran_takes_another_graph(call, tmp_path):

@@ -7,11 +7,15 @@ import pathlib
 import socket
 from collections.abc import Iterator
 
+from maxfdl import outside
+from maxfdl.checkpoint.steps import steps_in
 from maxfdl.data.tokenizers import Tokenizer
 from maxfdl.errors import UserError
 from maxfdl.files import folder_replaced, write_atomically
+from maxfdl.train.metrics import METRICS
 
 CONFIG_JSON, CONFIG_TEXT, COMMAND = "config.json", "config.txt", "command.txt"
+CHECKPOINTS = "checkpoints"
 LOCK = "run.lock"
 TOKENIZER = "tokenizer"
 
@@ -39,7 +43,7 @@ class RunDirectory:
 
     @property
     def checkpoints(self) -> pathlib.Path:
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
     def lock(self) -> None:
         """Takes the directory for this process, until `unlock` or its end.
@@ -105,17 +109,15 @@ class RunDirectory:
 
     def config_json(self) -> str | None:
         """Returns the config of an earlier start in this directory, or None."""
-        with self._explain_failure():
-            try:
-                return (self.path / CONFIG_JSON).read_text("utf-8")
-            except FileNotFoundError:
-                return None
+        file = self.path / CONFIG_JSON
+        return outside.read_text(file) if os.path.lexists(file) else None
 
     def has_results(self) -> bool:
-        """Returns whether a run has left anything here but what it started from."""
-        inputs = {CONFIG_JSON, CONFIG_TEXT, COMMAND, LOCK, TOKENIZER}
+        """Returns whether a run has trained here: it has logged or saved a step."""
         with self._explain_failure():
-            return any(path.name not in inputs for path in self.path.iterdir())
+            metrics = self.path / METRICS
+            has_logged = metrics.is_file() and metrics.stat().st_size > 0
+            return has_logged or bool(steps_in(self.checkpoints))
 
     @contextlib.contextmanager
     def _explain_failure(self) -> Iterator[None]:

@@ -5,10 +5,9 @@ from typing import Any
 
 from maxfdl.checkpoint.checkpointer import Checkpointer
 from maxfdl.errors import UserError
+from maxfdl.run.directory import CHECKPOINTS
 from maxfdl.train.program import Program
 from maxfdl.train.trainer import State
-
-_CHECKPOINTS = "checkpoints"
 
 
 def first_state(program: Program, init_from: str | None) -> State:
@@ -31,7 +30,7 @@ def first_state(program: Program, init_from: str | None) -> State:
             f"init_from ({init_from}) must be a model folder of Hugging Face or the"
             " directory of a run, but there is no such folder."
         )
-    is_run = (folder / _CHECKPOINTS).is_dir()
+    is_run = (folder / CHECKPOINTS).is_dir()
     read = _of_run if is_run else _of_hugging_face
     return program.start_from(read(program, folder))
 
@@ -39,7 +38,7 @@ def first_state(program: Program, init_from: str | None) -> State:
 def _of_run(program: Program, folder: pathlib.Path) -> dict[str, Any]:
     state = program.abstract_state()
     abstract = {name: state[name] for name in ("params", "state")}
-    checkpointer = Checkpointer(directory=folder / _CHECKPOINTS)
+    checkpointer = Checkpointer(directory=folder / CHECKPOINTS)
     newest = checkpointer.latest()
     if newest is None:
         raise UserError(f"init_from ({folder}) is a run that has saved no checkpoint.")

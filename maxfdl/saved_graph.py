@@ -1,0 +1,69 @@
+"""Which graph a run on disk has: its config and its checkpoints tell."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from maxfdl import graph
+from maxfdl.checkpoint.checkpointer import Checkpointer
+from maxfdl.errors import ConfigError, UserError
+from maxfdl.run.directory import CHECKPOINTS, CONFIG_JSON, RunDirectory
+
+
+def saved_graph(run: RunDirectory, trust: Sequence[str] = ()) -> Any:
+    """Returns the graph of a run, or None if nothing in its directory tells it.
+
+    Returns that of config.json; without it, that of the newest checkpoint. Those of all
+    checkpoints must be the same, but for operational fields.
+
+    Raises:
+      UserError: If one of them is another, or if one cannot be loaded.
+    """
+    texts = _texts(run)
+    if not texts:
+        return None
+    (first, text), *others = texts.items()
+    mine = _load(run, first, text, trust)
+    for name, other in others:
+        if json.loads(other) != json.loads(text):
+            lines = differences(mine, _load(run, name, other, trust))
+            if lines:
+                raise UserError(_disagreement(run, first, name, lines))
+    return mine
+
+
+def differences(old: Any, new: Any) -> list[str]:
+    """Returns lines on what makes two graphs two runs; none if they are one run's."""
+    return graph.diff(graph.without_operational(old), graph.without_operational(new))
+
+
+def _texts(run: RunDirectory) -> dict[str, str]:
+    """Returns the graphs as JSON, config.json's first, by where in the run they are."""
+    texts = {}
+    config = run.config_json()
+    if config is not None:
+        texts[CONFIG_JSON] = config
+    for step, text in Checkpointer(directory=run.checkpoints).graphs().items():
+        texts[f"{CHECKPOINTS}/{step}"] = text
+    return texts
+
+
+def _load(run: RunDirectory, name: str, text: str, trust: Sequence[str]) -> Any:
+    try:
+        return graph.load_json(text, trust=tuple(trust))
+    except ConfigError as error:
+        raise UserError(f"{run.path / name}: {error}") from error
+
+
+def _disagreement(run: RunDirectory, first: str, name: str, lines: list[str]) -> str:
+    remedy = f"move {name} out of the directory"
+    if first == CONFIG_JSON:
+        remedy = (
+            f"put the right {CONFIG_JSON} back, or delete it (the checkpoints hold the"
+            f" graph, too), or {remedy}"
+        )
+    changes = "\n".join(f"  {line}" for line in lines)
+    return (
+        f"{run.path}: {first} and {name} are graphs of two runs; {remedy}. From the"
+        f" one to the other:\n{changes}"
+    )
