@@ -1,6 +1,6 @@
 """The loop of a run: from an experiment to a trained model on disk.
 
-Read in one sitting: prepare, step, log, evaluate, save, and stop in good order.
+Read in one sitting: prepare, step, log, save, evaluate, and stop in good order.
 """
 
 import contextlib
@@ -8,19 +8,19 @@ import dataclasses
 from typing import Any
 
 import jax
-import numpy as np
 
-from maxfdl.checkpoint.checkpointer import Checkpointer
 from maxfdl.checkpoint.failure import import_orbax
+from maxfdl.checkpoint.processes import gather
 from maxfdl.data import Synthetic, TextData
 from maxfdl.errors import UserError
 from maxfdl.experiment import Experiment
-from maxfdl.inference import generate
 from maxfdl.run.directory import RunDirectory
 from maxfdl.run.evaluation import Evaluation
 from maxfdl.run.first_state import first_state
 from maxfdl.run.profile import Profile
 from maxfdl.run.progress import say
+from maxfdl.run.sample import show_sample
+from maxfdl.run.saves import Progress, Saves
 from maxfdl.run.signals import StopRequest
 from maxfdl.run.step_log import StepLog
 from maxfdl.run.step_programs import StepPrograms
@@ -43,8 +43,48 @@ class RunOptions:
     profile: Profile | None = None
 
 
+@dataclasses.dataclass(kw_only=True)
+class _Course:
+    """The parts of a run, and how far it has come.
+
+    Args:
+      now: The last complete step, and the state after it.
+      first: The step that this start began after.
+      last: The step that it ends after, unless it is stopped.
+      was_evaluated: Whether an earlier start wrote an evaluation after `first`.
+      reached: Whether an evaluation has found the goal reached.
+    """
+
+    experiment: Experiment
+    options: RunOptions
+    program: Program
+    data: TextData | Synthetic
+    batches: Any
+    steps: StepPrograms
+    saves: Saves
+    evaluation: Evaluation
+    log: StepLog
+    now: Progress
+    first: int
+    last: int
+    was_evaluated: bool
+    reached: bool = False
+
+    def rescuing(self) -> contextlib.AbstractContextManager:
+        """Saves what is trained if anything raises inside, see `Saves.rescuing`."""
+        return self.saves.rescuing(self.now, self.first, self.log.flush)
+
+    @property
+    def has_given_up(self) -> bool:
+        """Whether so many steps in a row changed nothing that it is no use to go on."""
+        return self.log.skipped_in_a_row >= self.program.trainer.guard.stop_after
+
+
 def run(experiment: Experiment, directory: RunDirectory, options: RunOptions) -> State:
     """Trains from where `directory` left off, or from the start.
+
+    What can go wrong is looked for before the first step. If something fails after it,
+    the state of the last complete step is saved before the error is raised.
 
     The first SIGINT or SIGTERM, at any of its processes, ends the loop after the step
     under way; the state is saved, and the same command continues it.
@@ -52,89 +92,151 @@ def run(experiment: Experiment, directory: RunDirectory, options: RunOptions) ->
     Raises:
       UserError: For what cannot be run.
     """
-    with StopRequest() as stop, contextlib.ExitStack() as at_end:
-        trainer = experiment.make_trainer(experiment.make_sharding())
-        program = Program(trainer, experiment.batch_size, experiment.sequence_length)
-        say(_introduction(experiment, program, directory))
-        data = experiment.make_data(trainer.model)
-        checkpointer = _make_checkpointer(experiment, directory)
-        last = min(experiment.steps, options.stop_at or experiment.steps)
-        batches = experiment.make_batches(data)
-        steps = StepPrograms(experiment, trainer)
-        state = _prepare(program, steps, batches, checkpointer, last, experiment)
-        if isinstance(data, TextData) and jax.process_index() == 0:
-            directory.write_tokenizer(data.tokenizer)
-        first = int(state["step"])
-        evaluation = Evaluation(program, data, experiment.steps)
-        if first < last:
-            evaluation.read_batches()
-        if 0 < first < last:
-            say(f"continuing from step {first}")
+    with StopRequest() as stop, contextlib.ExitStack() as closing:
+        course = _prepare(experiment, directory, options, closing)
+        with course.rescuing():
+            _train(course, stop)
+    _conclude(course, stop, directory)
+    return course.now.state
 
-        writer = experiment.metrics(directory=directory.path)
-        at_end.callback(writer.close)
-        writer.truncate_after(first)
-        log = StepLog(program, writer, first, experiment, batches)
-        goal, reached = trainer.goal, False
-        profile = options.profile
-        shares_cores = _shares_cores(program)
-        step = first
-        if goal and first and evaluation.due(first):
-            reached = goal.is_reached(_evaluated(evaluation, state, first))
-        while step < last and not (stop.reached(step) or reached):
-            step += 1
-            run_step = steps.at(step)
-            batch = run_step.program.place(next(batches))
-            if profile:
-                profile.before(step, state)
-            state, metrics = run_step.call(state, batch)
-            if shares_cores:
-                jax.block_until_ready(metrics)
-            if profile:
-                profile.after(step, state)
-            log.add(step, metrics)
-            if log.skipped_in_a_row >= trainer.guard.stop_after:
-                log.flush()  # the step under way may be a good one
-                if log.skipped_in_a_row >= trainer.guard.stop_after:
-                    break
-            if evaluation.due(step):
-                log.flush()
-                found = _evaluated(evaluation, state, step)
-                log.write(step, found)
-                log.restart_clock(step)
-                reached = bool(goal and goal.is_reached(found))
-            if checkpointer and checkpointer.wants(step):
-                checkpointer.save(step, state, batches, options.graph_json)
-        log.flush()
+
+def _prepare(
+    experiment: Experiment,
+    directory: RunDirectory,
+    options: RunOptions,
+    closing: contextlib.ExitStack,
+) -> _Course:
+    """Makes the parts of a run, and sees that each can do its work.
+
+    The step compiles meanwhile, which leaves Python to the rest, unless all steps are
+    done.
+    """
+    trainer = experiment.make_trainer(experiment.make_sharding())
+    program = Program(trainer, experiment.batch_size, experiment.sequence_length)
+    say(_introduction(experiment, program, directory))
+    data = experiment.make_data(trainer.model)
+    batches = experiment.make_batches(data)
+    saves = Saves.of(experiment, directory, batches, options.graph_json)
+    last = min(experiment.steps, options.stop_at or experiment.steps)
+    saved = saves.latest
+    steps = StepPrograms(experiment, trainer)
+    closing.callback(steps.close)
+    if saved is None or saved < last:
+        steps.begin_to_compile((saved or 0) + 1)
+    steps.in_background(import_orbax)  # before the first save needs it
+    if saved is None:
+        state = first_state(program, experiment.init_from)
+    else:
+        state = saves.restore(saved, program.abstract_state())
+    now = Progress(int(state["step"]), state)
+    if isinstance(data, TextData) and jax.process_index() == 0:
+        directory.write_tokenizer(data.tokenizer)
+
+    evaluation = Evaluation(program, data, experiment.steps)
+    writer = experiment.metrics(directory=directory.path)
+    closing.callback(writer.close)
+    if now.step < last:
+        evaluation.read_batches()
+        saves.check_room(program.abstract_state())
+    # The first process alone reads and writes metrics.
+    written = gather(sorted(writer.truncate_after(now.step)))[0]
+    if now.step < last:
+        writer.open()
+        if now.step:
+            say(f"continuing from step {now.step}")
+    return _Course(
+        experiment=experiment,
+        options=options,
+        program=program,
+        data=data,
+        batches=batches,
+        steps=steps,
+        saves=saves,
+        evaluation=evaluation,
+        log=StepLog(program, writer, now.step, experiment, batches),
+        now=now,
+        first=now.step,
+        last=last,
+        was_evaluated="eval_loss" in written,
+    )
+
+
+def _train(course: _Course, stop: StopRequest) -> None:
+    """Takes the steps, up to the last one, a request to stop, or the goal."""
+    now, log, saves = course.now, course.log, course.saves
+    profile, shares_cores = course.options.profile, _shares_cores(course.program)
+    if now.step and course.evaluation.due(now.step):
+        # Again, for the goal; or at last, if the save was all that came before a kill.
+        if course.program.trainer.goal or not course.was_evaluated:
+            _evaluate(course, write=not course.was_evaluated)
+    while now.step < course.last and not (stop.reached(now.step) or course.reached):
+        step = now.step + 1
+        run_step = course.steps.at(step)
+        batch = run_step.program.place(next(course.batches))
         if profile:
-            profile.end(state)
-        if checkpointer:
-            if step:
-                checkpointer.save(step, state, batches, options.graph_json)
-            checkpointer.close()
-        steps.close()
+            profile.before(step, now.state)
+        now.state, metrics = run_step.call(now.state, batch)
+        now.step = step
+        if shares_cores:
+            jax.block_until_ready(metrics)
+        if profile:
+            profile.after(step, now.state)
+        log.add(step, metrics)
+        if course.has_given_up:
+            log.flush()  # the step under way may be a good one
+            if course.has_given_up:
+                break
+        if saves.due(step):
+            saves.save(now)
+        if step < course.last and course.evaluation.due(step):
+            log.flush()
+            _evaluate(course, write=True)
+    log.flush()
+    if profile:
+        profile.end(now.state)
+    saves.save(now)
+    saves.close()
+    if course.first < now.step == course.last and not course.has_given_up:
+        if course.evaluation.due(now.step):
+            _evaluate(course, write=True)
 
-    if log.skipped_in_a_row >= trainer.guard.stop_after:
-        raise UserError(_gave_up(log.skipped_in_a_row, step, checkpointer))
-    if goal and reached and step < experiment.steps:
-        _show_sample(program, data, state, experiment)
-        say(
-            f"reached a loss of {goal.loss} after step {step}; everything is in"
-            f" {directory.path}"
-        )
-    elif step < experiment.steps:
-        why = stop.requested or f"--stop_at={options.stop_at}"
-        how = _how_to_continue(checkpointer, why)
-        say(f"stopped by {why} after step {step}; {how}")
-    elif first == step:
-        say(
+
+def _evaluate(course: _Course, *, write: bool) -> None:
+    """Evaluates the current state, and sees whether the goal is reached."""
+    step, goal = course.now.step, course.program.trainer.goal
+    found = course.evaluation(course.now.state)
+    loss, per_byte = found["eval_loss"], found["eval_nats_per_byte"]
+    say(f"held out after step {step}: loss {loss:.4f}, {per_byte:.4f} nats per byte")
+    if write:
+        course.log.write(step, found)
+    course.log.restart_clock(step)
+    course.reached = bool(goal and goal.is_reached(found))
+
+
+def _conclude(course: _Course, stop: StopRequest, directory: RunDirectory) -> None:
+    """Says how the run ended, and shows a sample if it did not end too early."""
+    step, steps = course.now.step, course.experiment.steps
+    if course.has_given_up:
+        raise UserError(_gave_up(course))
+    if step < steps and not course.reached:
+        why = stop.requested or f"--stop_at={course.options.stop_at}"
+        how = course.saves.how_to_continue(why)
+        return say(f"stopped by {why} after step {step}; {how}")
+    if step == steps and step == course.first:
+        return say(
             f"finished {step} steps in an earlier start; everything is in"
             f" {directory.path}; give another --run_dir to train anew"
         )
-    else:
-        _show_sample(program, data, state, experiment)
-        say(f"finished {step} steps; everything is in {directory.path}")
-    return state
+    with course.rescuing():
+        show_sample(
+            course.program, course.data, course.now.state, course.experiment.seed
+        )
+    how = f"finished {step} steps"
+    if step < steps:
+        goal = course.program.trainer.goal
+        assert goal is not None
+        how = f"reached a loss of {goal.loss} after step {step}"
+    say(f"{how}; everything is in {directory.path}")
 
 
 def _introduction(
@@ -161,83 +263,14 @@ def _shares_cores(program: Program) -> bool:
     return len(devices) > 1 and devices[0].platform == "cpu"
 
 
-def _make_checkpointer(experiment, directory) -> Checkpointer | None:
-    if experiment.checkpoint is None:
-        return None
-    return experiment.checkpoint(directory=directory.checkpoints)
-
-
-def _prepare(
-    program: Program,
-    steps: StepPrograms,
-    batches: Any,
-    checkpointer: Checkpointer | None,
-    last: int,
-    experiment: Experiment,
-) -> State:
-    """Returns the first state, and puts the batches where it left off.
-
-    The state is the newest that is saved here, else that of `init_from`, else fresh.
-    The step compiles meanwhile, which leaves Python to the rest, unless all steps up to
-    `last` are done.
-    """
-    saved = checkpointer.latest() if checkpointer else None
-    if saved is None or saved < last:
-        steps.begin_to_compile((saved or 0) + 1)
-    if checkpointer:
-        steps.in_background(import_orbax)  # before the first save needs it
-    if checkpointer is None or saved is None:
-        return first_state(program, experiment.init_from)
-    return checkpointer.restore(saved, program.abstract_state(), batches)
-
-
-def _evaluated(evaluation: Evaluation, state: State, step: int) -> dict[str, float]:
-    metrics = evaluation(state)
-    loss, per_byte = metrics["eval_loss"], metrics["eval_nats_per_byte"]
-    say(f"held out after step {step}: loss {loss:.4f}, {per_byte:.4f} nats per byte")
-    return metrics
-
-
-def _gave_up(in_a_row: int, step: int, checkpointer: Checkpointer | None) -> str:
+def _gave_up(course: _Course) -> str:
+    step, in_a_row = course.now.step, course.log.skipped_in_a_row
     kept = "nothing was saved"
-    if checkpointer is not None:
+    if course.experiment.checkpoint is not None:
         kept = f"the state before them is saved as step {step}"
     return (
-        f"the last {in_a_row} steps, up to step {step}, changed nothing, for their loss"
-        f" or gradients were not finite, or spikes; {kept}. Look at the data, or go on"
-        " in another --run_dir with init_from=<this one> and a lower"
-        " optimizer.schedule.peak."
+        f"the last {in_a_row} steps, up to step {step}, changed nothing, for their"
+        f" loss, gradients or parameters were not finite or far too large; {kept}. Look"
+        " at the data, or go on in another --run_dir with init_from=<this one> and a"
+        " lower optimizer.schedule.peak."
     )
-
-
-def _how_to_continue(checkpointer: Checkpointer | None, why: str) -> str:
-    if checkpointer is None:
-        return "nothing was saved, for this experiment has no checkpoint"
-    without = f" without {why}" if why.startswith("--") else ""
-    return f"run the same command{without} to continue"
-
-
-def _show_sample(
-    program: Program, data: TextData | Synthetic, state: State, experiment: Experiment
-) -> None:
-    """Prints what the model writes after the beginning of a held-out row."""
-    num_tokens = min(program.trainer.sample_tokens, program.sequence_length // 2)
-    if not num_tokens or jax.process_count() > 1:
-        return
-    row: Any = data.evaluation(1)[0]["tokens"][0]
-    prompt = row[: program.sequence_length - num_tokens]
-    variables = jax.tree.map(
-        lambda x: jax.device_put(x, x.sharding.with_memory_kind("device")),
-        program.evaluated(state),
-    )
-    (drawn,) = generate(
-        program.trainer.model,
-        variables,
-        [prompt],
-        max_new_tokens=num_tokens,
-        temperature=0.8,
-        seed=experiment.seed,
-    )
-    decode = data.tokenizer.decode
-    shown = decode(np.asarray(prompt)[-num_tokens:])
-    say(f"--- held-out text ---\n{shown}\n--- the model goes on ---\n{decode(drawn)}")

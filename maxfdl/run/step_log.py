@@ -100,8 +100,8 @@ class StepLog:
     def _say_if_skipped(self, skipped: int) -> None:
         if skipped > self._skipped:
             say(
-                f"  {skipped} steps so far changed nothing, for their loss or"
-                " gradients were not finite, or spikes"
+                f"  {skipped} steps so far changed nothing, for their loss,"
+                " gradients or parameters were not finite or far too large"
             )
         self._skipped = skipped
 

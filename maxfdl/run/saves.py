@@ -1,0 +1,143 @@
+"""The saves of a run: those that are due, and the one after a failure."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from maxfdl.checkpoint.checkpointer import Checkpointer
+from maxfdl.checkpoint.failure import SaveError, gist
+from maxfdl.checkpoint.steps import check_room
+from maxfdl.errors import UserError
+from maxfdl.experiment import Experiment
+from maxfdl.run.directory import RunDirectory
+from maxfdl.train.trainer import State
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a run has come: the last complete step, and the state after it."""
+
+    step: int
+    state: State
+
+
+class Saves:
+    """Saves a run, if its experiment has a checkpointer.
+
+    Args:
+      checkpointer: None saves nothing.
+      batches: The iterator whose place is saved with the state.
+      graph_json: The graph that is saved with the state.
+    """
+
+    def __init__(
+        self, checkpointer: Checkpointer | None, batches: Any, graph_json: str
+    ):
+        self._checkpointer = checkpointer
+        self._batches = batches
+        self._graph_json = graph_json
+
+    @classmethod
+    def of(
+        cls,
+        experiment: Experiment,
+        directory: RunDirectory,
+        batches: Any,
+        graph_json: str,
+    ) -> "Saves":
+        """Returns the saves of an experiment into the directory of its run."""
+        make = experiment.checkpoint
+        checkpointer = make and make(directory=directory.checkpoints)
+        return cls(checkpointer, batches, graph_json)
+
+    @property
+    def latest(self) -> int | None:
+        """The newest step on disk."""
+        return self._checkpointer.latest() if self._checkpointer else None
+
+    def check_room(self, abstract_state: State) -> None:
+        """Raises UserError if it is clear already that nothing can be saved."""
+        if self._checkpointer:
+            check_room(self._checkpointer.directory, abstract_state)
+
+    def restore(self, step: int, abstract_state: State) -> State:
+        """Returns the state of `step`, and puts the batches where they were."""
+        assert self._checkpointer
+        return self._checkpointer.restore(step, abstract_state, self._batches)
+
+    def due(self, step: int) -> bool:
+        return self._checkpointer is not None and self._checkpointer.wants(step)
+
+    def save(self, now: Progress) -> None:
+        """Saves in the background, unless this step is saved already."""
+        if self._checkpointer and now.step:
+            self._checkpointer.save(
+                now.step, now.state, self._batches, self._graph_json
+            )
+
+    def wait(self) -> None:
+        """Waits until what was saved last is on disk."""
+        if self._checkpointer:
+            self._checkpointer.wait()
+
+    def close(self) -> None:
+        if self._checkpointer:
+            self._checkpointer.close()
+
+    def how_to_continue(self, why: str) -> str:
+        """Returns what to do after a run was stopped by a signal, or by a flag."""
+        if self._checkpointer is None:
+            return "nothing was saved, for this experiment has no checkpoint"
+        without = f" without {why}" if why.startswith("--") else ""
+        return f"run the same command{without} to continue"
+
+    @contextlib.contextmanager
+    def rescuing(
+        self, now: Progress, first: int, flush: Callable[[], None]
+    ) -> Iterator[None]:
+        """Saves the last complete step if anything raises inside, and says so.
+
+        A UserError gets a further sentence, any other exception a note below its
+        traceback. A failed attempt to save takes nothing away from the first error.
+
+        Args:
+          now: Kept up to date by what runs inside.
+          first: The step that this start began after.
+          flush: Writes the metrics that are still pending.
+        """
+        try:
+            yield
+        except Exception as error:
+            with contextlib.suppress(Exception):
+                flush()
+            outcome = self._rescue(now, first, error)
+            if isinstance(error, UserError):
+                raise UserError(f"{error} {outcome}".strip()) from error
+            if outcome:
+                error.add_note(outcome)
+            raise
+
+    def _rescue(self, now: Progress, first: int, error: Exception) -> str:
+        """Saves what can be saved, and returns a sentence about it."""
+        if now.step == first or isinstance(error, SaveError):
+            return ""  # nothing to save, or the error tells of it
+        if self._checkpointer is None:
+            return "Nothing was saved, for this experiment has no checkpoint."
+        if jax.process_count() > 1:
+            # The others may be in the next step, and saving needs all of them.
+            newest = self.latest
+            return f"The newest checkpoint is step {newest}." if newest else ""
+        where = self._checkpointer.directory
+        try:
+            self.save(now)
+            self.close()
+        except Exception as second:
+            why = second if isinstance(second, UserError) else gist(second)
+            return f"The state after step {now.step} could not be saved: {why}"
+        return (
+            f"The state after step {now.step} is saved in {where}; the same command"
+            " goes on from there."
+        )
