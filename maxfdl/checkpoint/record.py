@@ -81,7 +81,7 @@ def read_record(directory: pathlib.Path) -> Record:
       UserError: If an earlier or later version of maxfdl wrote it.
     """
     try:
-        values = json.loads((directory / _FILE).read_text())[_KEY]
+        values = json.loads((directory / _FILE).read_text("utf-8"))[_KEY]
         is_format_1 = "checksum" in values and values["format_version"] == 1
         seal = values.pop("seal", None)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):

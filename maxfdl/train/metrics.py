@@ -84,7 +84,7 @@ class MetricWriter:
         if jax.process_index() != 0 or not path.exists():
             return set()
         with self._explain_failure("Metrics"):
-            text = path.read_text(errors="replace")
+            text = path.read_text("utf-8", errors="replace")
             lines = [line for line in text.splitlines(True) if _is_kept(line, step)]
             if len("".join(lines)) != len(text):
                 write_atomically(path, "".join(lines))
