@@ -123,7 +123,8 @@ def _prepare(
     closing.callback(steps.close)
     if saved is None or saved < last:
         steps.begin_to_compile((saved or 0) + 1)
-    steps.in_background(import_orbax)  # before the first save needs it
+    if experiment.checkpoint is not None:
+        steps.in_background(import_orbax)  # before the first save needs it
     if saved is None:
         state = first_state(program, experiment.init_from)
     else:

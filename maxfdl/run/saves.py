@@ -114,8 +114,8 @@ class Saves:
             with contextlib.suppress(Exception):
                 flush()
             outcome = self._rescue(now, first, error)
-            if isinstance(error, UserError):
-                raise UserError(f"{error} {outcome}".strip()) from error
+            if outcome and isinstance(error, UserError):
+                raise UserError(f"{error} {outcome}") from error
             if outcome:
                 error.add_note(outcome)
             raise
@@ -129,7 +129,9 @@ class Saves:
         if jax.process_count() > 1:
             # The others may be in the next step, and saving needs all of them.
             newest = self.latest
-            return f"The newest checkpoint is step {newest}." if newest else ""
+            if newest is None:
+                return "No checkpoint was saved yet."
+            return f"The newest checkpoint is step {newest}."
         where = self._checkpointer.directory
         try:
             self.save(now)
