@@ -36,7 +36,7 @@ class Checkpointer:
     experiment, the place of every process in its data, and a checksum of every array.
     So a step that was damaged on disk, or put together from several, is noticed: a
     restore then continues from the newest older step that is whole, and says so.
-    Values that are not finite are never saved.
+    Values that are not finite are neither saved nor read unless that is asked for.
 
     Orbax is imported when the first step is saved or restored (about 0.5 seconds);
     `failure.import_orbax` imports it earlier.
@@ -84,7 +84,15 @@ class Checkpointer:
         """Returns whether a save is due after `step` steps."""
         return step > 0 and step % self.every_steps == 0
 
-    def save(self, step: int, state: Any, data_iterator: Any, graph_json: str) -> None:
+    def save(
+        self,
+        step: int,
+        state: Any,
+        data_iterator: Any,
+        graph_json: str,
+        *,
+        allow_non_finite: bool = False,
+    ) -> None:
         """Saves `step` in the background; the caller may donate `state` afterwards.
 
         Blocks until the arrays are copied and an earlier save is done. Saving the step
@@ -96,6 +104,7 @@ class Checkpointer:
           state: Nested dict of jax arrays, whose keys are names.
           data_iterator: Gives the data position through `get_state`, as JSON values.
           graph_json: The experiment.
+          allow_non_finite: Whether values of `state` may be NaN or infinite.
 
         Raises:
           SaveError: If this step, or the one that was under way, cannot be written, or
@@ -110,7 +119,7 @@ class Checkpointer:
             places=gather(data_iterator.get_state()),
             leaves=describe_leaves(state),
         )
-        if record.not_finite:
+        if record.not_finite and not allow_non_finite:
             raise SaveError(self._refusal(record))
         with self._explain_failure(step):
             if set_aside_from(self.directory, step) and self._writer is not None:
@@ -142,12 +151,17 @@ class Checkpointer:
         self._newest = record.step
         return state
 
-    def read(self, step: int, abstract_part: Any) -> Any:
+    def read(
+        self, step: int, abstract_part: Any, *, allow_non_finite: bool = False
+    ) -> Any:
         """Returns top-level entries of the state, for tools: `{"params": ...}`, say.
 
-        Falls back, and fails, as `restore` does.
+        Falls back, and fails, as `restore` does: also where values are not finite,
+        which may have been allowed when they were saved, unless they are allowed here.
         """
-        state, _ = self._load_newest(step, abstract_part, whole=False)
+        state, _ = self._load_newest(
+            step, abstract_part, whole=False, allow_non_finite=allow_non_finite
+        )
         return state
 
     def graph(self, step: int) -> str:
@@ -217,9 +231,7 @@ class Checkpointer:
                 " was saved, or give another directory."
             ) from error
 
-    def _load_newest(
-        self, step: int, abstract: Any, *, whole: bool
-    ) -> tuple[Any, Record]:
+    def _load_newest(self, step: int, abstract: Any, **how: bool) -> tuple[Any, Record]:
         """Returns the newest whole state that is not after `step`, and its record."""
         self.wait()
         steps = steps_in(self.directory)
@@ -235,7 +247,7 @@ class Checkpointer:
             try:
                 path = self.directory / str(candidate)
                 record = read_record(path)
-                return load_step(path, record, abstract, whole=whole), record
+                return load_step(path, record, abstract, **how), record
             except DamagedCheckpointError as error:
                 problems.append(f"step {candidate} is damaged ({error})")
         raise UserError(

@@ -17,7 +17,14 @@ from maxfdl.checkpoint.structure import differences, structure_of
 from maxfdl.errors import UserError
 
 
-def load_step(path: pathlib.Path, record: Record, abstract: Any, *, whole: bool) -> Any:
+def load_step(
+    path: pathlib.Path,
+    record: Record,
+    abstract: Any,
+    *,
+    whole: bool,
+    allow_non_finite: bool = False,
+) -> Any:
     """Returns the state in the step directory `path`.
 
     Args:
@@ -26,6 +33,7 @@ def load_step(path: pathlib.Path, record: Record, abstract: Any, *, whole: bool)
       abstract: What the state looks like.
       whole: Whether to continue the run; else `abstract` may leave out top-level
         entries of the state.
+      allow_non_finite: Whether values may be NaN or infinite.
 
     Raises:
       UserError: If what was saved is not what `abstract` describes.
@@ -40,7 +48,7 @@ def load_step(path: pathlib.Path, record: Record, abstract: Any, *, whole: bool)
     # What one process cannot read is damaged for all.
     problem = next(filter(None, gather(problem)), None)
     if problem is None:
-        check_arrays(record, state)
+        check_arrays(record, state, allow_non_finite=allow_non_finite)
         return state
     # Frees what was loaded before the older step needs the room.
     del state

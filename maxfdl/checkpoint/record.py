@@ -101,12 +101,13 @@ def read_record(directory: pathlib.Path) -> Record:
     return record
 
 
-def check_arrays(record: Record, state: Any) -> None:
-    """Raises DamagedCheckpointError unless `state`, or a part, is what was saved."""
+def check_arrays(record: Record, state: Any, *, allow_non_finite: bool) -> None:
+    """Raises DamagedCheckpointError unless `state`, or a part, is what was saved, and
+    finite if it must be."""
     for path, leaf in describe_leaves(state).items():
         if leaf != record.leaves[path]:
             raise DamagedCheckpointError(f"{path} has changed since it was written")
-        if not leaf["finite"]:
+        if not (leaf["finite"] or allow_non_finite):
             raise DamagedCheckpointError(f"{path} holds values that are not finite")
 
 

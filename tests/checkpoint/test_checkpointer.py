@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from maxfdl.checkpoint.checkpointer import Checkpointer
-from maxfdl.checkpoint.record import Record
 from maxfdl.checkpoint.steps import check_room
 from maxfdl.errors import UserError
 
@@ -234,16 +233,18 @@ def test_what_is_not_finite_is_never_saved(
     assert checkpointer.latest() == 2
 
 
-def test_weights_that_are_not_finite_are_never_read(
-    checkpointer, make_state, make_data, abstract, monkeypatch
+def test_weights_that_are_not_finite_are_not_read_unless_allowed(
+    checkpointer, make_state, make_data, abstract, assert_same
 ):
-    """Such as those of a checkpoint that another program wrote."""
-    monkeypatch.setattr(Record, "not_finite", [])
     state = make_state()
     state["params"]["kernel"] = state["params"]["kernel"].at[3, 4].set(jnp.nan)
-    checkpointer.save(1, state, make_data(), GRAPH)
+    checkpointer.save(1, state, make_data(), GRAPH, allow_non_finite=True)
+    params = {"params": abstract(state)["params"]}
     with pytest.raises(UserError, match="params.kernel holds values that are not fin"):
-        checkpointer.read(1, {"params": abstract(state)["params"]})
+        checkpointer.read(1, params)
+    assert_same(
+        checkpointer.read(1, params, allow_non_finite=True), {"params": state["params"]}
+    )
 
 
 def test_a_directory_that_cannot_take_a_checkpoint_is_refused_before_training(tmp_path):
@@ -284,7 +285,6 @@ FULL_DISK = """
 import resource, sys, json
 import grain, jax, jax.numpy as jnp
 from maxfdl.checkpoint.checkpointer import Checkpointer
-from maxfdl.checkpoint.record import Record
 from maxfdl.checkpoint.steps import check_room
 from maxfdl.errors import UserError
 
