@@ -11,15 +11,20 @@ overrides, values; inside a phase the order of the command line holds. `to_linen
 argument that stands alone is the config, if no flag names one.
 """
 
+import functools
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from absl import app, flags, logging
 from fiddle import absl_flags as fiddle_flags
 
 from maxfdl.errors import ConfigError, UserError, did_you_mean
+from maxfdl.run.processes import same_run
+from maxfdl.run.processes.ending import failing_once, finish, together
+from maxfdl.run.processes.peers import Peers
+from maxfdl.run.processes.same_run import GRAPH, software
 
 FLAGS = flags.FLAGS
 
@@ -209,20 +214,25 @@ def _standing_alone(arg: str, others: list[str]) -> str:
 def run(main: Callable[[list[str]], Any]) -> None:
     """Runs `main(argv)` as a command.
 
-    What a user did wrong is one line, `error: ...`, and exit code 2.
+    What a user did wrong is one line, `error: ...`, and exit code 2. What `main`
+    returns is the exit code otherwise; None is 0. Of several processes, one that ends
+    early ends them all.
     """
     for name in _SHARED:  # so that --help shows them with the command's own flags
         FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
 
     def guarded(argv: list[str]) -> Any:
-        with _UserErrors():
-            return main(argv)
+        with _UserErrors(), failing_once():
+            code = main(argv)
+            finish()
+            return code
 
-    app.run(guarded, flags_parser=_parse_flags)
+    with _UserErrors(), together(sys.argv):
+        app.run(guarded, flags_parser=_parse_flags)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    with _UserErrors():
+    with _UserErrors(), failing_once():
         try:
             rest = FLAGS([argv[0], *rewrite(argv[1:])])
         except flags.UnrecognizedFlagError as e:
@@ -233,6 +243,28 @@ def _parse_flags(argv: list[str]) -> list[str]:
     if FLAGS["verbosity"].using_default_value:
         FLAGS.verbosity = logging.WARNING  # Orbax tells a page at every save
     return rest
+
+
+def check_same_run(peers: Peers, cfg: Any, asked: Mapping[str, Any]) -> None:
+    """Compares what all processes of a run are about to do.
+
+    Args:
+      peers: The other processes, all of which call this.
+      cfg: The graph of this process.
+      asked: What else it was asked for, by the names of flags.
+
+    Raises:
+      UserError: If the processes differ in anything, with the difference.
+    """
+    from maxfdl import graph
+
+    load = functools.partial(graph.load_json, trust=tuple(FLAGS.trust))
+    mine = {
+        GRAPH: graph.dump_json(cfg, trust=tuple(FLAGS.trust)),
+        **asked,
+        **software(),
+    }
+    same_run.check(peers, mine, lambda old, new: graph.diff(load(old), load(new)))
 
 
 class _UserErrors:
@@ -247,8 +279,8 @@ class _UserErrors:
 
     def __exit__(self, kind: type | None, error: BaseException | None, _: Any) -> None:
         if isinstance(error, UserError):
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            raise SystemExit(2) from error
         if isinstance(error, KeyboardInterrupt):
             print("interrupted", file=sys.stderr)
             sys.exit(130)

@@ -42,7 +42,7 @@ KNOW_FIDDLE = {
     "mutations": WORDS | LIBRARY.keys() | {"graph"},
     "hf": WORDS | LIBRARY.keys() | {"graph", "mutations"},
     "gguf": WORDS | {"files", "outside", "data.tokenizers", "hf"},
-    "commandline": WORDS | {"graph"},
+    "commandline": WORDS | {"graph", "run.processes"},
     "report": WORDS | LIBRARY.keys() | {"graph"},
     "saved_run": WORDS | LIBRARY.keys() | {"graph"},
 } | dict.fromkeys(

@@ -43,16 +43,22 @@ class RunOptions:
     profile: Profile | None = None
 
 
-def run(experiment: Experiment, directory: RunDirectory, options: RunOptions) -> State:
+def run(
+    experiment: Experiment,
+    directory: RunDirectory,
+    options: RunOptions,
+    stop: StopRequest | None = None,
+) -> State:
     """Trains from where `directory` left off, or from the start.
 
-    The first SIGINT or SIGTERM, at any of its processes, ends the loop after the step
-    under way; the state is saved, and the same command continues it.
+    A request to stop ends the loop after the step under way; the state is saved, and
+    the same command continues it. Without `stop`, nobody asks for it.
 
     Raises:
       UserError: For what cannot be run.
     """
-    with StopRequest() as stop, contextlib.ExitStack() as at_end:
+    stop = stop or StopRequest()
+    with stop.training(), contextlib.ExitStack() as at_end:
         trainer = experiment.make_trainer(experiment.make_sharding())
         program = Program(trainer, experiment.batch_size, experiment.sequence_length)
         say(_introduction(experiment, program, directory))
@@ -88,6 +94,7 @@ def run(experiment: Experiment, directory: RunDirectory, options: RunOptions) ->
             if profile:
                 profile.before(step, state)
             state, metrics = run_step.call(state, batch)
+            stop.began()
             if shares_cores:
                 jax.block_until_ready(metrics)
             if profile:
