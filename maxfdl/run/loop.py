@@ -21,6 +21,7 @@ from maxfdl.run.evaluation import Evaluation
 from maxfdl.run.first_state import first_state
 from maxfdl.run.profile import Profile
 from maxfdl.run.progress import say
+from maxfdl.run.same_data import check_same_data
 from maxfdl.run.signals import StopRequest
 from maxfdl.run.step_log import StepLog
 from maxfdl.run.step_programs import StepPrograms
@@ -66,6 +67,7 @@ def run(
         checkpointer = _make_checkpointer(experiment, directory)
         last = min(experiment.steps, options.stop_at or experiment.steps)
         batches = experiment.make_batches(data)
+        check_same_data(batches)
         steps = StepPrograms(experiment, trainer)
         state = _prepare(program, steps, batches, checkpointer, last, experiment)
         if isinstance(data, TextData) and jax.process_index() == 0:
