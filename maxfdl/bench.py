@@ -42,6 +42,7 @@ from absl import flags
 from maxfdl import commandline
 from maxfdl.errors import UserError
 from maxfdl.report import json_file
+from maxfdl.run.processes import place
 
 FLAGS = flags.FLAGS
 
@@ -62,6 +63,8 @@ if "warmup" not in FLAGS:
         "Which parts of it: attention, losses, offload, product, llama, flags.",
     )
 flags.adopt_module_key_flags(json_file)
+place.define_flags()
+flags.adopt_module_key_flags(place)
 
 # Flags that mean something without --accelerator only, and with it only.
 _OF_AN_EXPERIMENT = (
@@ -140,8 +143,13 @@ def _time_experiment() -> None:
 
     from maxfdl import graph
     from maxfdl.run.benchmark import measure
+    from maxfdl.run.processes.ending import current
     from maxfdl.run.runtime import start
 
+    if (peers := current()) is not None:
+        commandline.check_same_run(
+            peers, config, {"--steps": FLAGS.steps, "--warmup": FLAGS.warmup}
+        )
     start(compilation_cache=False)
     figures = measure(graph.build(config), steps=FLAGS.steps, warmup=FLAGS.warmup)
     run = {

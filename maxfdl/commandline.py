@@ -11,15 +11,20 @@ overrides, values; inside a phase the order of the command line holds. `to_linen
 argument that stands alone is the config, if no flag names one.
 """
 
+import functools
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from absl import app, flags, logging
 from fiddle import absl_flags as fiddle_flags
 
 from maxfdl.errors import ConfigError, UserError, did_you_mean
+from maxfdl.run.processes import same_run
+from maxfdl.run.processes.ending import failing_once, finish, together
+from maxfdl.run.processes.peers import Peers
+from maxfdl.run.processes.same_run import GRAPH, software
 from maxfdl.terminal import session
 
 FLAGS = flags.FLAGS
@@ -215,21 +220,25 @@ def run(main: Callable[[list[str]], Any], *, takes_config: bool = True) -> None:
     """Runs `main(argv)` as a command, whose exit code it returns; None is 0.
 
     See `terminal` for how it ends otherwise. One that takes no config finds the words
-    that stand alone in `argv`, and has `--trust` alone of the shared flags.
+    that stand alone in `argv`, and has `--trust` alone of the shared flags. Of several
+    processes, one that ends early ends them all.
     """
     for name in _SHARED if takes_config else ("trust",):
         # So that --help shows them with the command's own flags.
         FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
 
     def guarded(argv: list[str]) -> Any:
-        with session():
-            return main(argv)
+        with session(), failing_once():
+            code = main(argv)
+            finish()
+            return code
 
     def parse(argv: list[str]) -> list[str]:
-        with session():
+        with session(), failing_once():
             return _parse_flags(argv, takes_config)
 
-    app.run(guarded, flags_parser=parse)
+    with session(), together(sys.argv):
+        app.run(guarded, flags_parser=parse)
 
 
 def _parse_flags(argv: list[str], takes_config: bool) -> list[str]:
@@ -248,3 +257,25 @@ def _parse_flags(argv: list[str], takes_config: bool) -> list[str]:
     if FLAGS["verbosity"].using_default_value:
         FLAGS.verbosity = logging.WARNING  # Orbax tells a page at every save
     return rest
+
+
+def check_same_run(peers: Peers, cfg: Any, asked: Mapping[str, Any]) -> None:
+    """Compares what all processes of a run are about to do.
+
+    Args:
+      peers: The other processes, all of which call this.
+      cfg: The graph of this process.
+      asked: What else it was asked for, by the names of flags.
+
+    Raises:
+      UserError: If the processes differ in anything, with the difference.
+    """
+    from maxfdl import graph
+
+    load = functools.partial(graph.load_json, trust=tuple(FLAGS.trust))
+    mine = {
+        GRAPH: graph.dump_json(cfg, trust=tuple(FLAGS.trust)),
+        **asked,
+        **software(),
+    }
+    same_run.check(peers, mine, lambda old, new: graph.diff(load(old), load(new)))

@@ -13,6 +13,7 @@ from absl import flags
 
 from maxfdl import commandline
 from maxfdl.errors import UserError
+from maxfdl.run.processes import place
 
 FLAGS = flags.FLAGS
 
@@ -33,30 +34,61 @@ if "profile_steps" not in FLAGS:
     flags.DEFINE_bool(
         "compilation_cache", True, "Keep compiled programs for the next start."
     )
+place.define_flags()
+flags.adopt_module_key_flags(place)
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
+    from maxfdl.run.processes.ending import current
+    from maxfdl.run.signals import StopRequest
+
+    with StopRequest(current()) as stop:
+        _launch(stop)
+    return stop.exit_code
+
+
+def _launch(stop: Any) -> None:
     config = commandline.config_from_flags()
 
-    import jax
-
     from maxfdl.run.directory import RunDirectory
+    from maxfdl.run.processes.ending import current
     from maxfdl.run.runtime import start
 
-    start(compilation_cache=FLAGS.compilation_cache)
+    peers = current()
     directory = RunDirectory(FLAGS.run_dir or pathlib.Path("runs") / config.name)
     profile = _profile(directory, config.steps)
-    writes = jax.process_index() == 0
+    writes = peers is None or peers.place.process_id == 0
     if writes:
         directory.lock()
     try:
+        if peers is not None:
+            _check_same_run(peers, config, directory)
+        start(compilation_cache=FLAGS.compilation_cache)
         _refuse_another_graph(directory, config)
-        _train(config, directory, profile, writes)
+        _train(config, directory, profile, writes, stop)
     finally:
         directory.unlock()
 
 
-def _train(config: Any, directory: Any, profile: Any, writes: bool) -> None:
+def _check_same_run(peers: Any, config: Any, directory: Any) -> None:
+    """Raises UserError unless all processes are about to take part in the same run."""
+    from maxfdl.checkpoint.checkpointer import Checkpointer
+
+    saved = Checkpointer(directory=directory.checkpoints)
+    options = ("stop_at", "profile_steps", "trust")
+    asked = {f"--{name}": FLAGS[name].value for name in options}
+    place = {"--run_dir": str(directory.path), "newest checkpoint": saved.latest()}
+    commandline.check_same_run(peers, config, place | asked)
+    holder = peers.meet("holder of the lock", directory.holder())
+    if config.checkpoint is not None and directory.holder() != holder:
+        raise UserError(
+            f"{directory.path} must be one directory for all processes, on a file"
+            f" system that they share; what process {peers.place.process_id} finds"
+            " there is not what process 0 wrote."
+        )
+
+
+def _train(config: Any, directory: Any, profile: Any, writes: bool, stop: Any) -> None:
     import jax
 
     from maxfdl import graph
@@ -76,7 +108,7 @@ def _train(config: Any, directory: Any, profile: Any, writes: bool) -> None:
     say(f"attention: {', '.join(attention_of(config))} ({jax.default_backend()})")
     for sentence in experiment.notes():
         note(sentence)
-    run(experiment, directory, options)
+    run(experiment, directory, options, stop)
 
 
 def _profile(directory: Any, steps: int) -> Any:

@@ -43,7 +43,7 @@ KNOW_FIDDLE = {
     "mutations": WORDS | LIBRARY.keys() | {"graph"},
     "hf": WORDS | LIBRARY.keys() | {"graph", "mutations"},
     "gguf": WORDS | {"files", "outside", "data.tokenizers", "hf"},
-    "commandline": WORDS | {"graph", "terminal"},
+    "commandline": WORDS | {"graph", "run.processes", "terminal"},
     "terminal": WORDS,
     "__main__": WORDS | {"terminal"},
     "report": WORDS | LIBRARY.keys() | {"graph"},

@@ -8,7 +8,6 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 
@@ -451,7 +450,7 @@ def test_a_stopped_run_saves_and_goes_on_to_the_last_bit(long_run, tmp_path, num
     process = start(tmp_path, *LONG)
     signal_after(process, 50, number)
     out, errors = process.communicate(timeout=300)
-    assert (process.returncode, errors) == (0, "")
+    assert (process.returncode, errors) == (128 + number, "")
     last = out.splitlines()[-1]
     assert last.startswith(f"stopped by {number.name} after step ")
     assert last.endswith("; run the same command to continue")
@@ -482,40 +481,3 @@ def test_a_second_launcher_keeps_out_of_a_run_that_goes_on(tmp_path, call):
         process.kill()
         process.communicate()
     assert f"is in use by process {process.pid} on " in text
-
-
-@pytest.mark.slow
-def test_two_processes_train_together_and_stop_after_the_same_step(tmp_path):
-    with socket.create_server(("localhost", 0)) as server:
-        port = server.getsockname()[1]
-    # What Open MPI tells the processes that it starts.
-    mpi = {
-        "OMPI_MCA_orte_hnp_uri": "1234.0;tcp://127.0.0.1:4444",
-        "OMPI_COMM_WORLD_SIZE": "2",
-        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-    }
-    first, second = processes = [
-        start(
-            tmp_path,
-            "steps=2000",
-            **mpi,
-            OMPI_COMM_WORLD_RANK=str(rank),
-            OMPI_COMM_WORLD_LOCAL_RANK=str(rank),
-        )
-        for rank in range(2)
-    ]
-    try:
-        signal_after(first, 3, signal.SIGCONT)  # waits; the signal means nothing
-        second.send_signal(signal.SIGTERM)
-        (out, _), (quiet, _) = [each.communicate(timeout=120) for each in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert [process.returncode for process in processes] == [0, 0]
-    last = out.splitlines()[-1]
-    assert last.startswith("stopped by SIGTERM after step ")
-    assert "step" not in quiet
-    step = last.split(" step ")[1].split(";")[0]
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [step]
-    assert [m["step"] for m in metrics(tmp_path)] == list(range(1, int(step) + 1))

@@ -5,6 +5,7 @@ import fcntl
 import os
 import pathlib
 import socket
+import time
 from collections.abc import Iterator
 
 from maxfdl import outside
@@ -68,9 +69,19 @@ class RunDirectory:
                     " run, stop it, or give another directory with --run_dir."
                 ) from None
             os.ftruncate(file, 0)
-            holder = f"process {os.getpid()} on {socket.gethostname()}\n"
+            since = time.strftime("%Y-%m-%d %H:%M:%S %z")
+            holder = f"process {os.getpid()} on {socket.gethostname()} since {since}\n"
             os.pwrite(file, holder.encode(), 0)
+            os.fsync(file)  # for other machines to read
         self._lock = file
+
+    def holder(self) -> str | None:
+        """Returns who took the lock last; None if nobody ever has."""
+        with self._explain_failure():
+            try:
+                return (self.path / LOCK).read_text().strip()
+            except FileNotFoundError:
+                return None
 
     def unlock(self) -> None:
         if self._lock is not None:

@@ -19,6 +19,7 @@ from maxfdl.run.evaluation import Evaluation
 from maxfdl.run.first_state import first_state
 from maxfdl.run.profile import Profile
 from maxfdl.run.progress import say
+from maxfdl.run.same_data import check_same_data
 from maxfdl.run.sample import show_sample
 from maxfdl.run.saves import Progress, Saves
 from maxfdl.run.signals import StopRequest
@@ -80,19 +81,25 @@ class _Course:
         return self.log.skipped_in_a_row >= self.program.trainer.guard.stop_after
 
 
-def run(experiment: Experiment, directory: RunDirectory, options: RunOptions) -> State:
+def run(
+    experiment: Experiment,
+    directory: RunDirectory,
+    options: RunOptions,
+    stop: StopRequest | None = None,
+) -> State:
     """Trains from where `directory` left off, or from the start.
 
     What can go wrong is looked for before the first step. If something fails after it,
     the state of the last complete step is saved before the error is raised.
 
-    The first SIGINT or SIGTERM, at any of its processes, ends the loop after the step
-    under way; the state is saved, and the same command continues it.
+    A request to stop ends the loop after the step under way; the state is saved, and
+    the same command continues it. Without `stop`, nobody asks for it.
 
     Raises:
       UserError: For what cannot be run.
     """
-    with StopRequest() as stop, contextlib.ExitStack() as closing:
+    stop = stop or StopRequest()
+    with stop.training(), contextlib.ExitStack() as closing:
         course = _prepare(experiment, directory, options, closing)
         with course.rescuing():
             _train(course, stop)
@@ -116,6 +123,7 @@ def _prepare(
     say(_introduction(experiment, program, directory))
     data = experiment.make_data(trainer.model)
     batches = experiment.make_batches(data)
+    check_same_data(batches)
     saves = Saves.of(experiment, directory, batches, options.graph_json)
     last = min(experiment.steps, options.stop_at or experiment.steps)
     saved = saves.latest
@@ -178,6 +186,7 @@ def _train(course: _Course, stop: StopRequest) -> None:
             profile.before(step, now.state)
         now.state, metrics = run_step.call(now.state, batch)
         now.step = step
+        stop.began()
         if shares_cores:
             jax.block_until_ready(metrics)
         if profile:
