@@ -5,7 +5,6 @@ Read in one sitting: prepare, step, log, save, evaluate, and stop in good order.
 
 import contextlib
 import dataclasses
-from typing import Any
 
 import jax
 
@@ -17,6 +16,7 @@ from maxfdl.experiment import Experiment
 from maxfdl.run.directory import RunDirectory
 from maxfdl.run.evaluation import Evaluation
 from maxfdl.run.first_state import first_state
+from maxfdl.run.look_ahead import LookAhead
 from maxfdl.run.profile import Profile
 from maxfdl.run.progress import say
 from maxfdl.run.same_data import check_same_data
@@ -49,7 +49,7 @@ class _Course:
     """The parts of a run, and how far it has come.
 
     Args:
-      now: The last complete step, and the state after it.
+      now: How far it has come.
       first: The step that this start began after.
       last: The step that it ends after, unless it is stopped.
       was_evaluated: Whether an earlier start wrote an evaluation after `first`.
@@ -60,7 +60,6 @@ class _Course:
     options: RunOptions
     program: Program
     data: TextData | Synthetic
-    batches: Any
     steps: StepPrograms
     saves: Saves
     evaluation: Evaluation
@@ -100,7 +99,7 @@ def run(
     """
     stop = stop or StopRequest()
     with stop.training(), contextlib.ExitStack() as closing:
-        course = _prepare(experiment, directory, options, closing)
+        course = _prepare(experiment, directory, options, closing, stop)
         with course.rescuing():
             _train(course, stop)
     _conclude(course, stop, directory)
@@ -112,6 +111,7 @@ def _prepare(
     directory: RunDirectory,
     options: RunOptions,
     closing: contextlib.ExitStack,
+    stop: StopRequest,
 ) -> _Course:
     """Makes the parts of a run, and sees that each can do its work.
 
@@ -124,7 +124,7 @@ def _prepare(
     data = experiment.make_data(trainer.model)
     batches = experiment.make_batches(data)
     check_same_data(batches)
-    saves = Saves.of(experiment, directory, batches, options.graph_json)
+    saves = Saves.of(experiment, directory, options.graph_json)
     last = min(experiment.steps, options.stop_at or experiment.steps)
     saved = saves.latest
     steps = StepPrograms(experiment, trainer)
@@ -136,35 +136,37 @@ def _prepare(
     if saved is None:
         state = first_state(program, experiment.init_from)
     else:
-        state = saves.restore(saved, program.abstract_state())
-    now = Progress(int(state["step"]), state)
+        state = saves.restore(saved, program.abstract_state(), batches)
+    first = int(state["step"])
+    if jax.process_count() > 1:
+        batches = LookAhead(batches, last - first, stop.after_failure)
+    now = Progress(first, state, batches)
     if isinstance(data, TextData) and jax.process_index() == 0:
         directory.write_tokenizer(data.tokenizer)
 
     evaluation = Evaluation(program, data, experiment.steps)
     writer = experiment.metrics(directory=directory.path)
     closing.callback(writer.close)
-    if now.step < last:
+    if first < last:
         evaluation.read_batches()
         saves.check_room(program.abstract_state())
     # The first process alone reads and writes metrics.
-    written = gather(sorted(writer.truncate_after(now.step)))[0]
-    if now.step < last:
+    written = gather(sorted(writer.truncate_after(first)))[0]
+    if first < last:
         writer.open()
-        if now.step:
-            say(f"continuing from step {now.step}")
+        if first:
+            say(f"continuing from step {first}")
     return _Course(
         experiment=experiment,
         options=options,
         program=program,
         data=data,
-        batches=batches,
         steps=steps,
         saves=saves,
         evaluation=evaluation,
-        log=StepLog(program, writer, now.step, experiment, batches),
+        log=StepLog(program, writer, first, experiment, batches),
         now=now,
-        first=now.step,
+        first=first,
         last=last,
         was_evaluated="eval_loss" in written,
     )
@@ -181,7 +183,7 @@ def _train(course: _Course, stop: StopRequest) -> None:
     while now.step < course.last and not (stop.reached(now.step) or course.reached):
         step = now.step + 1
         run_step = course.steps.at(step)
-        batch = run_step.program.place(next(course.batches))
+        batch = run_step.program.place(next(now.batches))
         if profile:
             profile.before(step, now.state)
         now.state, metrics = run_step.call(now.state, batch)
@@ -206,6 +208,8 @@ def _train(course: _Course, stop: StopRequest) -> None:
         profile.end(now.state)
     saves.save(now)
     saves.close()
+    if stop.failure is not None:
+        raise stop.failure
     if course.first < now.step == course.last and not course.has_given_up:
         if course.evaluation.due(now.step):
             _evaluate(course, write=True)

@@ -18,10 +18,12 @@ from maxfdl.train.trainer import State
 
 @dataclasses.dataclass
 class Progress:
-    """How far a run has come: the last complete step, and the state after it."""
+    """How far a run has come: the last complete step, the state after it, and the
+    iterator of the batches that come next."""
 
     step: int
     state: State
+    batches: Any
 
 
 class Saves:
@@ -29,29 +31,21 @@ class Saves:
 
     Args:
       checkpointer: None saves nothing.
-      batches: The iterator whose place is saved with the state.
       graph_json: The graph that is saved with the state.
     """
 
-    def __init__(
-        self, checkpointer: Checkpointer | None, batches: Any, graph_json: str
-    ):
+    def __init__(self, checkpointer: Checkpointer | None, graph_json: str):
         self._checkpointer = checkpointer
-        self._batches = batches
         self._graph_json = graph_json
 
     @classmethod
     def of(
-        cls,
-        experiment: Experiment,
-        directory: RunDirectory,
-        batches: Any,
-        graph_json: str,
+        cls, experiment: Experiment, directory: RunDirectory, graph_json: str
     ) -> "Saves":
         """Returns the saves of an experiment into the directory of its run."""
         make = experiment.checkpoint
         checkpointer = make and make(directory=directory.checkpoints)
-        return cls(checkpointer, batches, graph_json)
+        return cls(checkpointer, graph_json)
 
     @property
     def latest(self) -> int | None:
@@ -63,10 +57,10 @@ class Saves:
         if self._checkpointer:
             check_room(self._checkpointer.directory, abstract_state)
 
-    def restore(self, step: int, abstract_state: State) -> State:
+    def restore(self, step: int, abstract_state: State, batches: Any) -> State:
         """Returns the state of `step`, and puts the batches where they were."""
         assert self._checkpointer
-        return self._checkpointer.restore(step, abstract_state, self._batches)
+        return self._checkpointer.restore(step, abstract_state, batches)
 
     def due(self, step: int) -> bool:
         return self._checkpointer is not None and self._checkpointer.wants(step)
@@ -74,9 +68,7 @@ class Saves:
     def save(self, now: Progress) -> None:
         """Saves in the background, unless this step is saved already."""
         if self._checkpointer and now.step:
-            self._checkpointer.save(
-                now.step, now.state, self._batches, self._graph_json
-            )
+            self._checkpointer.save(now.step, now.state, now.batches, self._graph_json)
 
     def wait(self) -> None:
         """Waits until what was saved last is on disk."""

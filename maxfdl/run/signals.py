@@ -50,13 +50,16 @@ class StopRequest:
       leave: Ends the process with an exit code.
 
     Attributes:
-      requested: Name of the signal that asked for the end of the loop, else None.
+      requested: Name of the signal that asked for the end of the loop, or what else
+        did, else None.
+      failure: What this process is to raise when all have stopped and saved.
     """
 
     def __init__(
         self, peers: Peers | None = None, leave: Callable[[int], Any] = leave_now
     ):
         self.requested: str | None = None
+        self.failure: Exception | None = None
         self._peers = peers
         self._leave = leave
         self._old_handlers: dict[signal.Signals, Any] = {}
@@ -72,7 +75,7 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """What to exit with after the loop: 0 unless a signal has ended it."""
+        """What to exit with after the loop: 0 unless a request has ended it."""
         if not self._has_stopped or self.requested is None:
             return 0
         return _code(self.requested)
@@ -95,6 +98,17 @@ class StopRequest:
         """Lasts until everything is saved."""
         yield
         self._is_saved = True
+
+    def after_failure(self, error: Exception) -> None:
+        """Asks all processes to stop after the same step, for this one has failed.
+
+        Before the first step there is nothing to save, and it may fail at once.
+        """
+        if self._peers is not None and self._has_begun:
+            self.failure = error
+            why = f"a failure of process {self._peers.place.process_id}"
+            text = f"{self._peers.name} has failed: {error}"
+            self._peers.send({"kind": "stop", "signal": why, "text": text, "code": 2})
 
     def _on_signal(self, name: str) -> None:
         self._num_signals += 1
@@ -173,4 +187,4 @@ class StopRequest:
 
 
 def _code(name: str) -> int:
-    return 128 + signal.Signals[name]
+    return 128 + signal.Signals[name] if name in signal.Signals.__members__ else 1

@@ -10,11 +10,15 @@ import subprocess
 import sys
 import time
 
+import fiddle as fdl
 import pytest
 
+from maxfdl import graph
+from maxfdl.data.sources.files import Files
 from maxfdl.run.directory import RunDirectory
 
 ROOT = pathlib.Path(__file__).parents[2]
+SMOKE = "--fdl_config=experiments.llama2_smoke"
 LIMIT = 300  # seconds; what must be fast says so itself
 QUICK_TO_COMPILE = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
 
@@ -30,11 +34,12 @@ class Run:
     def __init__(self):
         self._exit = contextlib.ExitStack()
 
-    def start(self, directory, *args, **environment) -> subprocess.Popen:
+    def start(
+        self, directory, *args, config=(SMOKE,), **environment
+    ) -> subprocess.Popen:
         process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "maxfdl.launch"),
-                "--fdl_config=experiments.llama2_smoke",
+                *(sys.executable, "-m", "maxfdl.launch", *config),
                 f"--run_dir={directory}",
                 *args,
             ],
@@ -48,11 +53,13 @@ class Run:
         self._exit.callback(process.kill)
         return process
 
-    def start_two(self, directory, *args, first=(), second=()) -> list:
+    def start_two(self, directory, *args, first=(), second=(), **config) -> list:
         flags = (f"--coordinator=localhost:{free_port()}", "--num_processes=2")
         own = (first, second)
         return [
-            self.start(directory, *flags, f"--process_id={index}", *args, *own[index])
+            self.start(
+                directory, *flags, f"--process_id={index}", *args, *own[index], **config
+            )
             for index in range(2)
         ]
 
@@ -229,6 +236,33 @@ def test_before_the_first_step_a_signal_to_one_process_ends_both(run, tmp_path, 
             f"process {who} of 2 was stopped by SIGTERM with nothing to save\n",
         )
     assert time.monotonic() - sent < 3
+
+
+@pytest.mark.slow
+def test_a_bad_line_in_the_share_of_one_process_loses_no_step(run, tmp_path):
+    lines = [{"text": f"document {i} has some words to learn from"} for i in range(600)]
+    lines[401]["text"] = None
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    config = graph.resolve("experiments.llama2_smoke")
+    config.data.source = fdl.Config(Files, files=(str(text),))
+    config.data.shuffle, config.steps = False, 200
+    (tmp_path / "graph.json").write_text(graph.dump_json(config))
+    args = (tmp_path / "run", f"--fdl_config_file={tmp_path / 'graph.json'}")
+
+    processes = run.start_two(*args, config=())
+    (code_0, out, errors_0), (code_1, _, errors_1) = map(ends, processes)
+    assert (code_0, code_1) == (2, 2)
+    bad = f"Files.files [{text}] line 402 must have a string under 'text'"
+    assert bad in errors_0 and bad in errors_1
+    (step,) = (int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert f" after step {step}; run the same command to continue" in out
+    assert list(losses(tmp_path / "run")) == list(range(1, step + 1)) and step > 10
+
+    processes = run.start_two(*args, "data.skip_bad=1", config=())
+    (code, out, _), (code_1, *_) = map(ends, processes)
+    assert (code, code_1) == (0, 0) and f"continuing from step {step}\n" in out
+    assert list(losses(tmp_path / "run")) == list(range(1, 201))
 
 
 def test_a_directory_in_use_is_refused_by_all_processes(run, tmp_path):

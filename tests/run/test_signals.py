@@ -148,6 +148,23 @@ def test_two_processes_stop_after_the_same_step(two, codes):
     assert codes.empty()
 
 
+def test_a_failure_of_one_process_stops_all_after_the_same_step(two, codes):
+    here, there = two
+    error = ValueError("line 1701")
+    there.after_failure(error)  # before the first step it asks for nothing
+    for request, step in ((here, 3), (there, 4)):
+        request.began()
+        assert not request.reached(step)
+    there.after_failure(error)
+    wait_for(lambda: here.requested and there.requested)
+    for request in two:
+        assert not request.reached(4) and request.reached(5)
+        assert request.requested == "a failure of process 1"
+        assert request.exit_code == 1
+    assert (here.failure, there.failure) == (None, error)
+    assert codes.empty()
+
+
 def test_a_process_waits_for_the_step_that_all_agree_on(two):
     here, there = two
     here.began()
