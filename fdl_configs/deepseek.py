@@ -171,7 +171,7 @@ def parts_from_hf(config: Mapping[str, Any], layout: str) -> dict[str, Any]:
         "mlp": config["intermediate_size"],
         "vocab_size": config["vocab_size"],
         "num_experts": config["n_routed_experts"],
-        "num_shared": config["n_shared_experts"],
+        "num_shared": mixtures.shared_from_hf(config),
         "expert_mlp": config["moe_intermediate_size"],
         "rope": rope,
         "query_scale": _scale_from_hf(config, rope),
@@ -194,10 +194,6 @@ def _check(config: Mapping[str, Any]) -> None:
         raise UserError(
             f"moe_layer_freq ({config['moe_layer_freq']}) must be 1: every layer from"
             " first_k_dense_replace on has experts."
-        )
-    if not config["n_shared_experts"]:
-        raise UserError(
-            f"n_shared_experts ({config['n_shared_experts']}) must be at least 1."
         )
 
 

@@ -9,7 +9,7 @@ from fdl_configs import data, optimizers
 from fdl_configs.runs import pretrain
 from maxfdl.data import ByteTokenizer, HuggingFaceTokenizer
 from maxfdl.experiment import Experiment
-from maxfdl.hf.families import family_of
+from maxfdl.hf.families import network_of
 from maxfdl.hf.folder import Folder
 from maxfdl.layers.parameter import DType
 
@@ -25,7 +25,7 @@ def fine_tuning(folder: str) -> fdl.Config[Experiment]:
     """
     found = Folder(folder)
     config = found.config
-    model = family_of(config["model_type"]).from_hf(config)
+    model = network_of(found)
     model.dtype = model.param_dtype = _dtype(config)
     longest = config.get("max_position_embeddings") or config["n_positions"]
     run = pretrain(

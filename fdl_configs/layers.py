@@ -216,6 +216,8 @@ def _longest_run(layers: Sequence[fdl.Partial]) -> tuple[int, int]:
             repeats += 1
         if repeats > 1 and cycle * repeats > best[0] * best[1]:
             best = (cycle, repeats)
+        if best[0] * best[1] == len(layers):
+            break  # no longer cycle covers more
     return best
 
 

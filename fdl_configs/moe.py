@@ -7,6 +7,7 @@ import fiddle as fdl
 
 from fdl_configs.hf_parts import layers_of
 from fdl_configs.layers import linear
+from maxfdl.errors import UserError
 from maxfdl.layers import nnx
 from maxfdl.ops.experts import Dropless
 from maxfdl.ops.glu import Glu
@@ -97,6 +98,26 @@ def kinds_of(model: fdl.Partial) -> tuple[fdl.Partial | None, fdl.Partial | None
     layers = layers_of(model)
     dense = next((layer for layer in layers if not is_moe(layer)), None)
     return dense, next((layer for layer in layers if is_moe(layer)), None)
+
+
+def groups_from_hf(config: Mapping[str, Any]) -> dict[str, int]:
+    """Returns `groups` and `kept` of a router that chooses groups of experts first."""
+    groups, kept = config["n_group"], config["topk_group"]
+    experts = config["n_routed_experts"]
+    if not groups or experts % groups:
+        raise UserError(f"n_group ({groups}) must divide n_routed_experts ({experts}).")
+    if not kept or kept > groups:
+        raise UserError(f"topk_group ({kept}) must be from 1 to n_group ({groups}).")
+    return {"groups": groups, "kept": kept}
+
+
+def shared_from_hf(config: Mapping[str, Any]) -> int:
+    """Returns how many experts see all tokens."""
+    if not config["n_shared_experts"]:
+        raise UserError(
+            f"n_shared_experts ({config['n_shared_experts']}) must be at least 1."
+        )
+    return config["n_shared_experts"]
 
 
 def sparse_from_hf(config: Mapping[str, Any], num_experts: int) -> list[bool]:

@@ -27,11 +27,14 @@ def from_hf(
       max_length: `max_position_embeddings`, which some kinds fall back on.
       fields: Fields that the model fixes, such as `layout="pairs"`.
     """
-    kind = parameters.get("rope_type", "default")
+    kind = parameters["rope_type"]
     if kind not in _READ:
         raise UserError(
             f"rope_type ({kind}) must be one of {', '.join(sorted(_READ))}."
         )
+    for key in _NEEDED.get(kind, ()):
+        if parameters.get(key) is None:
+            raise UserError(f"{key} is missing, which rope_type ({kind}) needs.")
     fields["theta"] = float(parameters["rope_theta"])
     if parameters.get("partial_rotary_factor", 1.0) != 1.0:
         fields["fraction"] = parameters["partial_rotary_factor"]
@@ -100,6 +103,12 @@ _READ = {
     "llama3": _llama3,
     "yarn": _yarn,
     "longrope": _longrope,
+}
+_NEEDED = {
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "yarn": ("factor",),
+    "longrope": ("short_factor", "long_factor"),
 }
 
 

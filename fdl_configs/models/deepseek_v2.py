@@ -121,7 +121,7 @@ def _groups(config: Mapping[str, Any]) -> dict[str, int]:
     if method == "greedy":
         return {}
     if method == "group_limited_greedy":
-        return {"groups": config["n_group"], "kept": config["topk_group"]}
+        return moe.groups_from_hf(config)
     raise UserError(f"topk_method ({method}) must be greedy or group_limited_greedy.")
 
 

@@ -83,8 +83,7 @@ def from_hf(config: Mapping[str, Any]) -> fdl.Partial:
         **parts_from_hf(config, "pairs" if config["rope_interleave"] else "halves"),
         router=router(
             k=config["num_experts_per_tok"],
-            groups=config["n_group"],
-            kept=config["topk_group"],
+            **moe.groups_from_hf(config),
             scale=config["routed_scaling_factor"],
             renormalise=config["norm_topk_prob"],
         ),

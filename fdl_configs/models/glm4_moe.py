@@ -170,14 +170,13 @@ def from_hf(config: Mapping[str, Any]) -> fdl.Partial:
         num_layers=config["num_hidden_layers"],
         dense_layers=config["first_k_dense_replace"],
         expert_mlp=config["moe_intermediate_size"],
-        shared_experts=config["n_shared_experts"],
+        shared_experts=moe.shared_from_hf(config),
         num_experts=config["n_routed_experts"],
         routing=routing(
             config["num_experts_per_tok"],
             scale=float(config["routed_scaling_factor"]),
             renormalise=config["norm_topk_prob"],
-            groups=config["n_group"],
-            kept=config["topk_group"],
+            **moe.groups_from_hf(config),
         ),
         rope=ropes.from_hf(
             config["rope_parameters"], config["max_position_embeddings"]

@@ -20,6 +20,7 @@ from fdl_configs.hf_parts import (
     widths_to_hf,
     window_of,
 )
+from maxfdl.errors import UserError
 from maxfdl.ops.activation import Activation
 from maxfdl.ops.rope import LongRope
 
@@ -152,6 +153,9 @@ _PHI4_MINI_LONG = (
 
 def from_hf(config: Mapping[str, Any]) -> fdl.Partial:
     """Returns the graph of a normalised config.json."""
+    kind = config["rope_parameters"]["rope_type"]
+    if kind not in ("default", "longrope"):
+        raise UserError(f"rope_type ({kind}) must be default or longrope in a phi3.")
     return phi3(
         **widths_from_hf(config),
         num_layers=config["num_hidden_layers"],

@@ -6,6 +6,7 @@ default of their class, and give patterns as a period or as a list. `normalised`
 one of all.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,8 @@ from maxfdl.hf.defaults import (
     ROPE_THETA,
     ROTARY_FRACTION,
 )
+from maxfdl.hf.keys import check_rope, check_values
+from maxfdl.outside import Object, Text, Values
 
 Config = dict[str, Any]
 
@@ -32,39 +35,50 @@ _PERIODS = (
     "_sliding_window_pattern",
     "full_attention_interval",
 )
+_ROPE_BY_TYPE = ("gemma3_text", "olmo3")
+_TYPES = ("full_attention", "sliding_attention")
 _KNOW_ORIGINAL_LENGTH = ("llama3", "yarn", "longrope")
 
 
-def normalised(config: Mapping[str, Any]) -> Config:
+def normalised(config: Mapping[str, Any], file: str = "config.json") -> Config:
     """Returns `config` with every default written out, in the layout of transformers 5.
 
     Of a multimodal model, it is that of the text part. Keys that it does not know are
     kept as they are.
 
+    Args:
+      config: What config.json holds.
+      file: Its name, for errors.
+
     Raises:
-      UserError: If there is no such model type here.
+      UserError: If there is no such model type here, or if a value cannot be right.
     """
-    given = dict(config)
-    if isinstance(given.get("text_config"), Mapping):
-        outer = given
-        given = {**outer["text_config"]}
-        for key in ("tie_word_embeddings", "torch_dtype", "dtype"):
-            if key in outer:
-                given.setdefault(key, outer[key])
-        given.setdefault("model_type", outer.get("model_type"))
-    kind = _model_type(given)
+    values = _text_part(Values(file, config))
+    kind = _model_type(values)
+    check_values(values, kind)
+    given = dict(values.content)
     for old, new in RENAMED.get(kind, {}).items():
         if old in given:
             given.setdefault(new, given.pop(old))
     if "torch_dtype" in given:
         given.setdefault("dtype", given.pop("torch_dtype"))
     made = {**DEFAULTS[kind], **given, "model_type": kind}
-    _fill_heads(made)
+    _fill_heads(made, values)
     _fill_patterns(made)
     if kind != "gpt2":
-        made["rope_parameters"] = _rope_parameters(made)
+        made["rope_parameters"] = _rope_parameters(made, values)
     dropped = (*_LEGACY_ROPE, *_PERIODS)
     return {key: value for key, value in made.items() if key not in dropped}
+
+
+def _text_part(outer: Values) -> Values:
+    """Returns the values of a language model, or of that in a multimodal model."""
+    if outer.take("text_config", Object(), default=None) is None:
+        return outer
+    text = outer.within("text_config")
+    shared = ("model_type", "tie_word_embeddings", "torch_dtype", "dtype")
+    beside = {key: outer.content[key] for key in shared if key in outer}
+    return dataclasses.replace(text, content={**beside, **text.content})
 
 
 def rope_of(config: Mapping[str, Any], layer_type: str | None = None) -> Config:
@@ -73,19 +87,19 @@ def rope_of(config: Mapping[str, Any], layer_type: str | None = None) -> Config:
     return parameters[layer_type] if layer_type in parameters else parameters
 
 
-def _model_type(config: Mapping[str, Any]) -> str:
-    name = config.get("model_type")
+def _model_type(values: Values) -> str:
+    name = values.take("model_type", Text(), default=None)
     kind = ALIASES.get(name or "", name)
     if kind not in DEFAULTS:
         raise UserError(
-            f"config.json has model_type [{name}], which must be one of"
+            f"{values.file} has model_type [{name}], which must be one of"
             f" {', '.join(sorted(DEFAULTS))}.{did_you_mean(str(name), DEFAULTS)} Code"
             " that comes with a checkpoint is never run."
         )
     return kind
 
 
-def _fill_heads(config: Config) -> None:
+def _fill_heads(config: Config, values: Values) -> None:
     kind = config["model_type"]
     if kind == "gpt2":
         return
@@ -95,7 +109,15 @@ def _fill_heads(config: Config) -> None:
         config["head_dim"] = config["qk_rope_head_dim"]
         config["qk_head_dim"] = config["qk_nope_head_dim"] + config["qk_rope_head_dim"]
     elif config.get("head_dim") is None:
-        config["head_dim"] = config["hidden_size"] // config["num_attention_heads"]
+        config["head_dim"], rest = divmod(
+            config["hidden_size"], config["num_attention_heads"]
+        )
+        if rest:
+            raise values.wrong(
+                f"hidden_size ({config['hidden_size']}) must be a multiple of"
+                f" num_attention_heads ({config['num_attention_heads']}) where there is"
+                " no head_dim"
+            )
     # Gemma's first files say gelu and mean its approximation by tanh.
     if kind == "gemma" and config["hidden_act"] == "gelu":
         config["hidden_act"] = "gelu_pytorch_tanh"
@@ -146,27 +168,31 @@ def _sliding(slides: bool) -> str:
     return "sliding_attention" if slides else "full_attention"
 
 
-def _rope_parameters(config: Config) -> Config:
+def _rope_parameters(config: Config, values: Values) -> Config:
+    """Returns the rotation, or those by type of layer where a family has several."""
     kind = config["model_type"]
-    parameters = config.get("rope_scaling") or config.get("rope_parameters")
-    types = set(config.get("layer_types") or ())
-    if kind in ("gemma3_text", "olmo3"):
-        if not parameters or not parameters.keys() & types:
-            # Only layers of full attention are stretched, and have the large base.
-            parameters = {"full_attention": parameters or {}, "sliding_attention": {}}
-        local = 10_000.0 if kind == "gemma3_text" else _theta(config)
-        local = config.get("rope_local_base_freq", local)
-        sliding = {"rope_theta": local, **(parameters.get("sliding_attention") or {})}
-        full = {"rope_theta": _theta(config), **(parameters["full_attention"] or {})}
-        parameters = {"full_attention": full, "sliding_attention": sliding}
-    elif not parameters and kind == "gpt_oss":
-        parameters = GPT_OSS_ROPE
-    parameters = parameters or {}
-    if parameters.keys() & types:
-        return {
-            name: each and _one_rope(config, each) for name, each in parameters.items()
-        }
-    return _one_rope(config, parameters)
+    key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    given = values.within(key)
+    by_type = given.content.keys() & {*(config.get("layer_types") or ()), *_TYPES}
+    if kind not in _ROPE_BY_TYPE:
+        if by_type:
+            raise values.wrong(
+                f"{key} (by type of layer) must be one rotation for all layers of a"
+                f" {kind}"
+            )
+        if not given.content and kind == "gpt_oss":
+            given = dataclasses.replace(given, content=GPT_OSS_ROPE)
+        return _one_rope(config, given, _theta(config))
+    # One rotation is that of layers of full attention: only they are stretched, and
+    # have the large base.
+    full = given.within("full_attention") if by_type else given
+    sliding = given.within("sliding_attention")
+    local = 10_000.0 if kind == "gemma3_text" else _theta(config)
+    local = config.get("rope_local_base_freq", local)
+    return {
+        "full_attention": _one_rope(config, full, _theta(config)),
+        "sliding_attention": _one_rope(config, sliding, local),
+    }
 
 
 def _theta(config: Config) -> float:
@@ -174,20 +200,21 @@ def _theta(config: Config) -> float:
     return config.get("rope_theta", default)
 
 
-def _one_rope(config: Config, given: Mapping[str, Any]) -> Config:
+def _one_rope(config: Config, given: Values, theta: float) -> Config:
+    check_rope(given)
     kind = config["model_type"]
-    rope = {key: value for key, value in given.items() if key != "type"}
-    rope.setdefault("rope_type", given.get("type", "default"))
+    rope = {key: value for key, value in given.content.items() if key != "type"}
+    rope.setdefault("rope_type", given.content.get("type", "default"))
     if kind == "phi3" and rope["rope_type"] in ("su", "yarn"):
         rope["rope_type"] = "longrope"
-    rope.setdefault("rope_theta", _theta(config))
+    rope.setdefault("rope_theta", theta)
     fraction = config.get("partial_rotary_factor", ROTARY_FRACTION.get(kind))
     if fraction is not None:
         rope.setdefault("partial_rotary_factor", fraction)
     if rope.get("partial_rotary_factor", 1.0) != 1.0 and kind not in ROTARY_FRACTION:
-        raise UserError(
+        raise given.wrong(
             f"partial_rotary_factor ({rope['partial_rotary_factor']}) must be 1: in"
-            f" Hugging Face's {kind}, the whole of a head turns."
+            f" Hugging Face's {kind}, the whole of a head turns"
         )
     if rope["rope_type"] in _KNOW_ORIGINAL_LENGTH:
         key = "original_max_position_embeddings"

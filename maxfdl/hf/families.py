@@ -15,6 +15,7 @@ from maxfdl import graph
 from maxfdl.errors import UserError, did_you_mean
 from maxfdl.hf import names
 from maxfdl.hf.config import Config, normalised
+from maxfdl.hf.folder import CONFIG, Folder
 from maxfdl.layers.execution import Scan
 from maxfdl.mutations.family import with_layers_of
 from maxfdl.mutations.roles import is_stack
@@ -35,6 +36,21 @@ class Family:
     def _function(self, name: str) -> Callable[..., Any]:
         # By name: graphs know the library, and the library does not import graphs.
         return getattr(importlib.import_module(f"fdl_configs.models.{self.name}"), name)
+
+
+def network_of(folder: Folder) -> fdl.Partial:
+    """Returns the graph of the network that a folder's config.json describes.
+
+    Raises:
+      UserError: If there is no such network, naming the file.
+    """
+    config = folder.config
+    try:
+        network = family_of(config["model_type"]).from_hf(config)
+        graph.validate(network)
+        return network
+    except UserError as error:
+        raise UserError(f"{folder.path / CONFIG}: {error}") from None
 
 
 def family_of(model_type: str) -> Family:

@@ -1,5 +1,12 @@
 """Rules between the fields of one layer, checked on the graph before it is built."""
 
+MOST_LAYERS = 10_000
+"""Layers that a stack may have: unrolled, each takes its time to trace."""
+
+
+WIDEST_HEAD = 2**16
+"""Features that a head may have: their frequencies are computed on the host."""
+
 
 def check_attention(node):
     if node.num_kv_heads < 1 or node.num_heads % node.num_kv_heads:
@@ -9,14 +16,42 @@ def check_attention(node):
         )
     if node.head_dim < 2 or node.head_dim % 2:
         yield f"Attention head_dim ({node.head_dim}) must be even to be rotated."
+    elif node.head_dim > WIDEST_HEAD:
+        yield f"Attention head_dim ({node.head_dim}) must be at most {WIDEST_HEAD}."
+    else:
+        yield from _check_rotation(getattr(node, "rope", None), node.head_dim)
 
 
 def check_latent_attention(node):
     if node.rope_dim < 2 or node.rope_dim % 2:
         yield f"LatentAttention rope_dim ({node.rope_dim}) must be even to be rotated."
+    elif node.rope_dim > WIDEST_HEAD:
+        yield (
+            f"LatentAttention rope_dim ({node.rope_dim}) must be at most {WIDEST_HEAD}."
+        )
+    else:
+        yield from _check_rotation(getattr(node, "rope", None), node.rope_dim)
     for name in ("key", "value"):
         if getattr(getattr(node, name), "use_bias", False):
             yield f"LatentAttention {name}.use_bias (True) must be False."
+
+
+def _check_rotation(rope, width):
+    """Rules between a rotary embedding and the width of the heads that it turns."""
+    if rope is None or not 0 < rope.fraction <= 1:
+        return  # of which the rope's own node tells the second
+    turning = int(width * rope.fraction)
+    if turning % 2:
+        yield (
+            f"Rope fraction ({rope.fraction}) must leave an even number of the {width}"
+            f" features of a head to be rotated, which {turning} is not."
+        )
+    factors = getattr(rope, "short_factors", None)
+    if factors is not None and len(factors) != turning // 2:
+        yield (
+            f"LongRope short_factors ({len(factors)} of them) must be"
+            f" {turning // 2}, one for each pair of features that is rotated."
+        )
 
 
 def check_transformer(node):
@@ -32,6 +67,8 @@ def check_transformer(node):
 def check_stack(node):
     if node.repeats < 1:
         yield f"Stack repeats ({node.repeats}) must be at least 1; drop the stack."
+    if node.repeats > MOST_LAYERS:
+        yield f"Stack repeats ({node.repeats}) must be at most {MOST_LAYERS}."
     if not node.layers:
         yield "Stack layers must name at least one layer."
 

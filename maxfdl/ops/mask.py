@@ -71,6 +71,8 @@ class SlidingWindow(Causal):
     def check_config(node):
         if node.window < 1:
             yield f"SlidingWindow window ({node.window}) must be at least 1 token."
+        if node.window >= NOWHERE:
+            yield f"SlidingWindow window ({node.window}) must be below {NOWHERE}."
 
     def sees(
         self, queries: Int[Array, "B q 1"], keys: Int[Array, "B 1 k"]
@@ -94,6 +96,8 @@ class Chunked(Causal):
     def check_config(node):
         if node.size < 1:
             yield f"Chunked size ({node.size}) must be at least 1 token."
+        if node.size >= NOWHERE:
+            yield f"Chunked size ({node.size}) must be below {NOWHERE}."
 
     def sees(
         self, queries: Int[Array, "B q 1"], keys: Int[Array, "B 1 k"]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from maxfdl.ops.mask import Places
+from maxfdl.ops.mask import NOWHERE, Places
 
 Layout = Literal["halves", "pairs"]
 
@@ -74,6 +74,24 @@ def _check_rope(node):
         yield f"Rope theta ({node.theta}) must be positive."
 
 
+def _check_stretched(node, *bounds: str):
+    """Rules of a rotation that is slowed by `factor` within bounds of its own."""
+    yield from _check_rope(node)
+    for field in ("factor", *bounds):
+        if getattr(node, field) <= 0:
+            yield f"Rope {field} ({getattr(node, field)}) must be positive."
+    if bounds:
+        yield from _check_length(node)
+
+
+def _check_length(node):
+    if not 1 <= node.original_length < NOWHERE:
+        yield (
+            f"Rope original_length ({node.original_length}) must be from 1 to"
+            f" {NOWHERE - 1}."
+        )
+
+
 def _turn_halves(x, cos, sin):
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = [first * cos - second * sin, second * cos + first * sin]
@@ -95,6 +113,10 @@ class LinearRope(Rope):
 
     factor: float
 
+    @staticmethod
+    def check_config(node):
+        yield from _check_stretched(node)
+
     def frequencies(self, turning: int) -> np.ndarray:
         return super().frequencies(turning) / np.float32(self.factor)
 
@@ -111,6 +133,10 @@ class Llama3Rope(Rope):
     low: float = 1.0
     high: float = 4.0
     original_length: int
+
+    @staticmethod
+    def check_config(node):
+        yield from _check_stretched(node, "low", "high")
 
     def frequencies(self, turning: int) -> np.ndarray:
         plain = super().frequencies(turning)
@@ -141,6 +167,12 @@ class YarnRope(Rope):
     beta_slow: float = 1.0
     truncate: bool = True
     attention_factor: float
+
+    @staticmethod
+    def check_config(node):
+        yield from _check_stretched(node, "beta_fast", "beta_slow")
+        if node.theta <= 1:
+            yield f"YarnRope theta ({node.theta}) must be above 1."
 
     def magnitude(self) -> float:
         return self.attention_factor
@@ -192,6 +224,9 @@ class LongRope(Rope):
     @staticmethod
     def check_config(node):
         yield from _check_rope(node)
+        yield from _check_length(node)
+        if min((*node.short_factors, *node.long_factors), default=1) <= 0:
+            yield "LongRope short_factors and long_factors must be positive."
         if len(node.short_factors) != len(node.long_factors):
             yield (
                 f"LongRope has {len(node.short_factors)} short_factors and"

@@ -21,6 +21,11 @@ class LogTemperature:
     scale: float
     floor: int
 
+    @staticmethod
+    def check_config(node):
+        if not 1 <= node.floor < 2**31:
+            yield f"LogTemperature floor ({node.floor}) must be from 1 to {2**31 - 1}."
+
     def __call__(
         self, q_BTHK: Float[Array, "B T H K"], positions: Int[Array, "B T"]
     ) -> Float[Array, "B T H K"]:

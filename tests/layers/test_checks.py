@@ -4,7 +4,21 @@ import types
 
 import pytest
 
-from maxfdl.layers.checks import check_attention, check_dropout, check_stack
+from maxfdl.layers.checks import (
+    check_attention,
+    check_dropout,
+    check_latent_attention,
+    check_stack,
+)
+from maxfdl.ops.rope import LongRope, Rope
+
+LONG = LongRope(
+    short_factors=(1.0, 1.0),
+    long_factors=(2.0, 2.0),
+    original_length=8,
+    attention_factor=1.0,
+)
+LATENT = dict(rope_dim=8, key=None, value=None)
 
 CASES = [
     (check_attention, dict(num_heads=4, num_kv_heads=2, head_dim=8), []),
@@ -21,7 +35,34 @@ CASES = [
             "Attention head_dim (7) must be even to be rotated.",
         ],
     ),
+    (
+        check_attention,
+        dict(num_heads=4, num_kv_heads=2, head_dim=10**6),
+        ["Attention head_dim (1000000) must be at most 65536."],
+    ),
+    (
+        check_attention,
+        dict(num_heads=4, num_kv_heads=2, head_dim=8, rope=Rope(fraction=0.4)),
+        [
+            "Rope fraction (0.4) must leave an even number of the 8 features of a head"
+            " to be rotated, which 3 is not."
+        ],
+    ),
+    (
+        check_latent_attention,
+        LATENT | dict(rope=LONG),
+        [
+            "LongRope short_factors (2 of them) must be 4, one for each pair of"
+            " features that is rotated."
+        ],
+    ),
+    (check_latent_attention, LATENT | dict(rope=Rope()), []),
     (check_stack, dict(layers=[1], repeats=1), []),
+    (
+        check_stack,
+        dict(layers=[1], repeats=10**9),
+        ["Stack repeats (1000000000) must be at most 10000."],
+    ),
     (
         check_stack,
         dict(layers=[], repeats=0),
