@@ -172,8 +172,9 @@ def _time_experiment() -> None:
 
 def lines(run: dict[str, Any], figures: Any) -> list[str]:
     """Returns the figures as a person reads them."""
-    from maxfdl.report.text import devices_text, size_text
+    from maxfdl.report.text import devices_text
     from maxfdl.run.progress import quantity
+    from maxfdl.sharding.room import size_text
 
     step = figures.step_seconds
     rows, length = run["batch_size"], run["sequence_length"]

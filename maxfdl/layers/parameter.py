@@ -12,7 +12,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from maxfdl.errors import UserError
 from maxfdl.ops.initializers import Initializer
+
+_LONGEST = 2**31 - 1  # what int32, the type of indices, counts to
+_MOST = 2**60  # whose bytes int64 counts, in every type
 
 DType = Literal["float32", "bfloat16", "float16", "float64"]
 Role = Literal["kernel", "embedding", "scale", "bias"]
@@ -44,6 +48,16 @@ class Parameter:
 
     def __post_init__(self):
         assert len(self.shape) == len(self.axes), (self.shape, self.axes)
+        # Here, because to draw it, even abstractly, fails in ways that tell nothing.
+        sizes = self.full_shape
+        fits = all(1 <= size <= _LONGEST for size in sizes)
+        if not fits or math.prod(sizes) > _MOST:
+            pairs = zip(self.full_axes, sizes, strict=True)
+            dims = " x ".join(f"{axis} ({size})" for axis, size in pairs)
+            raise UserError(
+                f"A parameter with the dims {dims} cannot be: each must be from 1 to"
+                f" {_LONGEST}, and all together at most {_MOST} numbers."
+            )
 
     @property
     def full_shape(self) -> tuple[int, ...]:

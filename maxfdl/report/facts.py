@@ -10,13 +10,12 @@ import math
 import operator
 from typing import Any
 
-import jax
 from jax.sharding import AbstractMesh, AxisType
 
 from maxfdl.experiment import Experiment
 from maxfdl.layers.parameter import Parameter, map_parameters
-from maxfdl.sharding.memory import HOST
 from maxfdl.sharding.mesh import MeshShape
+from maxfdl.sharding.room import bytes_on_host, bytes_per_device
 from maxfdl.sharding.sharding import Sharding
 from maxfdl.train.program import Program
 
@@ -131,20 +130,6 @@ def facts_of(experiment: Experiment, devices_here: int) -> Facts:
         },
         state_bytes_on_host={k: bytes_on_host(v) for k, v in state.items()},
         flops_per_step=program.model_flops(),
-    )
-
-
-def bytes_on_host(tree: Any) -> int:
-    """Returns those of `bytes_per_device` that are in the memory of the host."""
-    leaves = jax.tree.leaves(tree)
-    return bytes_per_device([x for x in leaves if x.sharding.memory_kind == HOST])
-
-
-def bytes_per_device(tree: Any) -> int:
-    """Returns the bytes that one device keeps of a tree of arrays, maybe abstract."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
     )
 
 

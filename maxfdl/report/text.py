@@ -4,8 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from maxfdl.report.facts import Facts, ParameterFacts, Spec
 from maxfdl.report.modules import Module
-
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+from maxfdl.sharding.room import size_text
 
 
 def tree(modules: Sequence[Module], parameters: Iterable[ParameterFacts]) -> list[str]:
@@ -56,13 +55,6 @@ def summary(facts: Facts, attention: Sequence[str], platform: str, here: int):
 def spec_text(spec: Spec) -> str:
     """Returns `P(None, 'fsdp')`."""
     return f"P({', '.join(map(repr, spec))})"
-
-
-def size_text(number: int) -> str:
-    """Returns bytes in the unit that fits: `512 B`, `1.5 MiB`, `100.4 GiB`."""
-    power = min(max(number.bit_length() - 1, 0) // 10, len(_UNITS) - 1)
-    digits = 1 if power else 0
-    return f"{number / 1024**power:.{digits}f} {_UNITS[power]}"
 
 
 def _owner(path: str, modules: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ from maxfdl import graph
 from maxfdl.layers.parameter import Parameter
 from maxfdl.model import NnxModel
 from maxfdl.ops.cost import count_flops
-from maxfdl.report.text import size_text
+from maxfdl.sharding.room import size_text
 
 LENGTH = 4096
 """Tokens of the document that FLOPs are stated for."""
@@ -29,7 +29,8 @@ class Row:
       published: Weights that it is published with; a text where that is rounded.
       source: Who published it.
       flops_per_token: Of the matrix products forward and backward, in a document of
-        `LENGTH` tokens; causal attention counts half, whatever its window.
+        `LENGTH` tokens, or of as many as the model has learned positions for; causal
+        attention counts half, whatever its window.
       bfloat16_bytes: What the weights take at two bytes each.
     """
 
@@ -53,7 +54,8 @@ def row_of(name: str) -> Row:
     size = models()[name]
     model = NnxModel(module=graph.build(size.make()))
     variables = jax.eval_shape(model.init, jax.random.key(0))
-    tokens = jax.ShapeDtypeStruct((1, LENGTH), jnp.int32)
+    length = min(LENGTH, model.most_positions or LENGTH)
+    tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
     count = num_parameters(model)
     return Row(
         name=name,
@@ -61,7 +63,7 @@ def row_of(name: str) -> Row:
         parameters=count,
         published=size.parameters,
         source=size.source,
-        flops_per_token=3 * count_flops(model.logits, variables, tokens) / LENGTH,
+        flops_per_token=3 * count_flops(model.logits, variables, tokens) / length,
         bfloat16_bytes=2 * count,
     )
 
@@ -89,8 +91,8 @@ def lines(rows: Iterator[Row]) -> Iterator[str]:
         )
         yield _line(row.name, row.family, numbers)
     yield (
-        f"FLOPs are those of training on documents of {LENGTH:,} tokens, causal"
-        " attention counted half."
+        f"FLOPs are those of training on documents of {LENGTH:,} tokens (fewer where"
+        " positions are learned), causal attention counted half."
     )
 
 

@@ -81,6 +81,7 @@ def measure(
     """
     trainer = experiment.make_trainer(experiment.make_sharding(devices))
     program = Program(trainer, experiment.batch_size, experiment.sequence_length)
+    program.check_memory()
     compiled = program.compile_step()
     state = jax.block_until_ready(program.init())
     batch = random_batch(experiment, program)

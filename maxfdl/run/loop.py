@@ -120,6 +120,7 @@ def _prepare(
     """
     trainer = experiment.make_trainer(experiment.make_sharding())
     program = Program(trainer, experiment.batch_size, experiment.sequence_length)
+    program.check_memory()
     say(_introduction(experiment, program, directory))
     data = experiment.make_data(trainer.model)
     batches = experiment.make_batches(data)

@@ -31,6 +31,8 @@ class MeshShape:
             yield f"MeshShape axes ({sizes}) must be positive, or -1 for the rest."
         if list(sizes.values()).count(-1) > 1:
             yield f"MeshShape axes ({sizes}) may have one -1."
+        if max(sizes.values()) > 2**31 - 1:
+            yield f"MeshShape axes ({sizes}) must be below 2**31."
 
     def sizes(self, num_devices: int) -> dict[str, int]:
         """Returns the size of each axis on `num_devices` devices.

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maxfdl.ops.cost import count_flops
+from maxfdl.sharding.room import check_room
 from maxfdl.sharding.sharding import Sharding
 from maxfdl.train.compiler_options import compiler_options
 from maxfdl.train.trainer import State, Trainer
@@ -65,6 +66,14 @@ class Program:
     @functools.cached_property
     def _state_shardings(self) -> State:
         return self.trainer.state_shardings()
+
+    def check_memory(self) -> None:
+        """Refuses a run whose state and batch cannot be in memory.
+
+        Raises:
+          UserError: Saying what is needed at least, and what there is.
+        """
+        check_room((self.abstract_state(), self.abstract_batch()), "a run needs")
 
     def init(self) -> State:
         """Returns the state before the first step, drawn where it will lie."""

@@ -8,7 +8,8 @@ import pytest
 
 from maxfdl import graph
 from maxfdl.errors import UserError
-from maxfdl.report.facts import Facts, bytes_per_device, facts_of
+from maxfdl.report.facts import Facts, facts_of
+from maxfdl.sharding.room import bytes_per_device
 from maxfdl.train.program import Program
 
 SMOKE = "experiments.llama2_smoke"

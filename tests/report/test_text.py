@@ -5,7 +5,8 @@ import pytest
 from maxfdl import graph
 from maxfdl.report.facts import facts_of
 from maxfdl.report.modules import modules_of
-from maxfdl.report.text import size_text, spec_text, tree
+from maxfdl.report.text import spec_text, tree
+from maxfdl.sharding.room import size_text
 
 
 @pytest.mark.parametrize(
@@ -16,7 +17,8 @@ from maxfdl.report.text import size_text, spec_text, tree
         (1024, "1.0 KiB"),
         (1_572_864, "1.5 MiB"),
         (26_953_662_464, "25.1 GiB"),
-        (2**53, "8192.0 TiB"),
+        (2**53, "8.0 PiB"),
+        (2**72, "4096.0 EiB"),
     ],
 )
 def test_bytes_are_in_the_unit_that_fits(number, text):
