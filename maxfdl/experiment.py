@@ -71,8 +71,21 @@ class Experiment:
                 " for it names the run directory."
             )
         for field in ("steps", "batch_size", "sequence_length"):
-            if getattr(node, field) < 1:
-                yield f"Experiment {field} ({getattr(node, field)}) must be positive."
+            value = getattr(node, field)
+            if value < 1:
+                yield f"Experiment {field} ({value}) must be positive."
+            elif value >= 2**31:
+                yield f"Experiment {field} ({value}) must be below 2**31."
+        if not -(2**63) <= node.seed < 2**63:
+            yield f"Experiment seed ({node.seed}) must fit into 64 bits."
+        table = getattr(node.model, "position_embedding", None)
+        learned = getattr(table, "length", node.sequence_length)
+        if node.sequence_length > learned:
+            yield (
+                f"Experiment sequence_length ({node.sequence_length}) must be at most"
+                f" model.position_embedding.length ({learned}): there is no vector for"
+                " a later position."
+            )
         ahead = getattr(node.model, "later_tokens", 0)
         has_loss = getattr(node.loss, "later_tokens", None) is not None
         if bool(ahead) != has_loss:

@@ -27,6 +27,7 @@ from maxfdl.layers.linen.module import Declared
 from maxfdl.layers.nnx.module import State, declaration_of, flat_names
 from maxfdl.layers.parameter import Parameter, map_parameters, path_hash
 from maxfdl.markers import FromParent
+from maxfdl.ops.mask import NOWHERE
 from maxfdl.ops.rope import LongRope
 from maxfdl.ops.unembedding import Unembedding
 from maxfdl.sharding.sharding import Sharding
@@ -132,13 +133,16 @@ class Model:
             `positions` must be given. Padding has the position NOWHERE.
 
         Raises:
-          UserError: As `check_ids`.
+          UserError: As `check_ids` and `check_positions`.
         """
         self.check_ids(tokens)
         if positions is None:
             if isinstance(cache, Mapping):
                 raise ValueError("Model.apply with a cache needs positions [B, T].")
+            self.check_positions(tokens.shape[1])
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        elif self.most_positions is not None and _is_known(positions):
+            self.check_positions(_most_known(positions) + 1)
         if rows is None:
             rows = jnp.arange(tokens.shape[0])
         context = Context(positions, segment_ids, key, rows, self.sharding, cache=cache)
@@ -164,7 +168,7 @@ class Model:
           UserError: Naming the first id that is negative, past the vocabulary, or no
             integer.
         """
-        if isinstance(tokens, jax.Array) and not _is_known(tokens):
+        if not _is_known(tokens):
             return
         ids, size = np.asarray(tokens), self.network.vocab_size
         if ids.dtype.kind not in "iu":
@@ -176,6 +180,35 @@ class Model:
                 f"{name}[{place}] ({ids[outside][0]}) must be from 0 to {size - 1}, for"
                 f" model.vocab_size is {size}; use the tokenizer of this model."
             )
+
+    def check_positions(self, count: int, why: str = "") -> None:
+        """Refuses documents with more positions than a learned table has.
+
+        A gather on the device would take the last position for all that follow. Rotary
+        embeddings have no table, and go on.
+
+        Args:
+          count: Positions that are needed, from 0 on.
+          why: What needs them, as ` (a prompt of 60 tokens)`.
+
+        Raises:
+          UserError: Naming both numbers.
+        """
+        if self.most_positions is not None and count > self.most_positions:
+            raise UserError(
+                f"{count} positions are needed{why}, but the model has learned"
+                f" {self.most_positions} (position_embedding.length); take fewer"
+                " tokens."
+            )
+
+    @functools.cached_property
+    def most_positions(self) -> int | None:
+        """Rows of the smallest learned table of positions; None: there is none."""
+        declared = jax.tree.leaves(
+            self.parameters(), is_leaf=lambda node: isinstance(node, Parameter)
+        )
+        tables = [p for p in declared if "positions" in p.axes]
+        return min((p.shape[p.axes.index("positions")] for p in tables), default=None)
 
     @property
     def network(self) -> Any:
@@ -203,9 +236,17 @@ class Model:
         raise NotImplementedError
 
 
-def _is_known(array: jax.Array) -> bool:
+def _is_known(array: Any) -> bool:
     """Says whether this process can read the values: all, and outside of a trace."""
+    if not isinstance(array, jax.Array):
+        return True
     return not isinstance(array, jax.core.Tracer) and array.is_fully_addressable
+
+
+def _most_known(positions: jax.Array) -> int:
+    """Returns the highest position; -1 if there is padding alone."""
+    values = np.asarray(positions)
+    return int(np.max(values, where=values < NOWHERE, initial=-1))
 
 
 class NnxModel(Model):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fdl_configs import layers
 from maxfdl import graph
 from maxfdl.errors import UserError
 from maxfdl.mutations import (
@@ -163,6 +164,42 @@ def test_documents_see_each_other_without_segment_ids(model, variables):
     changed = tokens.at[:, 0].add(1) % tiny.VOCAB
     moved = logits_of(model, variables, tokens) - logits_of(model, variables, changed)
     assert np.all(np.any(moved != 0, axis=-1))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_positions_past_a_learned_table_are_refused(family):
+    def learned(config):
+        config.model.position_embedding = layers.position_embedding(16)
+        return config
+
+    model = make(learned, *FAMILIES[family])
+    variables, tokens = model.init(KEY), jnp.zeros((1, 17), jnp.int32)
+    assert model.logits(variables, tokens[:, :16]).shape == (1, 16, tiny.VOCAB)
+    for apply in (model.apply, jax.jit(model.apply)):
+        with pytest.raises(
+            UserError, match="17 positions are needed, but the model has"
+        ):
+            apply(variables, tokens)
+    with pytest.raises(UserError, match="100 positions are needed"):
+        model.apply(variables, tokens[:, :1], positions=jnp.array([[99]]))
+    packed = jnp.arange(17)[None] % 9
+    assert model.apply(variables, tokens, positions=packed).hidden.shape[1] == 17
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_experiment_of_longer_sequences_than_positions_is_refused(family):
+    def learned(config):
+        config.model.position_embedding = layers.position_embedding(8)
+        return config
+
+    message = r"sequence_length \(16\) must be at most model.position_embedding.length"
+    with pytest.raises(UserError, match=message):
+        make(learned, *FAMILIES[family])
+
+
+def test_rotary_models_have_no_last_position(model, variables):
+    assert model.most_positions is None
+    assert model.logits(variables, jnp.zeros((1, 100), jnp.int32)).shape[1] == 100
 
 
 def test_a_tied_head_is_the_embedding():

@@ -110,6 +110,12 @@ class Generator:
             )
         for number, row in enumerate(rows):
             self.model.check_ids(row, f"tokens[{number}]")
+        longest = int(lengths.max())
+        self.model.check_positions(
+            # The last token is drawn and not read.
+            longest + max_new_tokens - 1,
+            f" (for a prompt of {longest} tokens and max_new_tokens {max_new_tokens})",
+        )
         ends = lengths + max_new_tokens
         while np.any(lengths < ends):
             until = np.minimum(ends, self._fresh_until(lengths))

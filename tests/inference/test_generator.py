@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fdl_configs import layers
 from maxfdl import graph
 from maxfdl.errors import UserError
 from maxfdl.inference import NOTHING, Generator, Sampler, generate
@@ -24,6 +25,19 @@ PROMPTS = [[5, 9, 2], [7], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]]
 def made(*mutations):
     model = graph.build(tiny.experiment(*mutations)).make_model()
     return model, model.init(jax.random.key(0))
+
+
+@functools.cache
+def with_positions(length):
+    """Returns the mutation that adds a table of positions."""
+
+    def mutation(config):
+        config = graph.copy(config)
+        config.model.position_embedding = layers.position_embedding(length)
+        config.sequence_length = length
+        return config
+
+    return mutation
 
 
 def uncached(model, variables, prompt, count):
@@ -172,6 +186,20 @@ def test_what_cannot_be_is_refused(prompts, settings, message):
     model, variables = made()
     with pytest.raises(ValueError, match=message):
         generate(model, variables, prompts, **{"max_new_tokens": 4} | settings)
+
+
+@pytest.mark.parametrize("mutations", [(), (to_linen,)], ids=["nnx", "linen"])
+def test_documents_end_where_learned_positions_do(mutations):
+    model, variables = made(with_positions(8), *mutations)
+    # The last token is drawn and never read, so it needs no position.
+    (row,) = generate(model, variables, [[1] * 6], max_new_tokens=3)
+    assert len(row) == 3
+    with pytest.raises(UserError) as error:
+        generate(model, variables, [[1], [1] * 6], max_new_tokens=4)
+    assert str(error.value) == (
+        "9 positions are needed (for a prompt of 6 tokens and max_new_tokens 4), but"
+        " the model has learned 8 (position_embedding.length); take fewer tokens."
+    )
 
 
 def test_a_sampler_may_be_given_to_a_generator():
