@@ -1,17 +1,25 @@
 """A folder as `save_pretrained` writes it: config.json, weights, tokenizer."""
 
 import functools
-import json
 import os
 import pathlib
 from typing import Any
 
+from maxfdl import outside
+from maxfdl.data.tokenizers.saving import TOKENIZER_FILES
 from maxfdl.errors import UserError
 from maxfdl.hf.config import Config, normalised
-from maxfdl.hf.tensors import INDEX, TensorReader
+from maxfdl.hf.matching import has_own_head
+from maxfdl.hf.names import table_of
+from maxfdl.hf.tensors import INDEX, WHOLE, TensorReader
+from maxfdl.outside import Text, shown
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
+EXPORTED = (CONFIG, WHOLE, "model-*-of-*.safetensors", INDEX, *TOKENIZER_FILES)
+"""Patterns of the files that an export may consist of."""
+
+_WEIGHTS = "*.safetensors"
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -26,8 +34,8 @@ class Folder:
     """
 
     def __init__(self, path: str | pathlib.Path):
-        self.path = pathlib.Path(path).expanduser()
-        if not (self.path / CONFIG).is_file():
+        self.path = pathlib.Path(os.path.expanduser(path))
+        if not self._has(CONFIG):
             raise UserError(
                 f"{path} must be a folder with a {CONFIG} and *.safetensors files, as"
                 " Hugging Face writes them; download the model first."
@@ -35,21 +43,55 @@ class Folder:
 
     @functools.cached_property
     def raw_config(self) -> dict[str, Any]:
-        return _read_json(self.path / CONFIG)
+        return dict(outside.read_object(self.path / CONFIG).content)
 
     @functools.cached_property
     def config(self) -> Config:
         """config.json in the one layout that graphs are made from.
 
+        It says that the head is not tied to the embedding where the files have one
+        that differs, whatever config.json says: transformers 5 keeps it, too.
+
         Raises:
           UserError: If there is no such model type here, or weights are quantised.
         """
+        config = self._config_as_written
+        return config | {"tie_word_embeddings": False} if self.unties_head else config
+
+    @functools.cached_property
+    def unties_head(self) -> bool:
+        """Whether the files have a head that differs from the embedding, although
+        config.json ties the two."""
+        config = self._config_as_written
+        if not config["tie_word_embeddings"] or not any(self.path.glob(_WEIGHTS)):
+            return False
+        return has_own_head(self.tensors(), table_of(config["model_type"]))
+
+    @functools.cached_property
+    def _config_as_written(self) -> Config:
         if self.raw_config.get("quantization_config"):
             raise UserError(
                 f"{self.path / CONFIG} has a quantization_config; give a folder with"
                 " weights of float32, bfloat16 or float16."
             )
-        return normalised(self.raw_config)
+        return normalised(self.raw_config, str(self.path / CONFIG))
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a user may not expect of the weights that are read, a line each."""
+        lines = []
+        if self._has(WHOLE) and self._has(INDEX):
+            lines.append(
+                f"{self.path} holds {WHOLE} and {INDEX}; the first is read, as"
+                " transformers does. Take away the one that is left over."
+            )
+        if self.unties_head:
+            lines.append(
+                f"{self.path} has tie_word_embeddings (true) and a head that differs"
+                " from the embedding; both are kept, as transformers does. Set it to"
+                " false in config.json."
+            )
+        return lines
 
     @property
     def tokenizer(self) -> pathlib.Path | None:
@@ -65,12 +107,11 @@ class Folder:
         return TensorReader(self._weight_files())
 
     def _weight_files(self) -> list[pathlib.Path]:
-        whole = self.path / "model.safetensors"
-        if (self.path / INDEX).is_file():
+        if self._has(WHOLE):
+            return [self.path / WHOLE]
+        if self._has(INDEX):
             return [self._inside(name) for name in self._indexed()]
-        if whole.is_file():
-            return [whole]
-        found = sorted(self.path.glob("*.safetensors"))
+        found = sorted(self.path.glob(_WEIGHTS))
         if found:
             return found
         if any(file for pattern in _PICKLED for file in self.path.glob(pattern)):
@@ -80,25 +121,20 @@ class Folder:
             )
         raise UserError(f"{self.path} holds no *.safetensors file; fetch it again.")
 
+    def _has(self, name: str) -> bool:
+        return os.path.lexists(self.path / name)
+
     def _indexed(self) -> list[str]:
-        names = _read_json(self.path / INDEX).get("weight_map", {}).values()
-        return list(dict.fromkeys(names))
+        index = outside.read_object(self.path / INDEX)
+        names = index.within("weight_map")
+        files = [names.take(name, Text(least=1)) for name in names.content]
+        return list(dict.fromkeys(files))
 
     def _inside(self, name: str) -> pathlib.Path:
         path = self.path / name
-        if pathlib.PurePath(name).name != name or not path.is_file():
+        if pathlib.PurePath(name).name != name or not self._has(name):
             raise UserError(
-                f"{self.path / INDEX} names {name}, which is no file beside it; fetch"
-                " the folder again."
+                f"{self.path / INDEX} names {shown(name)}, which is no file beside it;"
+                " fetch the folder again."
             )
         return path
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}).") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object.")
-    return content

@@ -44,6 +44,7 @@ def load(
     dtype: DType | None = None,
     param_dtype: DType | None = None,
     sharding: Sharding | None = None,
+    allow_non_finite: bool = False,
 ) -> Loaded:
     """Reads a model folder of Hugging Face: config.json and safetensors.
 
@@ -56,10 +57,13 @@ def load(
       dtype: Type of activations and products; None is that of config.json.
       param_dtype: Type of the weights in memory; None is that of config.json.
       sharding: Mesh and rules; None puts all on one device.
+      allow_non_finite: Whether to read weights that are not finite, which is told on
+        stderr.
 
     Raises:
-      UserError: If there is no such family here, or if tensors are missing, too many
-        or of other shapes, with all that are.
+      UserError: If there is no such family here; if tensors are missing, too many or
+        of other shapes, with all that are; if the mesh does not cut them; or if one is
+        not finite, or too large for `param_dtype`.
     """
     config: Any = find_config("fdl_configs.hugging_face.fine_tuning")(str(folder))
     if dtype is not None:
@@ -70,5 +74,10 @@ def load(
         config = to_linen(config)
     elif backend != "nnx":
         raise ValueError(f"backend ({backend}) must be 'nnx' or 'linen'.")
-    model = graph.build(config).make_model(sharding)
-    return Loaded(config, model, read_weights(Folder(folder), model, sharding))
+    # Not of the whole experiment: weights that cannot be trained so may yet be used.
+    make_model = graph.build(config.backend)
+    model = make_model(module=graph.build(config.model), sharding=sharding)
+    variables = read_weights(
+        Folder(folder), model, sharding, allow_non_finite=allow_non_finite
+    )
+    return Loaded(config, model, variables)

@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -55,16 +55,27 @@ class NameTable:
       rows: All tensors.
       prefix: What names of some checkpoints lack at the beginning.
       ignored: Regular expressions of names that hold no weights, besides `IGNORED`.
+      later: Regular expression of what predicts tokens further ahead.
     """
 
     model_types: tuple[str, ...]
     rows: tuple[Row, ...]
     prefix: str = "model."
     ignored: tuple[str, ...] = ()
+    later: str | None = None
+
+    def theirs(self, ours: str) -> str:
+        """Returns their name of the tensor that is our whole parameter `ours`."""
+        (name,) = [row.theirs for row in self.rows if row.ours == ours]
+        assert isinstance(name, str)
+        return name
 
 
 IGNORED = (r"\.rotary_emb\.inv_freq$",)
 """Buffers of old checkpoints, which follow from config.json."""
+
+EMBEDDING, HEAD = "embedding/table", "head/kernel"
+"""Our paths of the two arrays that a tied model has as one."""
 
 _MULTIMODAL_PREFIXES = (
     ("model.language_model.", "model."),
@@ -231,22 +242,27 @@ def canonical_names(
     return spelled
 
 
-def is_ignored(name: str, table: NameTable, config: Mapping[str, Any]) -> bool:
-    """Says whether a tensor that fills nothing may be there all the same.
+Why = Literal["buffers", "other modalities", "modules that predict later tokens"]
 
-    These are known buffers, other modalities, the head of a model whose head is tied,
-    and layers that predict tokens further ahead, behind the last.
+
+def why_left_out(name: str, table: NameTable, config: Mapping[str, Any]) -> Why | None:
+    """Returns why a tensor that fills nothing may be there all the same.
+
+    Buffers follow from config.json. What belongs to another modality, or to layers
+    behind the last that predict tokens further ahead, holds weights that this model
+    does without. None: there is no reason, and the tensor must have a place.
     """
-    if _OTHER_MODALITIES.match(name):
-        return True
     if any(re.search(each, name) for each in (*IGNORED, *table.ignored)):
-        return True
-    if name.endswith("lm_head.weight") and config["tie_word_embeddings"]:
-        return True
+        return "buffers"
+    if _OTHER_MODALITIES.match(name):
+        return "other modalities"
     layer = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
     first = config.get("num_hidden_layers", 0)
-    further = range(first, first + config.get("num_nextn_predict_layers", 0))
-    return layer is not None and int(layer[1]) in further
+    further = range(first, first + (config.get("num_nextn_predict_layers") or 0))
+    is_later = layer is not None and int(layer[1]) in further
+    if is_later or (table.later is not None and re.search(table.later, name)):
+        return "modules that predict later tokens"
+    return None
 
 
 def _flat(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[Any]:

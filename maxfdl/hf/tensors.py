@@ -4,19 +4,23 @@ A tensor is read by `pread`, not mapped, so that what was read does not stay in 
 Types of 16 bits come and go as they are.
 """
 
+import contextlib
 import json
 import math
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from maxfdl import outside
 from maxfdl.errors import UserError
 
 SHARD_BYTES = 5_000_000_000
+_PIECE = 2**22  # numbers that are compared at a time
+WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 _CODES = {
@@ -35,22 +39,31 @@ class TensorReader:
     """The tensors of several files, by name.
 
     Raises:
-      UserError: If a file is not whole.
+      UserError: If a file is missing or not whole, or if two hold the same tensor.
     """
 
     def __init__(self, files: Iterable[pathlib.Path]):
         self._file_of: dict[str, Any] = {}
+        self._path_of: dict[str, pathlib.Path] = {}
         for path in files:
-            try:
+            outside.check_file(path)
+            with _explain_failure(path):
                 file = safe_open(path, "np", backend="pread")
-            except (SafetensorError, OSError) as error:
-                raise UserError(
-                    f"{path} cannot be read as safetensors ({error}); fetch it again."
-                ) from error
-            self._file_of.update(dict.fromkeys(file.keys(), file))
+                names = file.keys()
+            for name in names:
+                if name in self._path_of:
+                    raise UserError(
+                        f"{path} and {self._path_of[name].name} beside it both hold"
+                        f" {name}; take away the file that is left over."
+                    )
+                self._file_of[name], self._path_of[name] = file, path
 
     def names(self) -> list[str]:
         return list(self._file_of)
+
+    def path(self, name: str) -> pathlib.Path:
+        """Returns the file that holds a tensor."""
+        return self._path_of[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._file_of[name].get_slice(name).get_shape())
@@ -60,7 +73,34 @@ class TensorReader:
         return self._file_of[name].get_slice(name).get_dtype()
 
     def read(self, name: str) -> np.ndarray:
-        return self._file_of[name].get_tensor(name)
+        with _explain_failure(self._path_of[name]):
+            return self._file_of[name].get_tensor(name)
+
+    def are_equal(self, name: str, other: str) -> bool:
+        """Says whether two tensors hold the same values; reads them piece by piece."""
+        slices = [self._file_of[each].get_slice(each) for each in (name, other)]
+        shapes = [each.get_shape() for each in slices]
+        if shapes[0] != shapes[1] or not shapes[0]:
+            return False
+        if not all(is_supported(each.get_dtype()) for each in slices):
+            return False
+        count, *rest = shapes[0]
+        rows = max(1, _PIECE // max(1, math.prod(rest)))
+        pieces = [slice(i, min(i + rows, count)) for i in range(0, count, rows)]
+        with _explain_failure(self._path_of[name]):
+            return all(
+                np.array_equal(*(each[piece] for each in slices)) for piece in pieces
+            )
+
+
+@contextlib.contextmanager
+def _explain_failure(path: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read as safetensors ({error}); fetch it again."
+        ) from None
 
 
 def is_supported(code: str) -> bool:
@@ -72,7 +112,7 @@ class TensorWriter:
     """Writes tensors into as many files as it takes, under Hugging Face's names.
 
     All is laid out beforehand, so tensors may come in any order, and none is kept. The
-    files have their names when the `with` block ends well, and none if it does not.
+    files are whole when the `with` block ends well; the folder is for this alone.
 
     Args:
       folder: Where the files go.
@@ -93,8 +133,8 @@ class TensorWriter:
         self._open: list[IO[bytes]] = []
 
     def __enter__(self) -> "TensorWriter":
-        for number, shard in enumerate(self._shards):
-            file = open(self._temporary(number), "wb")
+        for file_name, shard in zip(self._names(), self._shards, strict=True):
+            file = open(self._folder / file_name, "wb")
             self._open.append(file)
             for name, offset in self._write_header(file, shard).items():
                 self._place[name] = file, offset
@@ -110,23 +150,14 @@ class TensorWriter:
     def __exit__(self, kind: type | None, error: Any, _: Any) -> None:
         for file in self._open:
             file.close()
-        temporary = [self._temporary(number) for number in range(len(self._shards))]
-        if kind is not None:
-            for path in temporary:
-                path.unlink(missing_ok=True)
-            return
-        assert not self._place, f"not written: {list(self._place)}"
-        for path, name in zip(temporary, self._names(), strict=True):
-            path.replace(self._folder / name)
-        self._write_index()
-
-    def _temporary(self, number: int) -> pathlib.Path:
-        return self._folder / f".shard-{number:05}.tmp"
+        if kind is None:
+            assert not self._place, f"not written: {list(self._place)}"
+            self._write_index()
 
     def _names(self) -> list[str]:
         count = len(self._shards)
         if count == 1:
-            return ["model.safetensors"]
+            return [WHOLE]
         return [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
 
     def _write_header(self, file: IO[bytes], shard: list[str]) -> dict[str, int]:
@@ -150,9 +181,7 @@ class TensorWriter:
         return {name: data + header[name]["data_offsets"][0] for name in shard}
 
     def _write_index(self) -> None:
-        index = self._folder / INDEX
         if len(self._shards) == 1:
-            index.unlink(missing_ok=True)
             return
         content = {
             "metadata": {"total_size": sum(map(_num_bytes, self._specs.values()))},
@@ -162,7 +191,8 @@ class TensorWriter:
                 for name in shard
             },
         }
-        index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=2) + "\n"
+        (self._folder / INDEX).write_text(text, encoding="utf-8")
 
 
 def _num_bytes(spec: Spec) -> int:

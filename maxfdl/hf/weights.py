@@ -6,71 +6,92 @@ One tensor at a time is in host memory; what has been read lies on the devices.
 import contextlib
 import functools
 import pathlib
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
-from maxfdl.errors import UserError
+from maxfdl.hf.arrays import Arrays
+from maxfdl.hf.finite import Inspection
 from maxfdl.hf.folder import Folder
-from maxfdl.hf.layouts import Config, Layout
+from maxfdl.hf.layouts import Config
+from maxfdl.hf.matching import check_count, left_out, match, their_shapes
 from maxfdl.hf.names import table_of
-from maxfdl.hf.table import (
-    Binding,
-    Leaves,
-    NameTable,
-    Slot,
-    bind,
-    canonical_names,
-    is_ignored,
-    leaves_of,
-)
-from maxfdl.hf.tensors import SHARD_BYTES, TensorReader, TensorWriter, is_supported
-from maxfdl.layers.parameter import Parameter
+from maxfdl.hf.table import Binding, Slot, bind, leaves_of
+from maxfdl.hf.tensors import SHARD_BYTES, TensorWriter
 from maxfdl.model import Model
+from maxfdl.sharding.room import check_room
 from maxfdl.sharding.sharding import Sharding
 
 Variables = dict[str, Any]
 
 
 def read_weights(
-    folder: Folder, model: Model, sharding: Sharding | None = None
+    folder: Folder,
+    model: Model,
+    sharding: Sharding | None = None,
+    *,
+    allow_non_finite: bool = False,
 ) -> Variables:
     """Returns the variables of `model` with the weights in `folder`.
 
     They are of the model's `param_dtype`, and lie as `sharding` says; None: on one
-    device.
+    device. A line on stderr tells what of the folder is not used.
+
+    Args:
+      folder: The folder.
+      model: The network.
+      sharding: Mesh and rules.
+      allow_non_finite: Whether to read weights that are not finite, which is told on
+        stderr.
 
     Raises:
-      UserError: If the tensors are not those of the model, with all that differ.
+      UserError: If the tensors are not those of the model, with all that differ; if
+        the mesh does not cut them; or if one holds what is not finite.
     """
     table, config = table_of(folder.config["model_type"]), folder.config
     leaves, tensors = leaves_of(model), folder.tensors()
+    arrays = Arrays(leaves, model, sharding)
+    check_count(leaves, tensors, table, folder.path)
     bindings = bind(table, leaves)
-    spelled = _checked(bindings, tensors, table, config, folder.path)
-    arrays = _Arrays(leaves, model, sharding)
+    spelled = match(bindings, tensors, table, config, folder.path)
+    check_room(arrays.abstract(), f"the weights in {folder.path} need")
+    unused = left_out(tensors, spelled, table, config).items()
+    inspection = Inspection(allow_non_finite)
     for binding in bindings:
         theirs = [tensors.read(spelled[name]) for name in binding.theirs]
+        for name, values in zip(binding.theirs, theirs, strict=True):
+            where = f"{tensors.path(spelled[name])}: {spelled[name]}"
+            inspection.look(where, values, arrays.dtype(binding.slots[0]))
         ours = binding.to_ours(theirs, config)
         for slot, values in zip(binding.slots, ours, strict=True):
             arrays.fill(slot, values)
+    _tell(folder.remarks)
+    _tell(
+        f"{folder.path}: {count} tensors of {why} are not used" for why, count in unused
+    )
+    _tell(inspection.remarks)
     return arrays.nested()
 
 
 def write_weights(
-    folder: pathlib.Path,
+    folder: pathlib.Path | None,
     model: Model,
     variables: Mapping[str, Any],
     config: Config,
     shard_bytes: int = SHARD_BYTES,
+    allow_non_finite: bool = False,
 ) -> None:
     """Writes variables under Hugging Face's names, in the types that they have.
 
-    Of several processes the first writes, and all must call.
+    Of several processes, all must call, and those that write nothing give no folder.
+
+    Raises:
+      UserError: If weights are not finite, unless `allow_non_finite`.
     """
     bindings = bind(table_of(config["model_type"]), leaves_of(model))
     dtypes = {
@@ -80,14 +101,16 @@ def write_weights(
     }
     specs = {
         name: (shape, dtypes[name])
-        for name, shape in _their_shapes(bindings, config).items()
+        for name, shape in their_shapes(bindings, config).items()
     }
-    writes = jax.process_index() == 0
-    writer = TensorWriter(folder, specs, shard_bytes)
-    with writer if writes else contextlib.nullcontext():
+    inspection = Inspection(allow_non_finite)
+    writer = None if folder is None else TensorWriter(folder, specs, shard_bytes)
+    with contextlib.nullcontext() if writer is None else writer:
         for name, values in their_tensors(model, variables, config):
-            if writes:
+            inspection.look(name, values, values.dtype)
+            if writer is not None:
                 writer.write(name, values)
+    _tell(inspection.remarks)
 
 
 def their_tensors(
@@ -97,70 +120,6 @@ def their_tensors(
     for binding in bind(table_of(config["model_type"]), leaves_of(model)):
         theirs = binding.to_theirs(_fetch(variables, binding), config)
         yield from zip(binding.theirs, theirs, strict=True)
-
-
-class _Arrays:
-    """Variables under way: each array is made when its first part comes."""
-
-    def __init__(self, leaves: Leaves, model: Model, sharding: Sharding | None):
-        self._leaves = leaves
-        self._sharding = sharding
-        self._dtypes = {
-            "params": jnp.dtype(model.network.param_dtype),
-            "state": jnp.dtype(jnp.float32),  # what routers and the like are kept in
-        }
-        self._arrays: dict[tuple[str, tuple[str, ...]], jax.Array] = {}
-
-    def fill(self, slot: Slot, values: np.ndarray) -> None:
-        key = slot.collection, slot.path
-        if key not in self._arrays:
-            self._arrays[key] = self._empty(key)
-        whole = self._arrays.pop(key)
-        place = self._place(slot.declared, slot.declared.axes, slot.collection)
-        part = jax.make_array_from_callback(
-            values.shape, place, lambda index: values[index]
-        )
-        self._arrays[key] = _put(whole.sharding)(whole, part, slot.index)
-        # One part at a time: else parts pile up in the queue of the device.
-        self._arrays[key].block_until_ready()
-
-    def nested(self) -> Variables:
-        tree: Variables = {"params": {}, "state": {}}
-        for collection, path in self._leaves:
-            node = tree[collection]
-            for name in path[:-1]:
-                node = node.setdefault(name, {})
-            node[path[-1]] = self._arrays[collection, path]
-        return tree
-
-    def _empty(self, key: tuple[str, tuple[str, ...]]) -> jax.Array:
-        parameter = self._leaves[key]
-        place = self._place(parameter, parameter.full_axes, key[0])
-        dtype = self._dtypes[key[0]]
-        return _zeros(parameter.full_shape, dtype, place)
-
-    def _place(self, parameter: Parameter, axes: tuple[str, ...], collection: str):
-        if self._sharding is None:
-            return SingleDeviceSharding(jax.local_devices()[0])
-        return self._sharding.named(axes if collection == "params" else ())
-
-
-def _zeros(shape, dtype, place) -> jax.Array:
-    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=place)()
-
-
-@functools.cache
-def _put(place: jax.sharding.Sharding):
-    """Returns the function that writes a part into an array, in place."""
-
-    def put(whole, part, index):
-        lead = len(index)
-        part = part.astype(whole.dtype).reshape((1,) * lead + part.shape)
-        return lax.dynamic_update_slice(
-            whole, part, (*index, *[0] * (part.ndim - lead))
-        )
-
-    return jax.jit(put, donate_argnums=0, out_shardings=place)
 
 
 def _fetch(variables: Mapping[str, Any], binding: Binding) -> list[np.ndarray]:
@@ -196,67 +155,8 @@ def _leaf(variables: Mapping[str, Any], slot: Slot) -> jax.Array:
     return node
 
 
-def _their_shapes(
-    bindings: list[Binding], config: Config
-) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of each of their tensors, by running the layouts abstractly."""
-
-    # Once for all layers and experts that are alike.
-    @functools.cache
-    def shapes(layout: Layout, declared: tuple[Parameter, ...]):
-        ours = [jax.ShapeDtypeStruct(p.shape, jnp.float32) for p in declared]
-        theirs = jax.eval_shape(lambda xs: layout.to_theirs(xs, declared, config), ours)
-        return [tuple(x.shape) for x in theirs]
-
-    return {
-        name: shape
-        for binding in bindings
-        for name, shape in zip(
-            binding.theirs, shapes(binding.layout, binding.declared), strict=True
-        )
-    }
-
-
-def _checked(
-    bindings: list[Binding],
-    tensors: TensorReader,
-    table: NameTable,
-    config: Config,
-    path: pathlib.Path,
-) -> dict[str, str]:
-    """Returns the name in the files of each tensor that is needed.
-
-    Raises:
-      UserError: If any is missing, too many, or of another shape or type: all at once.
-    """
-    wanted = _their_shapes(bindings, config)
-    spelled = canonical_names(tensors.names(), table, set(wanted))
-    missing = [name for name in wanted if name not in spelled]
-    extra = [
-        name
-        for name in sorted(set(tensors.names()) - set(spelled.values()))
-        if not is_ignored(name, table, config)
-    ]
-    misshapen = [
-        f"{name} {list(tensors.shape(real))} (must be {list(wanted[name])})"
-        for name, real in spelled.items()
-        if tensors.shape(real) != wanted[name]
-    ]
-    unreadable = [
-        f"{name} {tensors.code(real)}"
-        for name, real in spelled.items()
-        if not is_supported(tensors.code(real))
-    ]
-    parts = (
-        ("missing", missing),
-        ("in no place of the model", extra),
-        ("of another shape", misshapen),
-        ("of a type that is not read", unreadable),
-    )
-    problems = [f"  {what}: {', '.join(names)}" for what, names in parts if names]
-    if problems:
-        raise UserError(
-            f"{path} does not hold the tensors of its config.json:\n"
-            + "\n".join(problems)
-        )
-    return spelled
+def _tell(lines: Iterable[str]) -> None:
+    """Prints lines on stderr; of several processes, the first alone does."""
+    for line in lines:
+        if jax.process_index() == 0:
+            print(line, file=sys.stderr, flush=True)

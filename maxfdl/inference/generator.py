@@ -96,7 +96,8 @@ class Generator:
 
         Raises:
           ValueError: If there is no row, or an empty one.
-          UserError: If an id is negative, or past the model's vocabulary.
+          UserError: If an id is negative, or past the model's vocabulary, or if a
+            document would be longer than the model has learned positions for.
         """
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens ({max_new_tokens}) must be at least 1.")

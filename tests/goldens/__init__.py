@@ -1,8 +1,9 @@
 """Expected numbers of other programs: Hugging Face transformers and torch.
 
 Folders such as `llama2` are those of models: configuration, weights, and what
-transformers computes of them. `algorithms` has formulas: the parts of an index and of
-its arrays that tests here use. Both say how far float32 is from float64, from which
+transformers computes of them. `cases` has models with a fault, and what transformers
+5.24.0 computes of them in float32. `algorithms` has formulas: the parts of an index and
+of its arrays that tests here use. Both say how far float32 is from float64, from which
 tolerances follow.
 """
 

@@ -1,6 +1,7 @@
 """What a folder must hold, and where its weights go."""
 
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -11,15 +12,17 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from maxfdl import graph, hf
 from maxfdl.errors import UserError
 from maxfdl.mutations import remat, unroll_layers
+from maxfdl.run.first_state import first_state
+from maxfdl.sharding import room
 from maxfdl.sharding.mesh import MeshShape
 from maxfdl.sharding.rules import AxisRules
 from maxfdl.sharding.sharding import Sharding
-from tests import goldens
+from tests import goldens, tiny
 from tests.hf.variants import loaded
 
 NAME = "llama3"
@@ -140,7 +143,92 @@ def test_several_files_are_read_by_their_index(folder):
     index.write_text(json.dumps({"weight_map": weight_map}))
     assert_same(hf.load(folder).variables, loaded(NAME).variables)
     index.write_text(json.dumps({"weight_map": {"x": "../model.safetensors"}}))
-    assert "names ../model.safetensors, which is no file beside it" in refusal(folder)
+    assert 'names "../model.safetensors", which is no file beside it' in refusal(folder)
+
+
+def test_a_single_file_is_read_before_an_index_which_is_said(folder, capsys):
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"x": "gone.safetensors"}}))
+    assert_same(hf.load(folder).variables, loaded(NAME).variables)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        f"{folder} holds model.safetensors and {index.name}; the first is read"
+    )
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize(
+    ("make", "kind"), [(os.mkfifo, "a FIFO"), (os.mkdir, "a folder")]
+)
+def test_what_is_no_file_is_refused_unopened(folder, file, make, kind):
+    (folder / file).unlink()
+    make(folder / file)
+    assert refusal(folder) == f"{folder / file} must be a file, but it is {kind}."
+
+
+def test_a_missing_shard_is_named(folder):
+    (folder / "model.safetensors").unlink()
+    index = folder / "model.safetensors.index.json"
+    weight_map = {"a": "model-00001-of-00002.safetensors"}
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    assert f"names {json.dumps(weight_map['a'])}, which is no file" in refusal(folder)
+    (folder / weight_map["a"]).symlink_to("blobs/gone")
+    assert "model-00001-of-00002.safetensors cannot be read: no such" in refusal(folder)
+
+
+def test_float16_is_read_although_training_in_it_takes_more(folder):
+    halves = {name: x.astype(np.float16) for name, x in WEIGHTS.items()}
+    save_file(halves, folder / "model.safetensors")
+    change_config(folder, dtype="float16")
+    assert hf.load(folder).config.model.param_dtype == "float16"
+
+
+@pytest.mark.parametrize("backend", ["nnx", "linen"])
+def test_a_head_that_differs_is_kept_although_the_config_ties_it(backend, capsys):
+    path = goldens.FOLDER / "cases" / "tied_but_different_head"
+    found = hf.load(path, backend)
+    expected = load_file(path / "golden.safetensors")
+    logits = found.model.logits(found.variables, expected["input_ids"])
+    np.testing.assert_allclose(logits, expected["logits"], atol=2e-5)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "tie_word_embeddings (true) and a head that differs" in line
+
+
+def test_a_tied_head_may_stand_for_the_embedding(folder):
+    embedding = "model.embed_tokens.weight"
+    rename(folder, lambda name: "lm_head.weight" if name == embedding else name)
+    assert_same(hf.load(folder).variables, loaded(NAME).variables)
+
+
+def test_weights_that_the_model_does_without_are_told(folder, capsys):
+    vision = {f"vision_tower.{i}.weight": np.zeros(3, np.float32) for i in range(2)}
+    buffer = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(8, np.float32)}
+    rename(folder, lambda name: name, **vision, **buffer)
+    hf.load(folder)
+    said = capsys.readouterr().err
+    assert said == f"{folder}: 2 tensors of other modalities are not used\n"
+
+
+def test_weights_that_are_not_finite_are_refused_unless_they_are_allowed(
+    folder, capsys
+):
+    bad = "model.layers.1.mlp.up_proj.weight"
+    rename(folder, lambda name: name, **{bad: np.full_like(WEIGHTS[bad], np.nan)})
+    file = folder / "model.safetensors"
+    assert refusal(folder).startswith(f"{file}: {bad} holds nan at [0, 0], and ")
+    read = hf.load(folder, allow_non_finite=True).variables
+    layers = read["params"]["decoder"]["stacks_0"]["layers_0"]
+    assert np.isnan(layers["mlp"]["up"]["kernel"][1]).all()
+    assert f"{bad} holds nan" in capsys.readouterr().err
+    with pytest.raises(UserError, match=f"{bad} holds nan"):
+        first_state(tiny.program(loaded(NAME).config), str(folder))
+
+
+def test_weights_too_large_for_their_new_type_are_refused(folder):
+    bad = "model.norm.weight"
+    rename(folder, lambda name: name, **{bad: np.full_like(WEIGHTS[bad], 1e5)})
+    with pytest.raises(UserError, match=f"{bad} holds 100000.0, too large for float16"):
+        hf.load(folder, param_dtype="float16")
 
 
 def test_pickles_are_refused(folder):
@@ -210,6 +298,30 @@ def test_weights_lie_as_the_rules_say():
 
     params = sharded.variables["params"]
     jax.tree.map(check, params, sharded.model.parameters())
+
+
+def test_a_mesh_that_does_not_cut_the_weights_is_refused_before_they_are_read():
+    mesh = MeshShape(data=1, fsdp=1, tensor=8).build(jax.devices())
+    with pytest.raises(
+        UserError, match="dim 'kv_heads' of size 2 cannot be cut into 8"
+    ):
+        hf.load(goldens.FOLDER / NAME, sharding=Sharding(mesh, AxisRules()))
+
+
+def test_a_part_of_an_array_lies_as_the_whole_does():
+    # By itself, the part would be cut along `embed`, whose 40 features 16 do not cut.
+    mesh = MeshShape(data=1, fsdp=4, tensor=2).build(jax.devices())
+    rules = AxisRules(layers=("fsdp",), embed=("fsdp", "tensor"))
+    sharded = hf.load(goldens.FOLDER / NAME, sharding=Sharding(mesh, rules))
+    assert_same(sharded.variables, loaded(NAME).variables)
+
+
+def test_weights_that_the_memory_does_not_hold_are_refused(monkeypatch):
+    monkeypatch.setattr(room, "host_bytes", lambda: 100_000)
+    with pytest.raises(UserError) as error:
+        hf.load(goldens.FOLDER / NAME)
+    assert str(error.value).startswith(f"the weights in {goldens.FOLDER / NAME} need 2")
+    assert "on this host" in str(error.value) and "97.7 KiB" in str(error.value)
 
 
 BIG = {

@@ -6,10 +6,12 @@ import pytest
 from maxfdl.errors import UserError
 from maxfdl.hf.defaults import DEFAULTS
 from maxfdl.hf.names import tables
-from maxfdl.hf.table import NameTable, Row, bind, canonical_names, is_ignored
+from maxfdl.hf.table import NameTable, Row, bind, canonical_names, why_left_out
 from maxfdl.layers.parameter import Parameter
 from maxfdl.ops.initializers import Constant
 
+BUFFERS, OTHERS = "buffers", "other modalities"
+LATER = "modules that predict later tokens"
 LAYER = "model.layers.{layer}."
 NORM = Parameter((4,), ("norm",), Constant(1.0), "scale")
 KERNEL = Parameter((4, 6), ("embed", "mlp"), Constant(), "kernel", 1)
@@ -144,22 +146,23 @@ def test_names_are_found_under_their_other_spellings():
 
 
 @pytest.mark.parametrize(
-    ("name", "config", "ignored"),
+    ("name", "config", "why"),
     [
-        ("model.layers.0.self_attn.rotary_emb.inv_freq", {}, True),
-        ("vision_tower.layers.0.weight", {}, True),
-        ("model.vision_tower.layers.0.weight", {}, True),
-        ("lm_head.weight", {"tie_word_embeddings": True}, True),
-        ("lm_head.weight", {}, False),
-        ("model.layers.3.norm.weight", {}, False),
-        ("model.layers.3.norm.weight", {"num_nextn_predict_layers": 1}, True),
-        ("model.layers.2.norm.weight", {"num_nextn_predict_layers": 1}, False),
-        ("model.layers.0.mask", {}, True),
+        ("model.layers.0.self_attn.rotary_emb.inv_freq", {}, BUFFERS),
+        ("model.layers.0.mask", {}, BUFFERS),
+        ("vision_tower.layers.0.weight", {}, OTHERS),
+        ("model.vision_tower.layers.0.weight", {}, OTHERS),
+        ("lm_head.weight", {}, None),
+        ("model.layers.3.norm.weight", {}, None),
+        ("model.layers.3.norm.weight", {"num_nextn_predict_layers": 1}, LATER),
+        ("model.layers.2.norm.weight", {"num_nextn_predict_layers": 1}, None),
+        ("mtp.norm.weight", {}, LATER),
     ],
 )
-def test_what_may_be_left_over(name, config, ignored):
-    config = {"tie_word_embeddings": False, "num_hidden_layers": 3} | config
-    assert is_ignored(name, table(ignored=(r"\.mask$",)), config) is ignored
+def test_what_may_be_left_over_has_a_reason(name, config, why):
+    config = {"num_hidden_layers": 3} | config
+    toy = table(ignored=(r"\.mask$",), later="^mtp")
+    assert why_left_out(name, toy, config) == why
 
 
 def test_every_model_type_has_one_table():

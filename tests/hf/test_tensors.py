@@ -9,6 +9,7 @@ from safetensors import numpy as library
 from safetensors import safe_open
 
 from maxfdl.errors import UserError
+from maxfdl.hf import tensors as tensors_module
 from maxfdl.hf.tensors import TensorReader, TensorWriter
 
 
@@ -80,12 +81,24 @@ def test_a_tensor_larger_than_a_file_has_one_to_itself(values, tmp_path):
     assert len(list(tmp_path.glob("model-*-of-00003.safetensors"))) == 3
 
 
-def test_a_failure_leaves_no_files(values, tmp_path):
-    specs = {name: (x.shape, x.dtype) for name, x in values.items()}
-    with pytest.raises(KeyError), TensorWriter(tmp_path, specs) as writer:
-        writer.write("model.a", values["model.a"])
-        raise KeyError
-    assert list(tmp_path.iterdir()) == []
+def test_tensors_are_equal_if_all_their_values_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensors_module, "_PIECE", 100)  # several rows of several pieces
+    x = np.random.default_rng(0).normal(size=(40, 30)).astype(np.float32)
+    other = x.copy()
+    other[-1, -1] += 1.0
+    tensors = {"a": x, "b": x, "c": other, "d": x[:-1], "e": x.astype(np.int32)}
+    library.save_file(tensors, tmp_path / "x.safetensors")
+    reader = TensorReader([tmp_path / "x.safetensors"])
+    assert reader.are_equal("a", "b")
+    assert not any(reader.are_equal("a", each) for each in "cde")
+
+
+def test_a_tensor_that_two_files_hold_is_refused(values, tmp_path):
+    for file in ("x.safetensors", "y.safetensors"):
+        library.save_file(values, tmp_path / file)
+    files = [tmp_path / "x.safetensors", tmp_path / "y.safetensors"]
+    with pytest.raises(UserError, match="y.safetensors and x.safetensors beside it"):
+        TensorReader(files)
 
 
 def test_a_file_that_is_not_whole_is_refused(tmp_path):

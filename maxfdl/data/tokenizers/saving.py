@@ -51,8 +51,7 @@ def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
     path.write_text(f"{text}\n", "utf-8")
 
 
-# What lies in a model folder besides config.json and weights.
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer*.json",
     "tokenizer.model*",
     "special_tokens_map.json",
@@ -68,11 +67,12 @@ _TOKENIZER_FILES = (
     "chat_templates/*.jinja",
     GENERATION_CONFIG,
 )
+"""Patterns of what lies in a model folder besides config.json and weights."""
 
 
 def copy_tokenizer_files(source: pathlib.Path, target: pathlib.Path) -> None:
     """Copies the files of tokenizer, chat template and generation settings."""
-    for pattern in _TOKENIZER_FILES:
+    for pattern in TOKENIZER_FILES:
         for path in sorted(source.glob(pattern)):
             copy = target / path.relative_to(source)
             if path.is_file() and copy.absolute() != path.absolute():

@@ -82,6 +82,5 @@ TABLE = NameTable(
     + MLP
     + EXPERTS
     + SHARED_EXPERT,
-    # What predicts a token more, which Hugging Face leaves out too.
-    ignored=(r"^mtp\.",),
+    later=r"^mtp\.",
 )
