@@ -32,6 +32,10 @@ if "from_hf" not in FLAGS:
         "Model folder to copy tokenizer and generation files from; default: those that"
         " the run keeps.",
     )
+if "allow_non_finite" not in FLAGS:
+    flags.DEFINE_bool(
+        "allow_non_finite", False, "Let weights pass that are NaN or infinite."
+    )
 
 
 def main(argv: list[str]) -> None:
@@ -52,10 +56,10 @@ def _to_run(folder: str, run_dir: str) -> None:
     FLAGS.fdl_config = f"fdl_configs.hugging_face.fine_tuning(folder={folder!r})"
     config = commandline.config_from_flags()
 
-    from maxfdl import graph
+    from maxfdl import graph, hf
     from maxfdl.data import TextData
+    from maxfdl.hf.weights import read_weights
     from maxfdl.run.directory import RunDirectory
-    from maxfdl.run.first_state import first_state
     from maxfdl.train.program import Program
 
     if config.checkpoint is None:
@@ -69,7 +73,14 @@ def _to_run(folder: str, run_dir: str) -> None:
         experiment = graph.build(config)
         trainer = experiment.make_trainer(experiment.make_sharding())
         program = Program(trainer, experiment.batch_size, experiment.sequence_length)
-        state = first_state(program, folder)
+        program.check_memory()
+        variables = read_weights(
+            hf.Folder(folder),
+            trainer.model,
+            program.sharding,
+            allow_non_finite=FLAGS.allow_non_finite,
+        )
+        state = program.start_from(variables)
         checkpointer = experiment.checkpoint(directory=directory.checkpoints)
         data = experiment.make_data(trainer.model)
         if isinstance(data, TextData):
@@ -92,10 +103,17 @@ def _to_hugging_face(run_dir: str, folder: str, source: str | None) -> None:
     from maxfdl.run.directory import TOKENIZER
     from maxfdl.saved_run import read_run
 
-    run = read_run(pathlib.Path(run_dir), FLAGS.trust)
+    allowed = FLAGS.allow_non_finite
+    run = read_run(pathlib.Path(run_dir), FLAGS.trust, allow_non_finite=allowed)
     kept = pathlib.Path(run_dir) / TOKENIZER
-    tokenizer = kept if source is None and kept.is_dir() else None
-    hf.save(folder, run.config, run.variables, source=source, tokenizer=tokenizer)
+    hf.save(
+        folder,
+        run.config,
+        run.variables,
+        source=source,
+        tokenizer=kept if source is None and kept.is_dir() else None,
+        allow_non_finite=allowed,
+    )
     print(f"{folder} holds the weights of {run_dir} at step {run.step}")
     if run.config.model.later_tokens:
         print("the modules that predict later tokens are left out")

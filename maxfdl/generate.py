@@ -33,6 +33,10 @@ if "prompt" not in FLAGS:
     flags.DEFINE_integer("seed", 0, "Of what is drawn.")
     flags.DEFINE_bool("chat", None, "Whether to use the model's chat template.")
     flags.DEFINE_string("system", None, "What a chat is told before the question.")
+if "allow_non_finite" not in FLAGS:
+    flags.DEFINE_bool(
+        "allow_non_finite", False, "Let weights pass that are NaN or infinite."
+    )
 
 
 def main(argv: list[str]) -> None:
@@ -142,7 +146,8 @@ def _from_hugging_face(folder: pathlib.Path) -> Any:
     tokenizer = _tokenizer(folder, rows, missing="fetch it from the hub")
     # A CPU widens 16 bits in every product, which takes longer than reading 32.
     dtype = "float32" if jax.default_backend() == "cpu" else None
-    loaded = hf.load(folder, dtype=dtype, param_dtype=dtype)
+    allowed = FLAGS.allow_non_finite
+    loaded = hf.load(folder, dtype=dtype, param_dtype=dtype, allow_non_finite=allowed)
     return _writer(loaded.model, loaded.variables, tokenizer)
 
 
@@ -156,7 +161,7 @@ def _from_run(folder: pathlib.Path) -> Any:
     from maxfdl.run.directory import TOKENIZER
     from maxfdl.saved_run import read_run
 
-    run = read_run(folder, FLAGS.trust)
+    run = read_run(folder, FLAGS.trust, allow_non_finite=FLAGS.allow_non_finite)
     model = run.experiment.make_model()
     tokenizer = _tokenizer(
         folder / TOKENIZER,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.sharding import SingleDeviceSharding
 
 from maxfdl import graph
 from maxfdl.checkpoint.checkpointer import Checkpointer
@@ -14,6 +15,7 @@ from maxfdl.experiment import Experiment
 from maxfdl.run.directory import RunDirectory
 from maxfdl.saved_graph import saved_graph
 from maxfdl.sharding.mesh import MeshShape
+from maxfdl.sharding.room import check_room
 from maxfdl.sharding.sharding import Sharding
 
 
@@ -34,11 +36,14 @@ class SavedRun:
     variables: dict[str, Any]
 
 
-def read_run(folder: pathlib.Path, trust: Sequence[str] = ()) -> SavedRun:
+def read_run(
+    folder: pathlib.Path, trust: Sequence[str] = (), *, allow_non_finite: bool = False
+) -> SavedRun:
     """Returns what the run in `folder` saved last.
 
     Raises:
-      UserError: If there is no run, or none that saved anything.
+      UserError: If there is no run, or none that saved anything, or if weights are not
+        finite, unless `allow_non_finite`.
     """
     run = RunDirectory(folder) if folder.is_dir() else None
     config: Any = run and saved_graph(run, trust)
@@ -57,7 +62,18 @@ def read_run(folder: pathlib.Path, trust: Sequence[str] = ()) -> SavedRun:
     parts = {name: abstract[name] for name in trainer.evaluated_from}
     # An empty part holds no leaves, and so is no part of what was saved.
     wanted = {name: part for name, part in parts.items() if jax.tree.leaves(part)}
-    saved = {**parts, **checkpointer.read(step, wanted)}
+    check_room(_on_one_device(wanted), f"the weights of {folder} need")
+    saved = {
+        **parts,
+        **checkpointer.read(step, wanted, allow_non_finite=allow_non_finite),
+    }
     if parts.keys() != {"params", "state"}:
         saved = jax.jit(trainer.evaluated)(saved)
     return SavedRun(config, experiment, step, saved)
+
+
+def _on_one_device(abstract: Any) -> Any:
+    place = SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract
+    )

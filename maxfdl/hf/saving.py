@@ -1,6 +1,8 @@
 """A graph and its variables as a folder that `transformers` loads."""
 
+import contextlib
 import json
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +16,8 @@ from maxfdl.data.tokenizers.saving import TOKENIZER, copy_tokenizer_files
 from maxfdl.experiment import Experiment
 from maxfdl.hf.config import Config
 from maxfdl.hf.families import describe, same_network, without_extras
-from maxfdl.hf.folder import CONFIG, Folder
+from maxfdl.hf.folder import CONFIG, EXPORTED, Folder
+from maxfdl.hf.staging import swapped_in
 from maxfdl.hf.tensors import SHARD_BYTES
 from maxfdl.hf.weights import write_weights
 from maxfdl.layers.linen.module import Module as LinenModule
@@ -30,8 +33,14 @@ def save(
     tokenizer: str | pathlib.Path | None = None,
     family: str | None = None,
     shard_bytes: int = SHARD_BYTES,
+    allow_non_finite: bool = False,
 ) -> None:
     """Writes config.json and safetensors files, in the types that the arrays have.
+
+    They are written beside an older export and take its place when they are whole:
+    nothing of it stays, be it weights, tokenizer or generation files, and if writing
+    fails all of it stays. Files that are no part of an export, such as README.md, stay.
+    Of several processes the first writes, and all must call.
 
     Modules that predict later tokens have no place in such a folder and are left out.
 
@@ -47,33 +56,36 @@ def save(
       family: Family whose names to use; None finds the one that has such a graph, that
         of `source` before others.
       shard_bytes: What one file may hold.
+      allow_non_finite: Whether to write weights that are not finite, which is told on
+        stderr.
 
     Raises:
-      UserError: If no family describes the graph.
+      UserError: If no family describes the graph, if weights are not finite, or if the
+        folder cannot be written.
     """
     network: Any = config
     if issubclass(_made(config), Experiment):
         network = graph.validate(config).model
         source = source or _start(config)
-    target = pathlib.Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
     origin = None if source is None else Folder(source)
     described, written = _config(network, origin, family)
     files = pathlib.Path(tokenizer) if tokenizer else origin and origin.path
     if origin is None and files is not None:
         written |= _special_ids(files)
-    if jax.process_index() == 0:
-        written["dtype"] = _dtype(variables)
-        written.pop("torch_dtype", None)
-        (target / CONFIG).write_text(
-            json.dumps(written, indent=2) + "\n", encoding="utf-8"
-        )
-        if files is not None:
-            copy_tokenizer_files(files, target)
     model = _model(without_extras(network))
     params = {name: variables["params"][name] for name in model.parameters()}
     kept = {**variables, "params": params}
-    write_weights(target, model, kept, described, shard_bytes)
+    target = pathlib.Path(os.path.expanduser(folder))
+    writes = jax.process_index() == 0
+    staged = swapped_in(target, EXPORTED, last=CONFIG)
+    with staged if writes else contextlib.nullcontext() as new:
+        if new is not None:
+            written |= {"dtype": _dtype(variables)}
+            text = json.dumps(written, indent=2) + "\n"
+            (new / CONFIG).write_text(text, encoding="utf-8")
+            if files is not None:
+                copy_tokenizer_files(files, new)
+        write_weights(new, model, kept, described, shard_bytes, allow_non_finite)
 
 
 def _start(experiment: Any) -> pathlib.Path | None:
@@ -123,7 +135,10 @@ def _special_ids(folder: pathlib.Path) -> dict[str, int | None]:
 def _text_part(origin: Folder) -> dict[str, Any]:
     """config.json as it is; of a multimodal model, the normalised one of its text."""
     raw = origin.raw_config
-    return dict(origin.config if "text_config" in raw else raw)
+    if "text_config" in raw:
+        return dict(origin.config)
+    kept = {key: value for key, value in raw.items() if key != "torch_dtype"}
+    return kept | {"tie_word_embeddings": False} if origin.unties_head else kept
 
 
 def _made(node: fdl.Buildable) -> type:

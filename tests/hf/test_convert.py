@@ -9,13 +9,14 @@ import sys
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from maxfdl import graph
 from maxfdl.checkpoint.checkpointer import Checkpointer
 from maxfdl.errors import UserError
 from maxfdl.mutations import offload_optimizer, offload_parameters, use_schedule_free
 from maxfdl.run.first_state import first_state
+from maxfdl.saved_run import read_run
 from tests import goldens, tiny
 from tests.hf.variants import loaded
 
@@ -86,6 +87,37 @@ def test_back_again_the_files_are_equal_to_the_bit(converted, tmp_path):
         for folder in (tmp_path, FOLDER)
     )
     assert written == expected
+
+
+def test_a_run_whose_weights_are_not_finite_is_read_only_if_that_is_allowed(
+    converted, monkeypatch
+):
+    read = Checkpointer.read
+
+    def poisoned(checkpointer, step, parts):
+        found = read(checkpointer, step, parts)
+        scale = found["params"]["final_norm"]["scale"]
+        found["params"]["final_norm"]["scale"] = scale.at[0].set(np.nan)
+        return found
+
+    monkeypatch.setattr(Checkpointer, "read", poisoned)
+    where = f"{converted}, step 0: params/final_norm/scale is not finite"
+    with pytest.raises(UserError, match=where):
+        read_run(converted)
+    assert read_run(converted, allow_non_finite=True).step == 0
+
+
+def test_weights_that_are_not_finite_are_converted_only_if_that_is_allowed(tmp_path):
+    folder, bad = tmp_path / "folder", "model.norm.weight"
+    folder.mkdir()
+    (folder / "config.json").write_text((FOLDER / "config.json").read_text())
+    weights = goldens.weights("llama3")
+    weights[bad] = np.full_like(weights[bad], np.nan)
+    save_file(weights, folder / "model.safetensors")
+    way = (f"--from_hf={folder}", f"--to={tmp_path / 'run'}")
+    errors = run("maxfdl.convert", *way, code=2)
+    assert errors.startswith(f"error: {folder}/model.safetensors: {bad} holds nan")
+    assert errors.count("\n") == 1
 
 
 @pytest.mark.slow

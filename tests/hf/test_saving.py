@@ -14,6 +14,7 @@ from maxfdl.data import ByteTokenizer
 from maxfdl.errors import UserError
 from maxfdl.hf.config import normalised
 from maxfdl.hf.families import describe, family_of
+from maxfdl.hf.tensors import TensorWriter
 from maxfdl.mutations import compute_dtype, remat, to_linen, unroll_layers
 from maxfdl.ops.mask import Causal
 from maxfdl.sharding.mesh import MeshShape
@@ -124,6 +125,74 @@ def test_large_models_are_cut_into_files(tmp_path):
     assert (tmp_path / "model.safetensors.index.json").exists()
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 3
     assert_same(hf.load(tmp_path).variables, variables)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(None, 50_000), (50_000, None), (30_000, 60_000), (60_000, 30_000)],
+    ids=["shards over one", "one over shards", "few over many", "many over few"],
+)
+def test_nothing_of_an_older_export_stays(before, after, tmp_path):
+    size = {None: 10**9}
+    first, second = loaded("llama2"), loaded("mistral")
+    hf.save(
+        tmp_path, first.config, first.variables, shard_bytes=size.get(before, before)
+    )
+    (tmp_path / "tokenizer.json").write_text("of the first")
+    (tmp_path / "README.md").write_text("mine")
+    hf.save(
+        tmp_path, second.config, second.variables, shard_bytes=size.get(after, after)
+    )
+    alone = tmp_path / "alone"
+    hf.save(alone, second.config, second.variables, shard_bytes=size.get(after, after))
+    expected = {path.name: path.read_bytes() for path in alone.iterdir()}
+    shutil.rmtree(alone)
+    found = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert found == expected | {"README.md": b"mine"}
+    assert_same(hf.load(tmp_path).variables, second.variables)
+
+
+def test_a_failed_export_leaves_the_older_one_whole(tmp_path, monkeypatch):
+    first, second = loaded("llama2"), loaded("llama3")
+    hf.save(tmp_path, first.config, first.variables, shard_bytes=50_000)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    write, calls = TensorWriter.write, iter(range(1000))
+
+    def full(writer, name, values):
+        if next(calls) == 7:
+            raise OSError(28, "No space left on device")
+        write(writer, name, values)
+
+    monkeypatch.setattr(TensorWriter, "write", full)
+    with pytest.raises(UserError, match="No space left on device.*it is as it was"):
+        hf.save(tmp_path, second.config, second.variables)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_weights_that_are_not_finite_are_refused_unless_they_are_allowed(
+    tmp_path, capsys
+):
+    found = loaded("llama2")
+    params = dict(found.variables["params"])
+    scale = params["final_norm"]["scale"]
+    params["final_norm"] = {"scale": scale.at[3].set(np.inf)}
+    variables = found.variables | {"params": params}
+    with pytest.raises(UserError, match=r"model.norm.weight holds inf at \[3\]"):
+        hf.save(tmp_path / "x", found.config, variables)
+    assert not (tmp_path / "x").exists()
+    hf.save(tmp_path / "x", found.config, variables, allow_non_finite=True)
+    assert np.isinf(load_file(tmp_path / "x/model.safetensors")["model.norm.weight"][3])
+    assert "model.norm.weight holds inf" in capsys.readouterr().err
+
+
+def test_a_head_that_differs_is_exported_and_no_longer_said_to_be_tied(tmp_path):
+    path = goldens.FOLDER / "cases" / "tied_but_different_head"
+    found = hf.load(path)
+    hf.save(tmp_path, found.config, found.variables, source=path)
+    before, after = (load_file(p / "model.safetensors") for p in (path, tmp_path))
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    assert config_of(tmp_path) == config_of(path) | {"tie_word_embeddings": False}
 
 
 def test_sharded_arrays_are_written_whole(tmp_path):
