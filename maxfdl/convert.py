@@ -104,7 +104,7 @@ def _to_hugging_face(run_dir: str, folder: str, source: str | None) -> None:
     from maxfdl.saved_run import read_run
 
     allowed = FLAGS.allow_non_finite
-    run = read_run(pathlib.Path(run_dir), FLAGS.trust, allow_non_finite=allowed)
+    run = read_run(pathlib.Path(run_dir), FLAGS.trust, allowed)
     kept = pathlib.Path(run_dir) / TOKENIZER
     hf.save(
         folder,

@@ -161,7 +161,7 @@ def _from_run(folder: pathlib.Path) -> Any:
     from maxfdl.run.directory import TOKENIZER
     from maxfdl.saved_run import read_run
 
-    run = read_run(folder, FLAGS.trust, allow_non_finite=FLAGS.allow_non_finite)
+    run = read_run(folder, FLAGS.trust, FLAGS.allow_non_finite)
     model = run.experiment.make_model()
     tokenizer = _tokenizer(
         folder / TOKENIZER,

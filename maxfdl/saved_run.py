@@ -37,7 +37,7 @@ class SavedRun:
 
 
 def read_run(
-    folder: pathlib.Path, trust: Sequence[str] = (), *, allow_non_finite: bool = False
+    folder: pathlib.Path, trust: Sequence[str] = (), allow_non_finite: bool = False
 ) -> SavedRun:
     """Returns what the run in `folder` saved last.
 

@@ -2,6 +2,7 @@
 
 import functools
 
+import fiddle as fdl
 import jax
 import numpy as np
 import pytest
@@ -154,3 +155,30 @@ def test_the_rest_of_the_mesh_is_what_is_here_or_one(mesh, devices_here, sizes):
 def test_a_mesh_that_does_not_fit_is_refused(mesh, message):
     with pytest.raises(UserError, match=message):
         facts(f"{SMOKE}+mesh({mesh})", 8)
+
+
+@functools.cache
+def whole_numbers() -> dict:
+    """Returns where the first of each field that holds a whole number is, by class."""
+    found = {}
+    for family in ("gemma3", "deepseek_v3", "gpt2", "llama4", "qwen3_next"):
+        expression = f"experiments.zoo_smoke(family={family})"
+        for path, node in graph.iterate(graph.resolve(expression)):
+            for name, value in node.__arguments__.items():
+                if type(value) is int:
+                    where = f"{path}.{name}" if path else name
+                    found.setdefault((fdl.get_callable(node), name), (family, where))
+    return found
+
+
+@pytest.mark.parametrize("absurd", [10**30, 10**12])
+def test_absurd_sizes_are_refused_or_counted_and_never_allocated(absurd):
+    refused = []
+    for family, path in whole_numbers().values():
+        config = graph.resolve(f"experiments.zoo_smoke(family={family})")
+        try:
+            facts_of(graph.build(graph.set_value(config, path, str(absurd))), 1)
+        except UserError as error:
+            refused.append(path)
+            assert len(str(error)) < 500
+    assert {"batch_size", "model.features", "model.vocab_size"} < {*refused}
