@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.sharding import SingleDeviceSharding
 
 from maxfdl import graph
 from maxfdl.checkpoint.checkpointer import Checkpointer
@@ -15,7 +14,7 @@ from maxfdl.experiment import Experiment
 from maxfdl.run.directory import RunDirectory
 from maxfdl.saved_graph import saved_graph
 from maxfdl.sharding.mesh import MeshShape
-from maxfdl.sharding.room import check_room
+from maxfdl.sharding.room import check_room, on_one_device
 from maxfdl.sharding.sharding import Sharding
 
 
@@ -62,7 +61,7 @@ def read_run(
     parts = {name: abstract[name] for name in trainer.evaluated_from}
     # An empty part holds no leaves, and so is no part of what was saved.
     wanted = {name: part for name, part in parts.items() if jax.tree.leaves(part)}
-    check_room(_on_one_device(wanted), f"the weights of {folder} need")
+    check_room(on_one_device(wanted), f"the weights of {folder} need")
     saved = {
         **parts,
         **checkpointer.read(step, wanted, allow_non_finite=allow_non_finite),
@@ -70,10 +69,3 @@ def read_run(
     if parts.keys() != {"params", "state"}:
         saved = jax.jit(trainer.evaluated)(saved)
     return SavedRun(config, experiment, step, saved)
-
-
-def _on_one_device(abstract: Any) -> Any:
-    place = SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract
-    )

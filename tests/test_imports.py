@@ -27,7 +27,8 @@ LIBRARY = {
     "layers": WORDS | {"ops", "sharding"},
     "model": WORDS | {"ops", "sharding", "layers"},
     "optim": WORDS | {"layers.parameter", "sharding.memory"},
-    "inference": WORDS | {"ops", "layers.cache", "model", "data.tokenizers"},
+    "inference": WORDS
+    | {"ops", "sharding.room", "layers.cache", "model", "data.tokenizers"},
     "data": WORDS | {"files", "outside"},
     "checkpoint": WORDS | {"hush", "sharding.memory"},
     "train": WORDS

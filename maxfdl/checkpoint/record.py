@@ -108,7 +108,10 @@ def check_arrays(record: Record, state: Any, *, allow_non_finite: bool) -> None:
         if leaf != record.leaves[path]:
             raise DamagedCheckpointError(f"{path} has changed since it was written")
         if not (leaf["finite"] or allow_non_finite):
-            raise DamagedCheckpointError(f"{path} holds values that are not finite")
+            raise DamagedCheckpointError(
+                f"{path} holds values that are not finite; generate and convert read"
+                " them with --allow_non_finite"
+            )
 
 
 def _seal(values: dict[str, Any]) -> str:

@@ -8,9 +8,12 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from maxfdl.errors import UserError
 from maxfdl.inference.steps import NOTHING, Prompts, Rows, decode, prefill
 from maxfdl.model import Model
+from maxfdl.ops.mask import NOWHERE
 from maxfdl.ops.sampling import Sampler
+from maxfdl.sharding.room import check_room, on_one_device
 
 Tokens = Sequence[Sequence[int]] | np.ndarray | jax.Array
 _SMALLEST = 16  # tokens; shorter prompts and caches are filled up to it
@@ -97,7 +100,8 @@ class Generator:
         Raises:
           ValueError: If there is no row, or an empty one.
           UserError: If an id is negative, or past the model's vocabulary, or if a
-            document would be longer than the model has learned positions for.
+            document would be longer than the model has learned positions for, or
+            than memory has room for.
         """
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens ({max_new_tokens}) must be at least 1.")
@@ -112,6 +116,11 @@ class Generator:
         for number, row in enumerate(rows):
             self.model.check_ids(row, f"tokens[{number}]")
         longest = int(lengths.max())
+        if longest + max_new_tokens >= NOWHERE:
+            raise UserError(
+                f"max_new_tokens ({max_new_tokens}) must leave a document below"
+                f" {NOWHERE} tokens."
+            )
         self.model.check_positions(
             # The last token is drawn and not read.
             longest + max_new_tokens - 1,
@@ -149,6 +158,10 @@ class Generator:
         """Yields next tokens until each row has as many as `ends` says, or stops."""
         padded, count = self._padded(prompts, ends, seed), len(prompts)
         slots = _rounded(int(np.max(padded.ends)))
+        if self.model.sharding is None:
+            # Traced once for this and for the call.
+            abstract = self._prefill.eval_shape(slots, variables, padded)
+            check_room(on_one_device(abstract), f"caches of {slots} tokens need")
         rows = self._prefill(slots, variables, padded)
         yield np.array(rows.tokens)[:count]
         rows, ahead = self._run(variables, rows)

@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 import jax
+from jax.sharding import SingleDeviceSharding
 
 from maxfdl.errors import UserError
 from maxfdl.sharding.memory import HOST
@@ -47,6 +48,14 @@ def check_room(arrays: Any, what: str) -> None:
                 f" numbers, and there are {size_text(room)}; take a smaller model, more"
                 " devices, or types of fewer bytes."
             )
+
+
+def on_one_device(arrays: Any) -> Any:
+    """Returns abstract arrays that all lie on the first device."""
+    place = SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), arrays
+    )
 
 
 def bytes_per_device(tree: Any) -> int:

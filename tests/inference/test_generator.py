@@ -202,6 +202,25 @@ def test_documents_end_where_learned_positions_do(mutations):
     )
 
 
+def test_documents_that_memory_has_no_room_for_are_refused():
+    model, variables = made()
+    with pytest.raises(
+        UserError, match="caches of 402653184 tokens need .* GiB of mem"
+    ):
+        generate(model, variables, [[1]], max_new_tokens=3 * 10**8)
+    with pytest.raises(UserError, match="max_new_tokens .* below 1073741824 tokens"):
+        generate(model, variables, [[1]], max_new_tokens=10**12)
+
+
+def test_a_prompt_is_traced_once():
+    config, traced = tiny.experiment(), []
+    model = graph.build(config).make_model()
+    apply = model.apply
+    model.apply = lambda *args, **kwargs: traced.append(1) or apply(*args, **kwargs)
+    Generator(model).generate(model.init(jax.random.key(0)), [[1]], max_new_tokens=1)
+    assert len(traced) == 2  # of the prompt and of the next token
+
+
 def test_a_sampler_may_be_given_to_a_generator():
     model, variables = made()
     generator = Generator(model, Sampler(temperature=1.0, min_p=0.01))
