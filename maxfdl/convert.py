@@ -85,7 +85,13 @@ def _to_run(folder: str, run_dir: str) -> None:
         data = experiment.make_data(trainer.model)
         if isinstance(data, TextData):
             directory.write_tokenizer(data.tokenizer)
-        checkpointer.save(0, state, data.train(), graph_json)
+        checkpointer.save(
+            0,
+            state,
+            data.train(),
+            graph_json,
+            allow_non_finite=FLAGS.allow_non_finite,
+        )
         checkpointer.close()
         directory.write(
             config_json=graph_json,

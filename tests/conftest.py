@@ -4,6 +4,7 @@ JAX reads the environment when it is imported, and jaxtyping checks what is impo
 after its hook is in place: both come before any import of the library.
 """
 
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -44,3 +45,9 @@ jax.config.update("jax_enable_compilation_cache", False)
 
 def pytest_configure(config):
     config.pluginmanager.register(CpuTimes())
+
+
+def pytest_collection_finish():
+    # What is imported stays: the collector need not look at it again and again.
+    gc.collect()
+    gc.freeze()

@@ -79,7 +79,7 @@ class RunDirectory:
         """Returns who took the lock last; None if nobody ever has."""
         with self._explain_failure():
             try:
-                return (self.path / LOCK).read_text().strip()
+                return (self.path / LOCK).read_text("utf-8").strip()
             except FileNotFoundError:
                 return None
 

@@ -79,14 +79,14 @@ def host_bytes() -> int | None:
     except (OSError, ValueError):
         return None
     for file in map(pathlib.Path, _LIMITS_OF_CONTAINERS):
-        text = file.read_text().strip() if file.is_file() else ""
+        text = file.read_text("utf-8").strip() if file.is_file() else ""
         found += [int(text)] if text.isdigit() else []
     return min(found)
 
 
 def _swap() -> int:
     info = pathlib.Path("/proc/meminfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
+    lines = info.read_text("utf-8").splitlines() if info.is_file() else []
     kibibytes = [line.split()[1] for line in lines if line.startswith("SwapTotal:")]
     return sum(map(int, kibibytes)) * 1024
 

@@ -16,7 +16,7 @@ from maxfdl.train.program import Program
 from tests import tiny
 from tests.hf.variants import FAMILIES
 
-FAST = ("deepseek_v3",)
+FAST = ("llama3",)
 NAMES = (*FAMILIES, "gpt3")
 EACH = [
     pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in NAMES

@@ -345,6 +345,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_loading_needs_little_more_than_what_it_loads(tmp_path):
     layer = {
         "input_layernorm": (512,),

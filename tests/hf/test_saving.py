@@ -40,7 +40,7 @@ def assert_same(actual, expected):
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
-@pytest.mark.parametrize("name", each_family())
+@pytest.mark.parametrize("name", each_family("gpt2", "qwen3_next"))
 def test_load_save_load_is_equal_to_the_bit(name, tmp_path):
     hf.save(tmp_path, loaded(name).config, loaded(name).variables)
     assert_same_tensors(tmp_path, name)
@@ -50,7 +50,7 @@ def test_load_save_load_is_equal_to_the_bit(name, tmp_path):
     assert again.config.model == loaded(name).config.model
 
 
-@pytest.mark.parametrize("name", each_family())
+@pytest.mark.parametrize("name", each_family("gemma3", "deepseek_v3"))
 def test_a_graph_alone_is_enough_to_write_its_config(name, tmp_path):
     # Some graphs are those of two families, so that theirs has to be named.
     family = family_of(config_of(goldens.FOLDER / name)["model_type"]).name

@@ -11,7 +11,7 @@ from maxfdl.mutations import router_losses, to_linen, unroll_layers
 from maxfdl.train.program import Program
 from tests import goldens
 from tests.hf.test_goldens import next_token_batch
-from tests.hf.variants import FAMILIES, loaded
+from tests.hf.variants import loaded
 
 TOPIC = goldens.topic("train_steps")
 SETTINGS = TOPIC["params"]
@@ -60,7 +60,11 @@ def trained(folder, *mutations):
 
 @pytest.mark.parametrize("mutations", [(), (to_linen, unroll_layers)], ids=len)
 @pytest.mark.parametrize(
-    "folder", [name for name in ("llama3", "gemma2", "mixtral") if name in FAMILIES]
+    "folder",
+    [
+        "llama3",
+        *(pytest.param(f, marks=pytest.mark.slow) for f in ("gemma2", "mixtral")),
+    ],
 )
 def test_five_steps_agree(folder, mutations):
     golden, noise = goldens.algorithm("train_steps"), TOPIC["noise_f32_vs_f64"][folder]

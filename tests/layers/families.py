@@ -266,6 +266,7 @@ class Case:
 class NnxAlone(NnxModule):
     def __init__(self, *, layer, embedding, call, rngs):
         self.param_dtype = "float32"
+        self.vocab_size = VOCAB
         self.call = call
         self.embedding = embedding(rngs=rngs)
         self.layer = layer(rngs=rngs)
@@ -279,6 +280,7 @@ class LinenAlone(LinenModule, kw_only=True):
     embedding: Callable
     call: Callable
     param_dtype: str = "float32"
+    vocab_size: int = VOCAB
 
     @nn.compact
     def __call__(self, tokens, context):

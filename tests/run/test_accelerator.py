@@ -62,6 +62,7 @@ def on_a_cpu():
         return list(suite.run(make_experiment, in_this_process, minutes=8))
 
 
+@pytest.mark.slow
 def test_everything_runs_on_a_cpu_too(on_a_cpu):
     statuses = {outcome.name: outcome.status for outcome in on_a_cpu}
     assert statuses == {
@@ -84,6 +85,7 @@ def test_everything_runs_on_a_cpu_too(on_a_cpu):
     }
 
 
+@pytest.mark.slow
 def test_the_text_says_what_was_done_and_why_not(on_a_cpu):
     text = {outcome.name: outcome.text for outcome in on_a_cpu}
     assert text["attention/window/cudnn"] == "cuDNN needs a GPU, and this is a cpu"
@@ -103,6 +105,7 @@ def test_the_text_says_what_was_done_and_why_not(on_a_cpu):
     assert text["llama/batch_4"].endswith("% of the product")
 
 
+@pytest.mark.slow
 def test_the_figures_are_json(on_a_cpu):
     figures = json.loads(json.dumps(report.as_json(on_a_cpu, 9.0), allow_nan=False))
     assert figures["device"]["platform"] == "cpu" and figures["failed"] == []

@@ -120,6 +120,7 @@ def check_that_a_run_survives(run: Run, tmp_path, victim: int) -> None:
     assert two == pytest.approx(one, rel=2e-6) and list(two) == list(range(1, 13))
 
 
+@pytest.mark.slow
 def test_a_run_survives_the_death_of_process_0_with_the_losses_of_one_process(
     run, tmp_path
 ):

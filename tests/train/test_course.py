@@ -60,6 +60,7 @@ def experiment(*mutations):
     return config
 
 
+@pytest.mark.slow
 def test_batches_grow_and_go_on_where_they_stopped(tmp_path):
     ramp = functools.partial(batch_ramp_up, start=4, steps=4)
     config = experiment(ramp, average_weights)
@@ -81,6 +82,7 @@ def test_batches_grow_and_go_on_where_they_stopped(tmp_path):
     assert_same_bits(jax.device_get(saved.variables["params"]), average)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_state_that_lies_on_the_host(tmp_path):
     config = experiment(offload_optimizer, offload_parameters, average_weights)
     config.steps = 4

@@ -158,16 +158,14 @@ REPLICAS = (on(data=8), zero1, in_parts(2), to_linen)
 @pytest.mark.parametrize(
     "mutations",
     [
-        REPLICAS,
-        *[
-            pytest.param(mutations, marks=pytest.mark.slow)
-            for mutations in [
-                (on(data=2, fsdp=2, tensor=2), in_parts(4), in_tiles),
-                (on(fsdp=8), in_parts(2)),
-                (on(fsdp=4, tensor=2), to_linen, unroll_layers, in_tiles),
-                (on(data=4, fsdp=2), zero1, in_tiles),
-            ]
-        ],
+        pytest.param(mutations, marks=pytest.mark.slow)
+        for mutations in [
+            REPLICAS,
+            (on(data=2, fsdp=2, tensor=2), in_parts(4), in_tiles),
+            (on(fsdp=8), in_parts(2)),
+            (on(fsdp=4, tensor=2), to_linen, unroll_layers, in_tiles),
+            (on(data=4, fsdp=2), zero1, in_tiles),
+        ]
     ],
     ids=names_of,
 )

@@ -83,13 +83,19 @@ def test_no_rounding_comes_of_it():
     "mutations",
     [
         (),
-        (functools.partial(param_dtype, dtype="float16"), skip_spikes),
-        (
-            functools.partial(mesh, data=2, fsdp=2, tensor=2),
-            zero1,
-            functools.partial(gradient_accumulation, steps=2),
-            functools.partial(vocab_tiling, num_tiles=2),
-            to_linen,
+        pytest.param(
+            (functools.partial(param_dtype, dtype="float16"), skip_spikes),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            (
+                functools.partial(mesh, data=2, fsdp=2, tensor=2),
+                zero1,
+                functools.partial(gradient_accumulation, steps=2),
+                functools.partial(vocab_tiling, num_tiles=2),
+                to_linen,
+            ),
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["alone", "parameters too", "on a mesh"],

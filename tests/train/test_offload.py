@@ -51,6 +51,7 @@ CASES = {
         functools.partial(gradient_accumulation, steps=2),
     ),
 }
+FAST = ("muonclip", "replicas")
 offloads = pytest.mark.parametrize(
     "offload",
     [
@@ -77,7 +78,13 @@ def kinds(tree):
 
 
 @offloads
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=() if case in FAST else pytest.mark.slow)
+        for case in CASES
+    ],
+)
 def test_training_from_the_host_gives_the_same_numbers(case, offload):
     losses, state = on_device(case)
     offloaded, other = trained((*CASES[case], *offload))
