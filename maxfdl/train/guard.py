@@ -17,7 +17,7 @@ class Proposal(NamedTuple):
     """What a guard knows of a step: scalars.
 
     Fields: `loss`, the whole objective; `grad_norm` and `param_norm`, L2 norms, the
-    latter before the update; `reach`, about how far the update would move parameters,
+    latter after the last step; `reach`, about how far the update would move parameters,
     see `Optimizer.reach`.
     """
 

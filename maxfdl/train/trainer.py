@@ -1,7 +1,8 @@
 """One training step, and where its state lives.
 
 State is a plain nested dict: `step` (int32), `guard` (steps that did not count),
-`params`, `state` (of the layers), `optimizer` and `updates` (what these remember).
+`params`, `param_norm` (their L2 norm), `state` (of the layers), `optimizer` and
+`updates` (what these remember).
 """
 
 from collections.abc import Mapping, Sequence
@@ -106,6 +107,7 @@ class Trainer:
             "step": jnp.zeros((), jnp.int32),
             "guard": self.guard.init(),
             "params": params,
+            "param_norm": observed.norm(params, self.model.parameters()),
             "state": variables["state"],
             "optimizer": self._optimizer.init(params),
             "updates": {each.name: each.init(params) for each in self._updates},
@@ -121,8 +123,7 @@ class Trainer:
         grads, (sums, layer_state, sinks) = self.gradients(state, batch)
         grad_norms = observed.norms("grad_norm", grads, parameters)
         loss = total(sums, weights)
-        grad_norm = grad_norms["grad_norm"]
-        param_norm = observed.norm(state["params"], parameters)
+        grad_norm, param_norm = grad_norms["grad_norm"], state["param_norm"]
         reach = self._optimizer.reach(step, grad_norm, param_norm)
         accepted, guard = self.guard(
             state["guard"], Proposal(loss, grad_norm, param_norm, reach)
@@ -141,16 +142,18 @@ class Trainer:
             Step(sinks, parameters, accepted),
         )
         kept = {**variables, "optimizer": optimizer, "updates": memories}
+        param_norms = observed.norms("param_norm", kept["params"], parameters)
         metrics = {
             "loss": loss,
             **{name: Term(sums[name], weights[name]).mean for name in sums},
             "learning_rate": self._optimizer.learning_rate(step),
             **grad_norms,
-            **observed.norms("param_norm", kept["params"], parameters),
+            **param_norms,
             **observed.packing(batch),
             **observed.of_sinks(sinks),
             **self.guard.metrics(guard),
         }
+        kept["param_norm"] = param_norms["param_norm"]
         return {"step": step + 1, "guard": guard, **kept}, metrics
 
     def gradients(self, state: State, batch: Batch) -> tuple[Any, Parts]:
@@ -231,6 +234,7 @@ class Trainer:
             "step": whole,
             "guard": jax.tree.map(lambda _: whole, abstract["guard"]),
             "params": params,
+            "param_norm": whole,
             "state": jax.tree.map(lambda _: whole, abstract["state"]),
             "optimizer": self._optimizer.shardings(abstract["params"], moments, whole),
             "updates": {
