@@ -5,13 +5,13 @@ from typing import Any
 import fiddle as fdl
 
 from fdl_configs import data, optimizers
+from fdl_configs.families import family_of
 from fdl_configs.models.gpt3 import gpt3_52k
 from fdl_configs.runs import pretrain
 from maxfdl.errors import UserError, did_you_mean
 from maxfdl.experiment import Experiment
-from maxfdl.hf.config import normalised
-from maxfdl.hf.families import family_of
 from maxfdl.mutations import router_losses, selection_bias
+from maxfdl.tensors.hugging_face.config import normalised
 
 
 def experiment(family: str = "llama2") -> fdl.Config[Experiment]:

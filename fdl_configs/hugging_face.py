@@ -6,12 +6,12 @@ import re
 import fiddle as fdl
 
 from fdl_configs import data, optimizers
+from fdl_configs.families import network_of
 from fdl_configs.runs import pretrain
 from maxfdl.data import ByteTokenizer, HuggingFaceTokenizer
 from maxfdl.experiment import Experiment
-from maxfdl.hf.families import network_of
-from maxfdl.hf.folder import Folder
 from maxfdl.layers.parameter import DType
+from maxfdl.tensors.hugging_face.folder import Folder
 
 _LONGEST = 1024
 

@@ -58,8 +58,8 @@ def _to_run(folder: str, run_dir: str) -> None:
 
     from maxfdl import graph, hf
     from maxfdl.data import TextData
-    from maxfdl.hf.weights import read_weights
     from maxfdl.run.directory import RunDirectory
+    from maxfdl.tensors.weights import read_weights
     from maxfdl.train.program import Program
 
     if config.checkpoint is None:

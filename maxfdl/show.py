@@ -57,12 +57,13 @@ def main(argv: list[str]) -> None:
 
 
 def _show_models() -> None:
+    from fdl_configs.models.catalogue import MODELS
     from maxfdl.report import zoo
 
     rows = []
 
     def each_row():
-        for name in zoo.models():
+        for name in MODELS:
             rows.append(zoo.row_of(name))
             yield rows[-1]
 

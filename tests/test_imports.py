@@ -1,7 +1,9 @@
 """Imports run one way, as DESIGN.md draws them: read from the source, not from memory.
 
 A part is a package or a module directly under `maxfdl`. Each has a line below that
-names the parts it may import; a new part needs a line of its own.
+names the parts it may import; a new part needs a line of its own. Imports by a string
+(`importlib.import_module`, `__import__`) count as imports where the string is written
+out, and are refused where it is not.
 """
 
 import ast
@@ -35,15 +37,19 @@ LIBRARY = {
     | {"ops", "sharding", "layers.parameter", "layers.sinks", "model", "optim"}
     | {"files"},
     "experiment": WORDS | {"sharding", "model", "data", "optim", "checkpoint", "train"},
+    "tensors": WORDS
+    | {"ops.initializers", "layers.parameter", "layers.checks", "model", "sharding"}
+    | {"outside", "data.tokenizers"},
     "run": WORDS
     | {"files", "ops", "layers.sinks", "sharding", "data", "checkpoint", "train"}
-    | {"experiment", "inference", "outside", "hf.folder", "hf.weights"},
+    | {"experiment", "inference", "outside"}
+    | {"tensors.hugging_face.folder", "tensors.weights"},
 }
 KNOW_FIDDLE = {
     "graph": WORDS | {"outside"},
     "mutations": WORDS | LIBRARY.keys() | {"graph"},
     "hf": WORDS | LIBRARY.keys() | {"graph", "mutations"},
-    "gguf": WORDS | {"files", "outside", "data.tokenizers", "hf"},
+    "gguf": WORDS | {"files", "outside", "data.tokenizers", "tensors", "hf"},
     "commandline": WORDS | {"graph", "run.processes", "terminal"},
     "terminal": WORDS,
     "__main__": WORDS | {"terminal"},
@@ -57,6 +63,16 @@ KNOW_FIDDLE = {
     | {"graph", "hf", "gguf", "commandline", "report", "saved_graph", "saved_run"},
 )
 ALLOWED = LIBRARY | KNOW_FIDDLE
+ABOVE_CONFIGS = ENTRY_POINTS | {"hf", "report.zoo"}
+BELOW_CONFIGS = LIBRARY.keys() | {"graph", "mutations"}
+DYNAMIC_IMPORTS = {
+    "maxfdl/graph/names.py",  # experiments and mutations that a command names
+    "maxfdl/graph/pyref_policy.py",  # symbols of a saved graph, from a list of packages
+    "maxfdl/graph/resolve.py",  # an expression
+    "maxfdl/mutations/family.py",  # the twin of a layer, which may be a user's own
+}
+DYNAMIC = "<a name that is not written out>"
+BY_NAME = {"import_module", "__import__", "load_module", "find_config"}
 
 
 def sources(package):
@@ -80,7 +96,27 @@ def imported_by(path):
             names = {f"{node.module}.{alias.name}" for alias in node.names}
             is_ours = is_module(node.module)
             found |= {node.module if is_ours and not is_module(n) else n for n in names}
+        if isinstance(node, ast.Call) and called(node) in BY_NAME:
+            found.add(named_module(node))
     return found
+
+
+def called(node):
+    return getattr(node.func, "attr", getattr(node.func, "id", None))
+
+
+def named_module(call):
+    """Returns the module that a call imports by name, if the name is written out.
+
+    Of a name that goes on inside a module, such as that of a function, it is the
+    longest part that is a module.
+    """
+    name = call.args[0]
+    if not (isinstance(name, ast.Constant) and isinstance(name.value, str)):
+        return DYNAMIC
+    parts = name.value.split(".")
+    prefixes = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
+    return next(filter(is_module, prefixes), name.value)
 
 
 def is_module(name):
@@ -120,25 +156,47 @@ def test_the_library_never_imports_fiddle():
             assert not ours(path, "fiddle"), module
 
 
-def test_what_training_needs_of_hugging_face_never_imports_fiddle():
-    pending, seen = {"maxfdl.hf.folder", "maxfdl.hf.weights"}, set()
-    while pending:
-        module = pending.pop()
-        seen.add(module)
-        assert not ours(MODULES[module], "fiddle"), module
-        assert not ours(MODULES[module], "maxfdl.graph"), module
-        pending |= {m for m in ours(MODULES[module]) if inside(m, "maxfdl.hf")} - seen
+def test_what_knows_graphs_stands_above_them():
+    for module, path in MODULES.items():
+        if not any(inside(module, f"maxfdl.{each}") for each in ABOVE_CONFIGS):
+            assert not ours(path, "fdl_configs"), path
 
 
-def test_the_library_knows_no_graphs_and_no_experiments():
-    for path in sources("maxfdl"):
-        for package in ("fdl_configs", "experiments", "tests"):
-            assert not ours(path, package), path
-
-
-def test_nothing_imports_experiments():
+def test_graphs_stand_above_the_library():
+    may = {f"maxfdl.{each}" for each in BELOW_CONFIGS}
     for path in sources("fdl_configs"):
-        assert not ours(path, "experiments"), path
+        for other in ours(path):
+            assert any(inside(other, each) for each in may), f"{path}: {other}"
+
+
+def test_nothing_imports_experiments_or_tests():
+    for path in sources("maxfdl") + sources("fdl_configs"):
+        assert not ours(path, "experiments") | ours(path, "tests"), path
+
+
+def test_only_what_a_user_names_is_imported_by_name():
+    found = {
+        str(path.relative_to(ROOT))
+        for package in ("maxfdl", "fdl_configs", "experiments")
+        for path in sources(package)
+        if DYNAMIC in imported_by(path)
+    }
+    assert found == DYNAMIC_IMPORTS
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("importlib.import_module('fdl_configs.bench')", "fdl_configs.bench"),
+        ("__import__('maxfdl.model')", "maxfdl.model"),
+        ("find_config('fdl_configs.bench.deep')", "fdl_configs.bench"),
+        ("import_module(f'fdl_configs.{name}')", DYNAMIC),
+        ("def f():\n  import maxfdl.model", "maxfdl.model"),
+    ],
+)
+def test_imports_by_name_are_seen(line, found, tmp_path):
+    (tmp_path / "module.py").write_text(line)
+    assert imported_by(tmp_path / "module.py") == {found}
 
 
 @pytest.mark.parametrize(("family", "twin"), [("nnx", "linen"), ("linen", "nnx")])

@@ -24,9 +24,9 @@ from fdl_configs.hf_parts import (
     windows_from_hf,
     windows_to_hf,
 )
-from maxfdl.hf.config import rope_of
 from maxfdl.ops.activation import Activation
 from maxfdl.ops.rope import LinearRope
+from maxfdl.tensors.hugging_face.config import rope_of
 
 
 def gemma3(

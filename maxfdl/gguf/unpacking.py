@@ -16,7 +16,7 @@ from maxfdl.gguf.file import GgufFile
 from maxfdl.gguf.llama import check_tensors, config_of, name_of, values_of
 from maxfdl.gguf.tokenizer import write_tokenizer
 from maxfdl.hf.loading import Backend, Loaded
-from maxfdl.hf.tensors import TensorWriter
+from maxfdl.tensors.safetensors import TensorWriter
 
 _FORMAT = 2  # goes up where the same file becomes another folder
 

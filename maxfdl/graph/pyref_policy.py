@@ -6,7 +6,6 @@ module of this list. Modules whose functions act on the outside world (entry poi
 the graph tools, mutations) are no part of any graph, and are left out.
 """
 
-import importlib
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from fiddle.experimental.serialization import PyrefPolicy
 
 from maxfdl.errors import ConfigError
-from maxfdl.graph.names import exists
+from maxfdl.graph.names import exists, load_module
 
 # Packages whose classes and functions may be nodes and leaves of a graph.
 _OURS = ("maxfdl", "fdl_configs", "experiments")
@@ -30,6 +29,7 @@ _NO_NODES = (
     "maxfdl.graph",
     "maxfdl.mutations",
     "maxfdl.hf",
+    "maxfdl.tensors",
     "maxfdl.gguf",
     "maxfdl.report",
     "maxfdl.run",
@@ -139,7 +139,7 @@ def find_symbol(policy: GraphPolicy, module: str, symbol: str) -> Any:
         )
     if not exists(module):
         raise ConfigError(f"{name!r} cannot be loaded: there is no module {module!r}.")
-    owner = value = importlib.import_module(module)
+    owner = value = load_module(module)
     for part in symbol.split("."):
         owner, value = value, vars(value).get(part)
         if value is None:

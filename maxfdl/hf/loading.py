@@ -6,17 +6,17 @@ from typing import Any, Literal
 
 import fiddle as fdl
 
+from fdl_configs.hugging_face import fine_tuning
 from maxfdl import graph
 from maxfdl.experiment import Experiment
-from maxfdl.graph.names import find_config
-from maxfdl.hf.folder import Folder
-from maxfdl.hf.weights import Variables, read_weights
 from maxfdl.layers.parameter import DType
 from maxfdl.model import Model
 from maxfdl.mutations.dtypes import compute_dtype
 from maxfdl.mutations.dtypes import param_dtype as set_param_dtype
 from maxfdl.mutations.family import to_linen
 from maxfdl.sharding.sharding import Sharding
+from maxfdl.tensors.hugging_face.folder import Folder
+from maxfdl.tensors.weights import Variables, read_weights
 
 Backend = Literal["nnx", "linen"]
 
@@ -65,7 +65,7 @@ def load(
         of other shapes, with all that are; if the mesh does not cut them; or if one is
         not finite, or too large for `param_dtype`.
     """
-    config: Any = find_config("fdl_configs.hugging_face.fine_tuning")(str(folder))
+    config: Any = fine_tuning(str(folder))
     if dtype is not None:
         config = compute_dtype(config, dtype=dtype)
     if param_dtype is not None:

@@ -14,14 +14,14 @@ from maxfdl import graph
 from maxfdl.data import HuggingFaceTokenizer
 from maxfdl.data.tokenizers.saving import TOKENIZER, copy_tokenizer_files
 from maxfdl.experiment import Experiment
-from maxfdl.hf.config import Config
-from maxfdl.hf.families import describe, same_network, without_extras
-from maxfdl.hf.folder import CONFIG, EXPORTED, Folder
-from maxfdl.hf.staging import swapped_in
-from maxfdl.hf.tensors import SHARD_BYTES
-from maxfdl.hf.weights import write_weights
+from maxfdl.hf.describing import describe, same_network, without_extras
 from maxfdl.layers.linen.module import Module as LinenModule
 from maxfdl.model import LinenModel, Model, NnxModel
+from maxfdl.tensors.hugging_face.config import Config
+from maxfdl.tensors.hugging_face.folder import CONFIG, EXPORTED, Folder
+from maxfdl.tensors.safetensors import SHARD_BYTES
+from maxfdl.tensors.staging import swapped_in
+from maxfdl.tensors.weights import write_weights
 
 
 def save(

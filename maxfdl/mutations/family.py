@@ -1,12 +1,12 @@
 """The family of Flax layers: NNX or Linen."""
 
-import importlib
 from typing import Any, TypeVar
 
 import fiddle as fdl
 
 from maxfdl.errors import MutationError
 from maxfdl.graph import copy, nodes_of, swap
+from maxfdl.graph.names import load_module
 from maxfdl.layers.linen.module import Module as LinenModule
 from maxfdl.layers.nnx.module import Module as NnxModule
 from maxfdl.model import LinenModel, Model, NnxModel
@@ -67,7 +67,7 @@ def _twin(layer: Any, family: str) -> type:
     package, _, file = layer.__module__.rpartition(".")
     twin_package = f"{package.rpartition('.')[0]}.{family}"
     try:
-        module = importlib.import_module(f"{twin_package}.{file}")
+        module = load_module(f"{twin_package}.{file}")
         return getattr(module, layer.__name__)
     except (ModuleNotFoundError, AttributeError):
         raise MutationError(

@@ -1,13 +1,12 @@
 """The published models in a table: sizes, work and bytes, without allocating any."""
 
 import dataclasses
-import importlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 
+from fdl_configs.models.catalogue import MODELS
 from maxfdl import graph
 from maxfdl.layers.parameter import Parameter
 from maxfdl.model import NnxModel
@@ -43,15 +42,9 @@ class Row:
     bfloat16_bytes: int
 
 
-def models() -> Mapping[str, Any]:
-    """Returns the catalogue of published sizes, by name."""
-    # By name: graphs know the library, and the library does not import graphs.
-    return importlib.import_module("fdl_configs.models.catalogue").MODELS
-
-
 def row_of(name: str) -> Row:
     """Returns the row of one model, traced and not run."""
-    size = models()[name]
+    size = MODELS[name]
     model = NnxModel(module=graph.build(size.make()))
     variables = jax.eval_shape(model.init, jax.random.key(0))
     length = min(LENGTH, model.most_positions or LENGTH)
@@ -97,5 +90,5 @@ def lines(rows: Iterator[Row]) -> Iterator[str]:
 
 
 def _line(name: str, family: str, numbers: tuple[str, ...]) -> str:
-    longest = max(map(len, models()))
+    longest = max(map(len, MODELS))
     return f"{name:<{longest}}  {family:<12}" + "".join(f"{n:>19}" for n in numbers)

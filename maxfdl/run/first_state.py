@@ -48,7 +48,9 @@ def _of_run(program: Program, folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _of_hugging_face(program: Program, folder: pathlib.Path) -> dict[str, Any]:
-    from maxfdl.hf.folder import Folder  # reads safetensors, which few runs need
-    from maxfdl.hf.weights import read_weights
+    from maxfdl.tensors.hugging_face.folder import (
+        Folder,  # reads safetensors, which few runs need
+    )
+    from maxfdl.tensors.weights import read_weights
 
     return read_weights(Folder(folder), program.trainer.model, program.sharding)

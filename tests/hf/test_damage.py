@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from fdl_configs.families import network_of
 from maxfdl import graph
 from maxfdl.errors import UserError
-from maxfdl.hf.families import network_of
-from maxfdl.hf.folder import Folder
-from maxfdl.hf.matching import match
-from maxfdl.hf.names import table_of
-from maxfdl.hf.table import bind, leaves_of
-from maxfdl.hf.weights import read_weights
 from maxfdl.model import NnxModel
+from maxfdl.tensors.hugging_face.folder import Folder
+from maxfdl.tensors.matching import match
+from maxfdl.tensors.names import table_of
+from maxfdl.tensors.table import bind, leaves_of
+from maxfdl.tensors.weights import read_weights
 from tests import goldens
 from tests.hf.damage import damaged
 from tests.hf.variants import FAMILIES, loaded

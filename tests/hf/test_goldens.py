@@ -15,8 +15,8 @@ import optax
 import pytest
 
 from maxfdl import graph, hf
-from maxfdl.hf.weights import their_tensors
 from maxfdl.ops.cross_entropy import CrossEntropy
+from maxfdl.tensors.weights import their_tensors
 from maxfdl.train.loss import NextTokenLoss
 from tests import goldens
 from tests.hf.variants import (

@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from fdl_configs.families import family_of
 from maxfdl import graph, hf
 from maxfdl.data import ByteTokenizer
 from maxfdl.errors import UserError
-from maxfdl.hf.config import normalised
-from maxfdl.hf.families import describe, family_of
-from maxfdl.hf.tensors import TensorWriter
+from maxfdl.hf.describing import describe
 from maxfdl.mutations import compute_dtype, remat, to_linen, unroll_layers
 from maxfdl.ops.mask import Causal
 from maxfdl.sharding.mesh import MeshShape
 from maxfdl.sharding.rules import AxisRules
 from maxfdl.sharding.sharding import Sharding
+from maxfdl.tensors.hugging_face.config import normalised
+from maxfdl.tensors.safetensors import TensorWriter
 from tests import goldens
 from tests.hf.variants import each_family, loaded
 

@@ -9,7 +9,7 @@ from fdl_configs.models import deepseek_v2, deepseek_v3
 from fdl_configs.models.catalogue import MODELS
 from maxfdl import hf
 from maxfdl.errors import UserError
-from maxfdl.hf.config import normalised
+from maxfdl.tensors.hugging_face.config import normalised
 from tests import goldens
 
 FAMILIES = {"deepseek_v2": deepseek_v2, "deepseek_v3": deepseek_v3}

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from fdl_configs.families import family_of
 from fdl_configs.models.catalogue import MODELS
 from maxfdl import graph
 from maxfdl.errors import UserError
-from maxfdl.hf.config import normalised
-from maxfdl.hf.families import describe, family_of
+from maxfdl.hf.describing import describe
+from maxfdl.tensors.hugging_face.config import normalised
 from tests.goldens import FOLDER
 
 SLIDING, FULL = "sliding_attention", "full_attention"

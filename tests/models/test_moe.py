@@ -6,9 +6,9 @@ import pytest
 from fdl_configs.models import glm4_moe, gpt_oss, llama4, mixtral, qwen3_moe
 from maxfdl import graph
 from maxfdl.errors import UserError
-from maxfdl.hf.config import normalised
-from maxfdl.hf.families import describe
+from maxfdl.hf.describing import describe
 from maxfdl.model import NnxModel
+from maxfdl.tensors.hugging_face.config import normalised
 
 WIDTHS = {
     "vocab_size": 32,

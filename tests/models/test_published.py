@@ -2,9 +2,9 @@
 
 import pytest
 
+from fdl_configs.families import family_of
 from fdl_configs.models.catalogue import MODELS
-from maxfdl.hf.config import normalised
-from maxfdl.hf.families import family_of
+from maxfdl.tensors.hugging_face.config import normalised
 
 PUBLISHED = {
     "llama3_1_8b": {

@@ -5,7 +5,7 @@ import pytest
 from fdl_configs.models import qwen3_next
 from maxfdl import hf
 from maxfdl.errors import UserError
-from maxfdl.hf.config import normalised
+from maxfdl.tensors.hugging_face.config import normalised
 from tests import goldens
 
 FULL, LINEAR = "full_attention", "linear_attention"

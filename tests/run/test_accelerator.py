@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
+from fdl_configs.models.catalogue import MODELS
 from maxfdl import graph
 from maxfdl.bench import make_experiment
 from maxfdl.errors import UserError
 from maxfdl.ops import attention as attention_op
 from maxfdl.ops.attention import DotProductAttention
 from maxfdl.ops.mask import SlidingWindow
-from maxfdl.report.zoo import models
 from maxfdl.run.accelerator import (
     attention,
     losses,
@@ -283,7 +283,7 @@ def test_the_graphs_of_a_card_are_what_they_say():
         config = graph.validate(graph.resolve(expression))
         assert config.batch_size == int(name.split("_")[1])
         assert (config.sequence_length, config.model.dtype) == (4096, "bfloat16")
-        assert config.model.decoder == remat_of(config, models()["llama3_2_1b"].make())
+        assert config.model.decoder == remat_of(config, MODELS["llama3_2_1b"].make())
     assert graph.validate(graph.resolve("fdl_configs.bench.deep")).checkpoint is None
 
 

@@ -1,6 +1,0 @@
-"""Tensor names of OLMo 3: those of OLMo 2."""
-
-from maxfdl.hf.names.olmo2 import ROWS
-from maxfdl.hf.table import NameTable
-
-TABLE = NameTable(model_types=("olmo3",), rows=ROWS)

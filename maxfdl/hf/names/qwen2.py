@@ -1,9 +1,0 @@
-"""Tensor names of Qwen 2 and 2.5: those of Llama."""
-
-from maxfdl.hf.names.llama import ATTENTION, ATTENTION_BIASES, MLP, OUTSIDE, PRE_NORMS
-from maxfdl.hf.table import NameTable
-
-TABLE = NameTable(
-    model_types=("qwen2",),
-    rows=OUTSIDE + PRE_NORMS + ATTENTION + ATTENTION_BIASES + MLP,
-)

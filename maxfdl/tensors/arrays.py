@@ -1,0 +1,110 @@
+"""Variables of a model, put together on its devices one part at a time."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from maxfdl.model import Model
+from maxfdl.sharding.sharding import Sharding
+from maxfdl.tensors.table import Leaves, Slot
+
+Key = tuple[str, tuple[str, ...]]
+"""Collection and path of an array."""
+
+
+class Arrays:
+    """Variables under way: each array is made when its first part comes.
+
+    Args:
+      leaves: Every array that there will be.
+      model: Says which types they have.
+      sharding: Mesh and rules; None puts all on one device.
+
+    Raises:
+      UserError: If the mesh does not cut an array evenly.
+    """
+
+    def __init__(self, leaves: Leaves, model: Model, sharding: Sharding | None):
+        self._leaves = leaves
+        self._sharding = sharding
+        self._dtypes = {
+            "params": jnp.dtype(model.network.param_dtype),
+            "state": jnp.dtype(jnp.float32),  # what routers and the like are kept in
+        }
+        self._arrays: dict[Key, jax.Array] = {}
+        for (collection, path), parameter in leaves.items():
+            if sharding is not None and collection == "params":
+                shape, axes = parameter.full_shape, parameter.full_axes
+                sharding.check("/".join(path), shape, axes)
+
+    def dtype(self, slot: Slot) -> np.dtype:
+        """Returns the type that values at a slot will have."""
+        return self._dtypes[slot.collection]
+
+    def fill(self, slot: Slot, values: np.ndarray) -> None:
+        key = slot.collection, slot.path
+        if key not in self._arrays:
+            self._arrays[key] = self._empty(key)
+        whole = self._arrays.pop(key)
+        place = self._place(key, len(slot.index))
+        part = jax.make_array_from_callback(
+            values.shape, place, lambda index: values[index]
+        )
+        self._arrays[key] = _put(whole.sharding)(whole, part, slot.index)
+        # One part at a time: else parts pile up in the queue of the device.
+        self._arrays[key].block_until_ready()
+
+    def abstract(self) -> list[jax.ShapeDtypeStruct]:
+        """Returns the shape, type and place of each array."""
+        return [
+            jax.ShapeDtypeStruct(
+                leaf.full_shape, self._dtypes[key[0]], sharding=self._place(key)
+            )
+            for key, leaf in self._leaves.items()
+        ]
+
+    def nested(self) -> dict[str, Any]:
+        tree: dict[str, Any] = {"params": {}, "state": {}}
+        for collection, path in self._leaves:
+            node = tree[collection]
+            for name in path[:-1]:
+                node = node.setdefault(name, {})
+            node[path[-1]] = self._arrays[collection, path]
+        return tree
+
+    def _empty(self, key: Key) -> jax.Array:
+        shape = self._leaves[key].full_shape
+        return _zeros(shape, self._dtypes[key[0]], self._place(key))
+
+    def _place(self, key: Key, skip: int = 0) -> jax.sharding.Sharding:
+        """Returns where an array lies, or a part of it without its first dims."""
+        if self._sharding is None:
+            return SingleDeviceSharding(jax.local_devices()[0])
+        if key[0] == "state":
+            return self._sharding.named(())
+        # A part is cut as the whole is: the rules might cut it otherwise.
+        spec = self._sharding.spec(self._leaves[key].full_axes)
+        return NamedSharding(self._sharding.mesh, PartitionSpec(*spec[skip:]))
+
+
+def _zeros(shape, dtype, place) -> jax.Array:
+    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=place)()
+
+
+@functools.cache
+def _put(place: jax.sharding.Sharding):
+    """Returns the function that writes a part into an array, in place."""
+
+    def put(whole, part, index):
+        lead = len(index)
+        part = part.astype(whole.dtype).reshape((1,) * lead + part.shape)
+        return lax.dynamic_update_slice(
+            whole, part, (*index, *[0] * (part.ndim - lead))
+        )
+
+    return jax.jit(put, donate_argnums=0, out_shardings=place)

@@ -1,0 +1,1 @@
+"""Model folders of Hugging Face: config.json, files of weights, tokenizer."""

@@ -1,0 +1,162 @@
+"""Weights of a folder into a model's variables, and back.
+
+One tensor at a time is in host memory; what has been read lies on the devices.
+"""
+
+import contextlib
+import functools
+import pathlib
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from maxfdl.model import Model
+from maxfdl.sharding.room import check_room
+from maxfdl.sharding.sharding import Sharding
+from maxfdl.tensors.arrays import Arrays
+from maxfdl.tensors.finite import Inspection
+from maxfdl.tensors.hugging_face.folder import Folder
+from maxfdl.tensors.layouts import Config
+from maxfdl.tensors.matching import check_count, left_out, match, their_shapes
+from maxfdl.tensors.names import table_of
+from maxfdl.tensors.safetensors import SHARD_BYTES, TensorWriter
+from maxfdl.tensors.table import Binding, Slot, bind, leaves_of
+
+Variables = dict[str, Any]
+
+
+def read_weights(
+    folder: Folder,
+    model: Model,
+    sharding: Sharding | None = None,
+    *,
+    allow_non_finite: bool = False,
+) -> Variables:
+    """Returns the variables of `model` with the weights in `folder`.
+
+    They are of the model's `param_dtype`, and lie as `sharding` says; None: on one
+    device. A line on stderr tells what of the folder is not used.
+
+    Args:
+      folder: The folder.
+      model: The network.
+      sharding: Mesh and rules.
+      allow_non_finite: Whether to read weights that are not finite, which is told on
+        stderr.
+
+    Raises:
+      UserError: If the tensors are not those of the model, with all that differ; if
+        the mesh does not cut them; or if one holds what is not finite.
+    """
+    table, config = table_of(folder.config["model_type"]), folder.config
+    leaves, tensors = leaves_of(model), folder.tensors()
+    arrays = Arrays(leaves, model, sharding)
+    check_count(leaves, tensors, table, folder.path)
+    bindings = bind(table, leaves)
+    spelled = match(bindings, tensors, table, config, folder.path)
+    check_room(arrays.abstract(), f"the weights in {folder.path} need")
+    unused = left_out(tensors, spelled, table, config).items()
+    inspection = Inspection(allow_non_finite)
+    for binding in bindings:
+        theirs = [tensors.read(spelled[name]) for name in binding.theirs]
+        for name, values in zip(binding.theirs, theirs, strict=True):
+            where = f"{tensors.path(spelled[name])}: {spelled[name]}"
+            inspection.look(where, values, arrays.dtype(binding.slots[0]))
+        ours = binding.to_ours(theirs, config)
+        for slot, values in zip(binding.slots, ours, strict=True):
+            arrays.fill(slot, values)
+    _tell(folder.remarks)
+    _tell(
+        f"{folder.path}: {count} tensors of {why} are not used" for why, count in unused
+    )
+    _tell(inspection.remarks)
+    return arrays.nested()
+
+
+def write_weights(
+    folder: pathlib.Path | None,
+    model: Model,
+    variables: Mapping[str, Any],
+    config: Config,
+    shard_bytes: int = SHARD_BYTES,
+    allow_non_finite: bool = False,
+) -> None:
+    """Writes variables under Hugging Face's names, in the types that they have.
+
+    Of several processes, all must call, and those that write nothing give no folder.
+
+    Raises:
+      UserError: If weights are not finite, unless `allow_non_finite`.
+    """
+    bindings = bind(table_of(config["model_type"]), leaves_of(model))
+    dtypes = {
+        name: np.dtype(_leaf(variables, binding.slots[0]).dtype)
+        for binding in bindings
+        for name in binding.theirs
+    }
+    specs = {
+        name: (shape, dtypes[name])
+        for name, shape in their_shapes(bindings, config).items()
+    }
+    inspection = Inspection(allow_non_finite)
+    writer = None if folder is None else TensorWriter(folder, specs, shard_bytes)
+    with contextlib.nullcontext() if writer is None else writer:
+        for name, values in their_tensors(model, variables, config):
+            inspection.look(name, values, values.dtype)
+            if writer is not None:
+                writer.write(name, values)
+    _tell(inspection.remarks)
+
+
+def their_tensors(
+    model: Model, variables: Mapping[str, Any], config: Config
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields each of Hugging Face's tensors, made of a tree like `variables`."""
+    for binding in bind(table_of(config["model_type"]), leaves_of(model)):
+        theirs = binding.to_theirs(_fetch(variables, binding), config)
+        yield from zip(binding.theirs, theirs, strict=True)
+
+
+def _fetch(variables: Mapping[str, Any], binding: Binding) -> list[np.ndarray]:
+    """Returns the values at the slots of a binding, on the host."""
+    fetched = []
+    for slot in binding.slots:
+        leaf = _leaf(variables, slot)
+        fetched.append(np.asarray(_take(_everywhere(leaf))(leaf, slot.index)))
+    return fetched
+
+
+@functools.cache
+def _take(place: jax.sharding.Sharding | None):
+    def take(leaf, index):
+        for each in index:
+            leaf = lax.dynamic_index_in_dim(leaf, each, keepdims=False)
+        return leaf
+
+    return jax.jit(take, out_shardings=place)
+
+
+def _everywhere(leaf: jax.Array) -> jax.sharding.Sharding | None:
+    """Where each process has the whole of a part of `leaf`."""
+    if isinstance(leaf.sharding, NamedSharding):
+        return NamedSharding(leaf.sharding.mesh, PartitionSpec())
+    return None
+
+
+def _leaf(variables: Mapping[str, Any], slot: Slot) -> jax.Array:
+    node: Any = variables[slot.collection]
+    for name in slot.path:
+        node = node[name]
+    return node
+
+
+def _tell(lines: Iterable[str]) -> None:
+    """Prints lines on stderr; of several processes, the first alone does."""
+    for line in lines:
+        if jax.process_index() == 0:
+            print(line, file=sys.stderr, flush=True)
