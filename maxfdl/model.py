@@ -26,6 +26,7 @@ from maxfdl.layers.context import Context
 from maxfdl.layers.linen.module import Declared
 from maxfdl.layers.nnx.module import State, declaration_of, flat_names
 from maxfdl.layers.parameter import Parameter, map_parameters, path_hash
+from maxfdl.layers.sinks import SinkKey
 from maxfdl.markers import FromParent
 from maxfdl.ops.mask import NOWHERE
 from maxfdl.ops.rope import LongRope
@@ -46,7 +47,7 @@ class Output:
       hidden: [B, T, D] after the last norm.
       unembedding: Makes logits of hidden vectors; a loss may do so tile by tile.
       state: The layers' new state.
-      sinks: Side results of layers by path; those of a stack have a leading dim.
+      sinks: Side results by the layer that left them; a stack's have a leading dim.
       cache: What the next call of a cached document needs; empty without `cache`.
       ahead: Vectors like `hidden` that predict the token after the next, the one after
         that, and so on; none in calls that cache.
@@ -55,7 +56,7 @@ class Output:
     hidden: jax.Array
     unembedding: Unembedding
     state: Tree
-    sinks: dict[str, Any]
+    sinks: dict[SinkKey, Any]
     cache: dict[str, Any]
     ahead: tuple[jax.Array, ...] = ()
 

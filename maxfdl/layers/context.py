@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from maxfdl.layers.cache import EmptyCache
 from maxfdl.layers.parameter import path_hash
+from maxfdl.layers.sinks import SinkKey, Sinks
 from maxfdl.ops.later import places_with_later
 from maxfdl.ops.mask import Places
 from maxfdl.sharding.memory import on_device
@@ -28,7 +29,7 @@ class Context:
       sharding: Where arrays lie; None on a single device.
       path: Names from the model down to the layer that holds this context.
       cache: What earlier calls left for this one, by path; None: nothing is kept.
-      sinks: Side results by path, filled by `emit` during one trace.
+      sinks: Side results, filled by `emit` during one trace.
       kept: Caches for the next call by path, filled by `store` during one trace.
     """
 
@@ -39,7 +40,7 @@ class Context:
     sharding: Sharding | None = None
     path: tuple[str, ...] = ()
     cache: Mapping[str, Any] | EmptyCache | None = None
-    sinks: dict[str, Any] = dataclasses.field(default_factory=dict)
+    sinks: dict[SinkKey, Any] = dataclasses.field(default_factory=dict)
     kept: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -78,12 +79,12 @@ class Context:
         return jax.vmap(jax.random.fold_in, (None, 0))(here, self.rows)
 
     def emit(self, name: str, value: Any) -> None:
-        """Leaves a side result, to be found under this layer's path and `name`."""
-        path = "/".join((*self.path, name))
-        assert path not in self.sinks, f"sink {path} was filled twice"
-        self.sinks[path] = value
+        """Leaves a side result under a name that this layer uses once."""
+        key = SinkKey(self.path, name)
+        assert key not in self.sinks, f"sink {key} was filled twice"
+        self.sinks[key] = value
 
-    def collect(self, sinks: Mapping[str, Any], kept: Mapping[str, Any]) -> None:
+    def collect(self, sinks: Sinks, kept: Mapping[str, Any]) -> None:
         """Takes over what an inner context, such as a stack's, was left."""
         assert not self.sinks.keys() & sinks.keys()
         self.sinks.update(sinks)

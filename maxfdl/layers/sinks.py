@@ -5,10 +5,24 @@ Microbatches, devices and logged steps are put together by this, never by a name
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+
+class SinkKey(NamedTuple):
+    """Which layer left a sink, and what it calls it.
+
+    Fields: `layer`, the names from the model down to the layer, which are also the path
+    of its parameters and its state; `name`, one that the layer uses once.
+    """
+
+    layer: tuple[str, ...]
+    name: str
+
+    def __str__(self) -> str:
+        return "/".join((*self.layer, self.name))
 
 
 @jax.tree_util.register_dataclass
@@ -85,14 +99,15 @@ class HeadScores:
 
 
 Sink = Sum | Mean | Max | Counts | Last | RouterLoad | HeadScores
+Sinks = Mapping[SinkKey, Any]
 
 
-def merged(sinks: Mapping[str, Any]) -> dict[str, Any]:
+def merged(sinks: Sinks) -> dict[SinkKey, Any]:
     """Returns the sinks of a whole whose parts lie along a leading dim."""
-    return {path: _merged(sink) for path, sink in sinks.items()}
+    return {key: _merged(sink) for key, sink in sinks.items()}
 
 
-def across(sinks: Mapping[str, Any], axes: tuple[str, ...]) -> dict[str, Any]:
+def across(sinks: Sinks, axes: tuple[str, ...]) -> dict[SinkKey, Any]:
     """Returns the sinks of a whole whose parts lie along mesh axes that run apart."""
     return merged(jax.lax.all_gather(dict(sinks), axes))
 

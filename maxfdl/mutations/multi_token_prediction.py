@@ -7,9 +7,7 @@ import fiddle as fdl
 from maxfdl.graph import copy, nodes_of
 from maxfdl.layers import linen, nnx
 from maxfdl.mutations.fields import put
-from maxfdl.mutations.roles import is_loss, is_of_nnx, is_transformer
-from maxfdl.ops.dot import Dot
-from maxfdl.ops.initializers import FanIn
+from maxfdl.mutations.roles import is_linear, is_loss, is_of_nnx, is_transformer
 from maxfdl.train.loss import LaterTokenLoss
 
 C = TypeVar("C", bound=fdl.Buildable)
@@ -45,9 +43,15 @@ def _module(model: fdl.Buildable) -> fdl.Partial:
         family.LaterToken,
         hidden_norm=copy(model.final_norm),
         embedding_norm=copy(model.final_norm),
-        projection=fdl.Partial(
-            family.Linear, dot=fdl.Config(Dot), initializer=fdl.Config(FanIn)
-        ),
+        projection=_projection(last.layers[-1]),
         stack=stack,
         final_norm=copy(model.final_norm),
     )
+
+
+def _projection(layer: fdl.Buildable) -> fdl.Buildable:
+    """Returns a copy of a projection of the layer, without bias: it multiplies as the
+    rest of the model does, whatever other mutations put into its `dot`."""
+    projection = copy(nodes_of(layer, is_linear)[0])
+    put(projection, "use_bias", None)
+    return projection

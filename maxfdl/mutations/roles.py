@@ -32,6 +32,10 @@ def is_attention(node: fdl.Buildable) -> bool:
     return _is_one_of(node, *kinds, *latent)
 
 
+def is_linear(node: fdl.Buildable) -> bool:
+    return _is_one_of(node, nnx.Linear, linen.Linear)
+
+
 def is_trainer(node: fdl.Buildable) -> bool:
     return _is_one_of(node, Trainer)
 

@@ -10,12 +10,7 @@ from maxfdl.layers.watch import WatchScores
 from maxfdl.mutations.fields import put
 from maxfdl.mutations.roles import is_attention, is_trainer
 from maxfdl.train.qk_clip import QkClip
-from maxfdl.train.router import SelectionBias
 from maxfdl.train.updates import Update
-from maxfdl.train.weight_average import WeightAverage
-
-# An average takes the weights as a step leaves them, so it comes last.
-_ORDER = (SelectionBias, QkClip, WeightAverage)
 
 
 def put_update(
@@ -23,15 +18,19 @@ def put_update(
 ) -> None:
     """Sets the update of this kind, in place; None takes it out.
 
-    Those that mutations put there come in one order, after any others.
+    They are listed in the order in which they run, and by name where that is the same,
+    so that mutations that set them commute.
     """
-    of = fdl.get_callable
-    nodes = [each for each in trainer.updates if of(each) is not kind]
-    nodes += [] if node is None else [node]
-    others = [each for each in nodes if of(each) not in _ORDER]
-    ours = [each for each in nodes if of(each) in _ORDER]
-    ours.sort(key=lambda each: _ORDER.index(of(each)))
-    put(trainer, "updates", others + ours or None)
+    others = [each for each in trainer.updates if _kind(each) is not kind]
+    nodes = others + ([] if node is None else [node])
+    nodes.sort(key=lambda each: (_kind(each).rank, _kind(each).name))
+    put(trainer, "updates", nodes or None)
+
+
+def _kind(node: fdl.Buildable) -> type[Update]:
+    kind = fdl.get_callable(node)
+    assert isinstance(kind, type) and issubclass(kind, Update)
+    return kind
 
 
 def put_qk_clip(cfg: fdl.Buildable, threshold: float) -> None:

@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from maxfdl.errors import UserError
-from maxfdl.layers.sinks import RouterLoad
+from maxfdl.layers.sinks import RouterLoad, SinkKey, Sinks
 from maxfdl.ops import balance
 from maxfdl.ops.mask import Places
 
@@ -40,7 +40,7 @@ class AuxiliaryLoss:
         """Returns what the sum is divided by, from the data alone."""
         raise NotImplementedError
 
-    def sum(self, sinks: Mapping[str, Any], everywhere: Everywhere) -> jax.Array:
+    def sum(self, sinks: Sinks, everywhere: Everywhere) -> jax.Array:
         """Returns the term's sum over the tokens or rows of these sinks, and layers.
 
         Args:
@@ -50,16 +50,16 @@ class AuxiliaryLoss:
         raise NotImplementedError
 
 
-def router_loads(sinks: Mapping[str, Any]) -> dict[str, RouterLoad]:
-    """Returns what routers left; a path may stand for all layers of a stack."""
-    return {path: x for path, x in sinks.items() if isinstance(x, RouterLoad)}
+def router_loads(sinks: Sinks) -> dict[SinkKey, RouterLoad]:
+    """Returns what routers left; a layer may stand for all repeats of a stack."""
+    return {key: x for key, x in sinks.items() if isinstance(x, RouterLoad)}
 
 
 @dataclasses.dataclass(frozen=True)
 class RouterLoss(AuxiliaryLoss):
     """A term of what routers of experts did."""
 
-    def loads(self, sinks: Mapping[str, Any]) -> list[RouterLoad]:
+    def loads(self, sinks: Sinks) -> list[RouterLoad]:
         """Returns what all routers left.
 
         Raises:
@@ -87,7 +87,7 @@ class SequenceBalance(RouterLoss):
         rows = jnp.any(_counted(batch), axis=1)
         return jnp.sum(rows, dtype=jnp.float32)
 
-    def sum(self, sinks: Mapping[str, Any], everywhere: Everywhere) -> jax.Array:
+    def sum(self, sinks: Sinks, everywhere: Everywhere) -> jax.Array:
         sums = [jnp.sum(load.sequence_balance.sum) for load in self.loads(sinks)]
         return self.coefficient * sum(sums, jnp.zeros(()))
 
@@ -101,7 +101,7 @@ class RouterZ(RouterLoss):
     def weight(self, batch: Mapping[str, jax.Array]) -> jax.Array:
         return jnp.sum(_counted(batch), dtype=jnp.float32)
 
-    def sum(self, sinks: Mapping[str, Any], everywhere: Everywhere) -> jax.Array:
+    def sum(self, sinks: Sinks, everywhere: Everywhere) -> jax.Array:
         sums = [jnp.sum(load.z.sum) for load in self.loads(sinks)]
         return self.coefficient * sum(sums, jnp.zeros(()))
 
@@ -122,7 +122,7 @@ class BatchBalance(RouterLoss):
     def weight(self, batch: Mapping[str, jax.Array]) -> jax.Array:
         return jnp.sum(_counted(batch), dtype=jnp.float32)
 
-    def sum(self, sinks: Mapping[str, Any], everywhere: Everywhere) -> jax.Array:
+    def sum(self, sinks: Sinks, everywhere: Everywhere) -> jax.Array:
         loads = self.loads(sinks)
         counts = [jnp.atleast_2d(everywhere(load.counts.value)) for load in loads]
         tokens = [jnp.atleast_1d(everywhere(load.probability.weight)) for load in loads]

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from maxfdl.layers.sinks import merged
+from maxfdl.layers.sinks import SinkKey, merged
 from maxfdl.sharding.memory import on_device
 from maxfdl.sharding.sharding import Sharding
 
@@ -23,7 +23,7 @@ class Parts(NamedTuple):
 
     sums: dict[str, jax.Array]
     layer_state: Any
-    sinks: dict[str, Any]
+    sinks: dict[SinkKey, Any]
 
 
 Objective = Callable[..., tuple[jax.Array, Parts]]

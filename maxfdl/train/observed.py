@@ -9,7 +9,7 @@ import optax
 from jax import lax
 
 from maxfdl.layers.parameter import Parameter, Role
-from maxfdl.layers.sinks import HeadScores, Last, Max, Mean, RouterLoad
+from maxfdl.layers.sinks import HeadScores, Last, Max, Mean, RouterLoad, Sinks
 from maxfdl.ops import balance
 from maxfdl.ops.mask import Places
 from maxfdl.sharding.memory import is_on_host, on_device
@@ -61,7 +61,7 @@ def packing(batch: Mapping[str, jax.Array]) -> Metrics:
     }
 
 
-def of_sinks(sinks: Mapping[str, Any]) -> Metrics:
+def of_sinks(sinks: Sinks) -> Metrics:
     """Returns what is logged of what layers left.
 
     `expert_load` is the greatest count of an expert over the mean of its layer's, in
@@ -85,11 +85,10 @@ def of_sinks(sinks: Mapping[str, Any]) -> Metrics:
     return metrics | _together(sinks)
 
 
-def _together(sinks: Mapping[str, Any]) -> Metrics:
+def _together(sinks: Sinks) -> Metrics:
     """Returns one number for each name, of all layers that left such a sink."""
     by_name: dict[str, list[Any]] = {}
-    for path, sink in sinks.items():
-        name = path.rpartition("/")[2]
+    for (_, name), sink in sinks.items():
         if isinstance(sink, HeadScores):
             name, sink = "max_logit", sink.highest
         if not isinstance(sink, RouterLoad):

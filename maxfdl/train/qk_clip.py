@@ -13,6 +13,7 @@ from maxfdl.errors import UserError
 from maxfdl.layers.parameter import Parameter
 from maxfdl.layers.sinks import HeadScores
 from maxfdl.sharding.memory import beside, on_device
+from maxfdl.train.nested import part_at, with_part
 from maxfdl.train.updates import Step, Update, Variables
 
 _HEADS = ("heads", "kv_heads")
@@ -33,6 +34,7 @@ class QkClip(Update):
     """
 
     name = "qk_clip"
+    rank = 1
     threshold: float = 100.0
 
     @staticmethod
@@ -44,33 +46,34 @@ class QkClip(Update):
         self, variables: Variables, memory: Any, step: Step
     ) -> tuple[Variables, Any]:
         params = variables["params"]
-        found = {p: x for p, x in step.sinks.items() if isinstance(x, HeadScores)}
+        found = {k: x for k, x in step.sinks.items() if isinstance(x, HeadScores)}
         if not found:
             raise UserError(
                 "QkClip has nothing to look at, for no attention of this model leaves"
                 " its scores: apply use_muonclip, which sets their watch."
             )
-        for path, scores in found.items():
+        for key, scores in found.items():
             highest = jnp.where(step.accepted, scores.highest.value, 0.0)
             factors = jnp.where(highest > self.threshold, self.threshold / highest, 1.0)
-            *layer, _ = path.split("/")
-            params = _clipped(params, step.parameters, layer, factors, scores.shared)
+            attention, declared = (
+                part_at(tree, key.layer) for tree in (params, step.parameters)
+            )
+            clipped = _clipped(attention, declared, factors, scores.shared)
+            params = with_part(params, key.layer, clipped)
         return variables | {"params": params}, memory
 
 
 def _clipped(
-    params: Any, parameters: Any, path: list[str], factors: jax.Array, shared: int
-) -> Any:
-    """Returns parameters in which the attention at `path` is clipped.
+    params: Any, parameters: Any, factors: jax.Array, shared: int
+) -> dict[str, Any]:
+    """Returns the parameters of a layer of attention with clipped queries and keys.
 
     Args:
+      params: Those of the layer.
+      parameters: Their declarations.
       factors: [L?, H] of scores.
       shared: Features at the end of each query whose key the heads share.
     """
-    if path:
-        name, *rest = path
-        inner = _clipped(params[name], parameters[name], rest, factors, shared)
-        return {**params, name: inner}
     heads, key_heads = (_num_heads(parameters[n]) for n in ("query", "key"))
     roots = jnp.sqrt(factors)
     own = roots if key_heads == heads else factors

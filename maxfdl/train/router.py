@@ -8,7 +8,10 @@ import jax.numpy as jnp
 
 from maxfdl.errors import UserError
 from maxfdl.train.auxiliary import router_loads
+from maxfdl.train.nested import part_at, with_part
 from maxfdl.train.updates import Step, Update, Variables
+
+_BIAS = "selection_bias"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +26,7 @@ class SelectionBias(Update):
     """
 
     name = "selection_bias"
+    rank = 0
     rate: float = 1e-3
 
     @staticmethod
@@ -33,11 +37,16 @@ class SelectionBias(Update):
     def __call__(
         self, variables: Variables, memory: Any, step: Step
     ) -> tuple[Variables, Any]:
-        old = state = variables["state"]
-        for path, load in router_loads(step.sinks).items():
-            *router, _ = path.split("/")
-            state = self._updated(state, router, load.counts.value, step.accepted)
-        if state is old:
+        state, moved = variables["state"], False
+        for key, load in router_loads(step.sinks).items():
+            router = part_at(state, key.layer)
+            if router is None or _BIAS not in router:
+                continue
+            bias = self._moved(router[_BIAS], load.counts.value)
+            bias = jnp.where(step.accepted, bias, router[_BIAS])
+            state = with_part(state, (*key.layer, _BIAS), bias)
+            moved = True
+        if not moved:
             raise UserError(
                 "SelectionBias has nothing to move, for no router of this model has a"
                 " selection bias: set use_selection_bias=True on them, or apply"
@@ -45,18 +54,7 @@ class SelectionBias(Update):
             )
         return variables | {"state": state}, memory
 
-    def _updated(
-        self, node: Any, path: list[str], counts: jax.Array, accepted: jax.Array
-    ) -> Any:
-        if path:
-            if path[0] not in node:  # a router that has no bias
-                return node
-            inner = self._updated(node[path[0]], path[1:], counts, accepted)
-            return node if inner is node[path[0]] else {**node, path[0]: inner}
-        if "selection_bias" not in node:
-            return node
+    def _moved(self, bias: jax.Array, counts: jax.Array) -> jax.Array:
         counts = counts.astype(jnp.float32)
         lacking = jnp.mean(counts, axis=-1, keepdims=True) - counts
-        bias = node["selection_bias"]
-        moved = bias + self.rate * jnp.sign(lacking)
-        return {**node, "selection_bias": jnp.where(accepted, moved, bias)}
+        return bias + self.rate * jnp.sign(lacking)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from maxfdl.errors import UserError
 from maxfdl.layers.parameter import path_hash
+from maxfdl.layers.sinks import Sinks
 from maxfdl.markers import FromParent
 from maxfdl.model import Model, Output
 from maxfdl.optim.optimizer import Optimizer
@@ -194,7 +195,7 @@ class Trainer:
 
     def evaluate(
         self, variables: Mapping[str, Any], batch: Batch
-    ) -> tuple[dict[str, Term], dict[str, Any]]:
+    ) -> tuple[dict[str, Term], Sinks]:
         """Returns the loss terms of one batch, without dropout, and its sinks."""
         output = _forward(self.model, variables, batch)
         return self._loss(output, batch), output.sinks

@@ -6,17 +6,19 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 
+from maxfdl.layers.sinks import Sinks
+
 Variables = dict[str, Any]
 
 
 class Step(NamedTuple):
     """What an update may look at.
 
-    Fields: `sinks`, what layers left during the step, of the whole batch; `parameters`,
-    declarations, a tree like `params`; `accepted`, whether the step counts.
+    Fields: `sinks`, side results of layers over the whole batch; `parameters`,
+    declarations, a tree like `params`; `accepted`, False if the step is rejected.
     """
 
-    sinks: Mapping[str, Any]
+    sinks: Sinks
     parameters: dict
     accepted: jax.Array
 
@@ -25,11 +27,14 @@ class Step(NamedTuple):
 class Update:
     """Changes the variables once per step, after the optimizer; may remember things.
 
-    `name` is where the state of training keeps what it remembers; `averages` says that
-    `evaluated` makes other weights of it than those that are trained.
+    Class attributes: `name`, the key of its memory in the training state; `rank`, when
+    it runs: updates run in ascending order, those of the state of layers (0) before
+    those of weights (1) and averages of weights (2); `averages`, whether `evaluated`
+    returns other weights than those that are trained.
     """
 
     name: ClassVar[str]
+    rank: ClassVar[int]
     averages: ClassVar[bool] = False
 
     def init(self, params: Any) -> Any:
@@ -46,8 +51,8 @@ class Update:
     ) -> tuple[Variables, Any]:
         """Returns the variables and the memory after a step.
 
-        What it gets is what it returns if the step does not count, and what lies on the
-        host returns there.
+        If the step is rejected, returns its inputs unchanged. Arrays in host memory
+        stay in host memory.
 
         Args:
           variables: `params` as the optimizer left them, and `state` of the layers.
@@ -66,8 +71,8 @@ def updated(
     memories: Mapping[str, Any],
     step: Step,
 ) -> tuple[Variables, dict[str, Any]]:
-    """Returns what all `updates` make of the variables, in order, and remember."""
+    """Runs `updates` by their rank; returns the variables and each one's memory."""
     kept = {}
-    for update in updates:
+    for update in sorted(updates, key=lambda update: update.rank):
         variables, kept[update.name] = update(variables, memories[update.name], step)
     return variables, kept

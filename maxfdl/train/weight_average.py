@@ -23,6 +23,7 @@ class WeightAverage(Update):
     """
 
     name = "weight_average"
+    rank = 2
     averages = True
     decay: float = 0.999
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from maxfdl.layers.context import Context
+from maxfdl.layers.sinks import SinkKey
 
 KEY = jax.random.key(0)
 ROWS = jnp.arange(2)
@@ -53,7 +54,7 @@ def test_without_a_key_repeats_have_none():
 def test_side_results_lie_under_the_path_of_the_layer():
     context = Context(CONTEXT.positions)
     context.at("decoder").at("router").emit("load", 7)
-    assert context.sinks == {"decoder/router/load": 7}
+    assert context.sinks == {SinkKey(("decoder", "router"), "load"): 7}
     with pytest.raises(AssertionError, match="decoder/router/load was filled twice"):
         context.at("decoder").at("router").emit("load", 7)
 
@@ -64,7 +65,7 @@ def test_a_repeat_collects_side_results_of_its_own():
     inner.at("mlp").emit("peak", 1)
     assert outer.sinks == {}
     outer.collect(inner.sinks, inner.kept)
-    assert outer.sinks == {"mlp/peak": 1}
+    assert outer.sinks == {SinkKey(("mlp",), "peak"): 1}
     with pytest.raises(AssertionError):
         outer.collect(inner.sinks, inner.kept)
 

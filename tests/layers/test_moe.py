@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 
 from maxfdl.layers import checks
 from maxfdl.layers.execution import Scan, Unroll
+from maxfdl.layers.sinks import SinkKey
 from maxfdl.ops import balance
 from maxfdl.ops.experts import Capacity, Dropless
 from maxfdl.ops.glu import ClampedSwiGlu, Glu
@@ -38,6 +39,8 @@ from tests.layers.families import (
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens" / "moe_blocks"
 KEY = jax.random.key(3)
+LOAD = SinkKey(("layer", "router"), "load")
+DROPPED = SinkKey(("layer", "experts"), "dropped")
 EXPERTS, HIDDEN = 8, 4
 
 # Of each published kind: its routing, then what else it has.
@@ -226,30 +229,27 @@ def test_sinks_are_the_sums_of_what_the_router_did():
     assert 0 < mask.sum() < mask.size
 
     counts = np.bincount(np.asarray(choice.experts)[mask].ravel(), minlength=EXPERTS)
-    np.testing.assert_array_equal(sinks["layer/router/load"].counts.value, counts)
-    shares = sinks["layer/router/load"].probability
+    np.testing.assert_array_equal(sinks[LOAD].counts.value, counts)
+    shares = sinks[LOAD].probability
     assert shares.weight == mask.sum()
     np.testing.assert_allclose(shares.sum.sum(), mask.sum(), rtol=1e-6)
-    z = sinks["layer/router/load"].z
+    z = sinks[LOAD].z
     assert z.weight == mask.sum()
     np.testing.assert_allclose(z.sum, balance.router_z(logits, mask), rtol=1e-5)
-    rows = sinks["layer/router/load"].sequence_balance
+    rows = sinks[LOAD].sequence_balance
     expected = balance.sequence_balance(choice.scores, 3, mask)
     assert rows.weight == 2
     np.testing.assert_allclose(rows.sum, expected.sum(), rtol=1e-5)
     groups = Capacity(0.5)(choice.experts.reshape(-1, 3), EXPERTS)
-    dropped = sinks["layer/experts/dropped"].value
+    dropped = sinks[DROPPED].value
     assert dropped == groups.dropped(mask.reshape(-1)) > 0
 
 
 def test_nothing_is_dropped_without_a_capacity():
     model = model_of("nnx", **BLOCKS["mixtral"])
     sinks, _ = sinks_of(model, jax.jit(model.init)(KEY), **packed_tokens())
-    assert sinks["layer/experts/dropped"].value == 0
-    assert (
-        sinks["layer/router/load"].counts.value.sum()
-        == 2 * packed_tokens()["tokens"].size
-    )
+    assert sinks[DROPPED].value == 0
+    assert sinks[LOAD].counts.value.sum() == 2 * packed_tokens()["tokens"].size
 
 
 def test_other_tokens_of_a_dropless_batch_change_nothing():
@@ -324,7 +324,7 @@ def test_stacks_keep_state_and_count_once(
     np.testing.assert_allclose(hidden, expected, rtol=0, atol=2e-6)
     jax.tree.map(assert_close, (sinks, gradients), (expected_sinks, expected_gradients))
     assert_same_bits(state, stack_variables["state"])
-    counts = sinks["layer/layers_0/router/load"].counts.value
+    counts = sinks[SinkKey(("layer", "layers_0", "router"), "load")].counts.value
     assert counts.shape == (3, EXPERTS)
     np.testing.assert_array_equal(
         counts.sum(1), [3 * packed_tokens()["tokens"].size] * 3

@@ -20,6 +20,7 @@ from maxfdl.layers.nnx.module import Module as NnxModule
 from maxfdl.layers.nnx.module import State
 from maxfdl.layers.nnx.module import param as nnx_param
 from maxfdl.layers.parameter import Parameter
+from maxfdl.layers.sinks import SinkKey
 from maxfdl.ops.initializers import Normal
 from tests.layers.families import (
     FAMILIES,
@@ -148,7 +149,7 @@ def test_state_is_threaded_through_the_repeats_in_order(variables, expected):
     x = table[packed_tokens()["tokens"]]
     for i in range(REPEATS):
         for name in ("layers_0", "layers_1"):
-            peak = sinks[f"layer/{name}/peak"][i]
+            peak = sinks[SinkKey(("layer", name), "peak")][i]
             np.testing.assert_allclose(peak, jnp.max(jnp.abs(x)), rtol=1e-6)
             mean = remember(jnp.zeros(FEATURES), x)
             np.testing.assert_allclose(state["layer"][name]["mean"][i], mean, atol=1e-6)
@@ -159,9 +160,9 @@ def test_state_is_threaded_through_the_repeats_in_order(variables, expected):
 
 def test_sinks_come_out_stacked_under_the_path_of_their_layer(expected):
     _, _, sinks, _ = expected[0]
-    shapes = {name: value.shape for name, value in sinks.items()}
-    names = ("layer/layers_0/peak", "layer/layers_1/peak")
-    assert shapes == dict.fromkeys(names, (REPEATS,))
+    shapes = {key: value.shape for key, value in sinks.items()}
+    keys = [SinkKey(("layer", name), "peak") for name in ("layers_0", "layers_1")]
+    assert shapes == dict.fromkeys(keys, (REPEATS,))
 
 
 def test_dropout_is_the_same_however_the_stack_runs():

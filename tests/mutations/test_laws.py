@@ -9,6 +9,7 @@ import pytest
 from maxfdl import graph
 from maxfdl.errors import ConfigError, MutationError
 from maxfdl.graph.names import mutations
+from maxfdl.ops.dot import Dot
 from maxfdl.optim.schedules import WarmupCosine
 from tests import golden
 from tests.experiments.catalogue import MODULES, experiment
@@ -109,6 +110,23 @@ def test_pairs_commute_or_the_later_wins(expression, a, b):
         assert_equal(other_way, apply(cfg, first.call))
     elif frozenset({a, b}) not in NOT_COMMUTING:
         assert_equal(both, other_way)
+
+
+class OtherDot(Dot):
+    """What a mutation for FP8, say, puts in the place of every product."""
+
+
+def with_other_dots(cfg: fdl.Buildable) -> fdl.Buildable:
+    out = graph.copy(cfg)
+    for node in graph.nodes_of(out, Dot):
+        graph.swap(node, OtherDot)
+    return out
+
+
+@each_on_each
+def test_what_it_adds_multiplies_as_the_rest_of_the_graph_does(expression, name):
+    cfg, call = experiment(expression), case(name).call
+    assert_equal(apply(with_other_dots(cfg), call), with_other_dots(apply(cfg, call)))
 
 
 @each_on_each

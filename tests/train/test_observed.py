@@ -19,6 +19,7 @@ from maxfdl.layers.sinks import (
     Max,
     Mean,
     RouterLoad,
+    SinkKey,
     Sum,
 )
 from maxfdl.mutations import (
@@ -33,6 +34,8 @@ from maxfdl.run.loop import RunOptions, run
 from maxfdl.train.observed import of_sinks
 from maxfdl.train.qk_clip import QkClip
 from tests import tiny
+
+STACK, LAYER = (functools.partial(SinkKey, (name,)) for name in ("stack", "layer"))
 
 
 def load(counts):
@@ -53,9 +56,9 @@ def test_every_kind_of_sink_gives_a_number():
         "counts": (Counts(jnp.int32([[1, 2], [3, 4]])), Counts(jnp.int32([5, 6])), 21),
         "last": (Last(jnp.float32([1, 2])), Last(jnp.float32(6)), 3),
     }
-    sinks = {f"stacks_0/{name}": stack for name, (stack, _, _) in kinds.items()}
-    sinks |= {f"layer/{name}": layer for name, (_, layer, _) in kinds.items()}
-    sinks["stacks_0/scores"] = HeadScores(Max(jnp.float32([[1, 8], [2, 3]])))
+    sinks = {STACK(name): stack for name, (stack, _, _) in kinds.items()}
+    sinks |= {LAYER(name): layer for name, (_, layer, _) in kinds.items()}
+    sinks[STACK("scores")] = HeadScores(Max(jnp.float32([[1, 8], [2, 3]])))
     expected = {name: number for name, (_, _, number) in kinds.items()}
     found = {name: float(value) for name, value in of_sinks(sinks).items()}
     assert found == expected | {"max_logit": 8.0}
@@ -63,7 +66,7 @@ def test_every_kind_of_sink_gives_a_number():
 
 @pytest.mark.parametrize("counts", [[1, 1, 0, 0], [30, 10, 12, 12], [0, 0, 0, 0]])
 def test_load_is_relative_to_the_mean_of_its_layer(counts):
-    found = of_sinks({"a/load": load(counts), "b/load": load([5, 5, 5, 5])})
+    found = of_sinks({STACK("load"): load(counts), LAYER("load"): load([5, 5, 5, 5])})
     ratios = np.divide(counts, np.mean(counts) or 1.0)
     assert found["expert_load"] == max(1.0, *ratios)
     assert found["expert_load_least"] == min(1.0, *ratios)

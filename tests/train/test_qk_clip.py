@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from maxfdl.errors import MutationError
-from maxfdl.layers.sinks import HeadScores, Max
+from maxfdl.layers.sinks import HeadScores, Max, SinkKey
 from maxfdl.layers.watch import WatchScores
 from maxfdl.mutations import gradient_accumulation, use_adamw, use_muonclip
 from maxfdl.train.qk_clip import QkClip
@@ -106,12 +106,12 @@ def test_layers_of_a_stack_are_clipped_one_by_one():
     params, declared = tiny.begin(program)["params"], program.trainer.model.parameters()
     highest = np.float32([[50, 200, 400, 100], [100, 99, 10, 1], [1, 1, 1, 1600]])
     sink = HeadScores(Max(jnp.asarray(highest)))
-    path = "decoder/stacks_0/layers_0/attention"
-    step = Step({f"{path}/scores": sink}, declared, jnp.array(True))
+    path = ("decoder", "stacks_0", "layers_0", "attention")
+    step = Step({SinkKey(path, "scores"): sink}, declared, jnp.array(True))
     new, _ = update({"params": params, "state": {}}, {}, step)
     old, new = leaves(params), leaves(new["params"])
     factors = np.minimum(1.0, 100.0 / highest)[:, None, :, None]  # [L, D, H, K]
-    name = f"{path}/query/kernel"
+    name = "/".join((*path, "query", "kernel"))
     np.testing.assert_allclose(new[name], old[name] * factors, rtol=1e-6)
     assert {k for k in old if np.any(old[k] != new[k])} == {name}
 
