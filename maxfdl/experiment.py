@@ -9,6 +9,7 @@ import jax
 
 from maxfdl.checkpoint.checkpointer import Checkpointer
 from maxfdl.data import Synthetic, TextData
+from maxfdl.layers.frozen import trained
 from maxfdl.model import Model, Network
 from maxfdl.optim.optimizer import Optimizer
 from maxfdl.sharding.mesh import MeshShape
@@ -169,7 +170,8 @@ class Experiment:
 
     def make_trainer(self, sharding: Sharding) -> Trainer:
         model = self.make_model(sharding if sharding.mesh.size > 1 else None)
-        optimizer = self.optimizer(parameters=model.parameters(), steps=self.steps)
+        parameters = trained(model.parameters())
+        optimizer = self.optimizer(parameters=parameters, steps=self.steps)
         return self.trainer(
             model=model,
             loss=self.loss,

@@ -23,6 +23,7 @@ from maxfdl.layers import linen as linen_layers
 from maxfdl.layers import nnx as nnx_layers
 from maxfdl.layers.cache import EmptyCache
 from maxfdl.layers.context import Context
+from maxfdl.layers.frozen import Frozen
 from maxfdl.layers.linen.module import Declared
 from maxfdl.layers.nnx.module import State, declaration_of, flat_names
 from maxfdl.layers.parameter import Parameter, map_parameters, path_hash
@@ -72,6 +73,7 @@ class Model:
     Args:
       module: Factory of the network, of the family that the subclass speaks.
       sharding: Mesh and rules; None computes on one device.
+      frozen: Which parameters are not trained; None trains all.
     """
 
     def __init__(
@@ -79,9 +81,11 @@ class Model:
         *,
         module: Annotated[Callable[..., Any], FromParent],
         sharding: Annotated[Sharding | None, FromParent] = None,
+        frozen: Frozen | None = None,
     ):
         self._make_module = module
         self.sharding = sharding
+        self._frozen = frozen
 
     def on(self, sharding: Sharding | None) -> "Model":
         """Returns the same model with its arrays laid out otherwise."""
@@ -91,7 +95,12 @@ class Model:
 
     def parameters(self) -> Tree:
         """Returns the declaration of each parameter, as a tree like `params`."""
-        return self._declared[0]
+        return self._parameters
+
+    @functools.cached_property
+    def _parameters(self) -> Tree:
+        declared = self._declared[0]
+        return declared if self._frozen is None else self._frozen.marked(declared)
 
     def init(self, key: jax.Array) -> Tree:
         """Returns fresh variables: each leaf follows from the key and its own path.
@@ -101,7 +110,7 @@ class Model:
 
         def draw(path: str, parameter: Parameter) -> jax.Array:
             values = parameter.draw(jax.random.fold_in(key, path_hash(path)))
-            return values.astype(self.network.param_dtype)
+            return values.astype(parameter.dtype or self.network.param_dtype)
 
         state = jax.tree.map(
             lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self._state

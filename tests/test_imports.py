@@ -34,9 +34,10 @@ LIBRARY = {
     "data": WORDS | {"files", "outside"},
     "checkpoint": WORDS | {"hush", "sharding.memory"},
     "train": WORDS
-    | {"ops", "sharding", "layers.parameter", "layers.sinks", "model", "optim"}
-    | {"files"},
-    "experiment": WORDS | {"sharding", "model", "data", "optim", "checkpoint", "train"},
+    | {"ops", "sharding", "model", "optim", "files"}
+    | {"layers.frozen", "layers.parameter", "layers.sinks"},
+    "experiment": WORDS
+    | {"sharding", "layers.frozen", "model", "data", "optim", "checkpoint", "train"},
     "tensors": WORDS
     | {"ops.initializers", "layers.parameter", "layers.checks", "model", "sharding"}
     | {"outside", "data.tokenizers"},

@@ -49,6 +49,7 @@ def test_json_holds_what_the_text_says(show, tmp_path):
         "devices_here",
         "attention",
         "num_parameters",
+        "num_frozen_parameters",
         "num_parameters_by_role",
         "num_devices",
         "tokens_per_step",
@@ -73,6 +74,7 @@ def test_json_holds_what_the_text_says(show, tmp_path):
         "axes": ["layers", "embed", "kv_heads", "head_dim"],
         "sharding": [None, "fsdp", "tensor", None],
         "bytes_per_device": 2 * 8 * 1 * 8 * 4,
+        "trained": True,
     }
     state = facts["state_bytes_per_device"]
     assert state["params"] == sum(p["bytes_per_device"] for p in facts["parameters"])

@@ -78,7 +78,9 @@ def begin(program: Program) -> Any:
     trainer = program.trainer
     dtype = trainer.model.network.param_dtype
     params = map_parameters(
-        lambda path, parameter: _drawn(path, parameter).astype(dtype),
+        lambda path, parameter: _drawn(path, parameter).astype(
+            parameter.dtype or dtype
+        ),
         trainer.model.parameters(),
     )
     state = jax.tree.map(

@@ -36,6 +36,8 @@ class Parameter:
       batched: Dims before those that number kernels of the same kind, one per expert.
       repeats: Layers of the stack that holds it; the array has them as leading dim.
         None outside stacks.
+      trained: Whether training changes it; see `maxfdl.layers.frozen`.
+      dtype: Type it is stored in; None is the model's `param_dtype`.
     """
 
     shape: tuple[int, ...]
@@ -45,6 +47,8 @@ class Parameter:
     contracted: int = 0
     batched: int = 0
     repeats: int | None = None
+    trained: bool = True
+    dtype: DType | None = None
 
     def __post_init__(self):
         assert len(self.shape) == len(self.axes), (self.shape, self.axes)

@@ -9,6 +9,7 @@ from maxfdl.mutations.course import batch_ramp_up, stop_at_loss
 from maxfdl.mutations.dtypes import compute_dtype, param_dtype
 from maxfdl.mutations.execution import scan_layers, unroll_layers
 from maxfdl.mutations.family import to_linen, to_nnx
+from maxfdl.mutations.freeze import freeze, unfreeze
 from maxfdl.mutations.gradient_accumulation import gradient_accumulation
 from maxfdl.mutations.guards import loss_scale, skip_spikes
 from maxfdl.mutations.mesh import mesh
@@ -34,6 +35,7 @@ __all__ = [
     "average_weights",
     "batch_ramp_up",
     "compute_dtype",
+    "freeze",
     "gradient_accumulation",
     "king_james",
     "learning_rate_by_role",
@@ -55,6 +57,7 @@ __all__ = [
     "text_files",
     "to_linen",
     "to_nnx",
+    "unfreeze",
     "unroll_layers",
     "use_adafactor",
     "use_adam_pax",

@@ -7,6 +7,7 @@ here what to write.
 from maxfdl.data import Source, Synthetic, TextData, Tokenizer
 from maxfdl.layers import linen, nnx
 from maxfdl.layers.execution import Execution
+from maxfdl.layers.frozen import Frozen
 from maxfdl.ops.cross_entropy import CrossEntropy
 from maxfdl.optim.schedules import Schedule
 from maxfdl.optim.transforms import UpdateRule, WeightDecay
@@ -39,5 +40,6 @@ WAYS: dict[type, str] = {
     Accumulate: "the mutation gradient_accumulation(steps=...)",
     SkipNonFinite: "the mutation skip_spikes",
     Placement: "the mutation zero1, offload_optimizer or offload_parameters",
+    Frozen: "the mutation freeze(roles=...) or freeze(paths=...)",
     Update: "the mutation average_weights or selection_bias(rate=...)",
 }

@@ -33,7 +33,7 @@ class Optimizer:
       schedule: The learning rate.
       rate_factors: What a role multiplies it with; None has one rate for all.
       averaging: Keeps an average to evaluate; None evaluates the parameters.
-      parameters: Declarations of the parameters, a tree like them.
+      parameters: Declarations of the parameters that are trained, a tree like them.
       steps: Length of the run.
     """
 

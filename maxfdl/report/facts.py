@@ -36,6 +36,7 @@ class ParameterFacts:
     axes: tuple[str, ...]
     sharding: Spec
     bytes_per_device: int
+    trained: bool
 
     @property
     def size(self) -> int:
@@ -76,6 +77,10 @@ class Facts:
         return sum(parameter.size for parameter in self.parameters)
 
     @property
+    def num_frozen_parameters(self) -> int:
+        return sum(each.size for each in self.parameters if not each.trained)
+
+    @property
     def num_parameters_by_role(self) -> dict[str, int]:
         """Counts by what they are to an optimizer, the largest first."""
         counts: collections.Counter[str] = collections.Counter()
@@ -97,6 +102,7 @@ class Facts:
         states = {name: getattr(self, name) for name in by_memory}
         totals = (
             "num_parameters",
+            "num_frozen_parameters",
             "num_parameters_by_role",
             "num_devices",
             "tokens_per_step",
@@ -165,6 +171,7 @@ def _parameters(declared: dict, params: dict) -> tuple[ParameterFacts, ...]:
                 axes=parameter.full_axes,
                 sharding=tuple(leaf.sharding.spec),
                 bytes_per_device=bytes_per_device(leaf),
+                trained=parameter.trained,
             )
         )
 

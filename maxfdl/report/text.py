@@ -33,12 +33,14 @@ def summary(facts: Facts, attention: Sequence[str], platform: str, here: int):
     """Returns the totals, a line each."""
     roles = facts.num_parameters_by_role.items()
     state = facts.state_bytes_per_device
+    frozen = facts.num_frozen_parameters
+    of_which = f", of which {frozen:,} are frozen" if frozen else ""
     on_host = sum(facts.state_bytes_on_host.values())
     beside = f", and {size_text(on_host)} on its host" if on_host else ""
     axes = " x ".join(f"{name} {size}" for name, size in facts.mesh.items())
     return [
         f"parameters: {facts.num_parameters:,}"
-        f" ({', '.join(f'{count:,} {role}' for role, count in roles)})",
+        f" ({', '.join(f'{count:,} {role}' for role, count in roles)}){of_which}",
         f"FLOPs: {facts.flops_per_token:,.0f} per token forward and backward (causal"
         " attention counted half)",
         f"mesh: {axes} = {devices_text(facts.num_devices)} ({here} {platform} here)",

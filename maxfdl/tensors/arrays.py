@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from maxfdl.layers.parameter import Parameter
 from maxfdl.model import Model
 from maxfdl.sharding.sharding import Sharding
 from maxfdl.tensors.table import Leaves, Slot
@@ -32,10 +33,7 @@ class Arrays:
     def __init__(self, leaves: Leaves, model: Model, sharding: Sharding | None):
         self._leaves = leaves
         self._sharding = sharding
-        self._dtypes = {
-            "params": jnp.dtype(model.network.param_dtype),
-            "state": jnp.dtype(jnp.float32),  # what routers and the like are kept in
-        }
+        self._param_dtype = model.network.param_dtype
         self._arrays: dict[Key, jax.Array] = {}
         for (collection, path), parameter in leaves.items():
             if sharding is not None and collection == "params":
@@ -44,7 +42,12 @@ class Arrays:
 
     def dtype(self, slot: Slot) -> np.dtype:
         """Returns the type that values at a slot will have."""
-        return self._dtypes[slot.collection]
+        return self._dtype(slot.collection, slot.declared)
+
+    def _dtype(self, collection: str, declared: Parameter) -> np.dtype:
+        if collection == "state":
+            return jnp.dtype(jnp.float32)  # what routers and the like are kept in
+        return jnp.dtype(declared.dtype or self._param_dtype)
 
     def fill(self, slot: Slot, values: np.ndarray) -> None:
         key = slot.collection, slot.path
@@ -63,7 +66,7 @@ class Arrays:
         """Returns the shape, type and place of each array."""
         return [
             jax.ShapeDtypeStruct(
-                leaf.full_shape, self._dtypes[key[0]], sharding=self._place(key)
+                leaf.full_shape, self._dtype(key[0], leaf), sharding=self._place(key)
             )
             for key, leaf in self._leaves.items()
         ]
@@ -78,8 +81,9 @@ class Arrays:
         return tree
 
     def _empty(self, key: Key) -> jax.Array:
-        shape = self._leaves[key].full_shape
-        return _zeros(shape, self._dtypes[key[0]], self._place(key))
+        leaf = self._leaves[key]
+        dtype = self._dtype(key[0], leaf)
+        return _zeros(leaf.full_shape, dtype, self._place(key))
 
     def _place(self, key: Key, skip: int = 0) -> jax.sharding.Sharding:
         """Returns where an array lies, or a part of it without its first dims."""

@@ -75,6 +75,12 @@ def _clipped(
       shared: Features at the end of each query whose key the heads share.
     """
     heads, key_heads = (_num_heads(parameters[n]) for n in ("query", "key"))
+    clips = ("query", "key") if key_heads == heads else ("query",)
+    if not all(p.trained for name in clips for p in jax.tree.leaves(parameters[name])):
+        raise UserError(
+            f"QkClip scales {' and '.join(clips)} of attention, of which parameters are"
+            " frozen: unfreeze them, or apply use_muon."
+        )
     roots = jnp.sqrt(factors)
     own = roots if key_heads == heads else factors
     width = _width(parameters["query"])

@@ -1,7 +1,7 @@
 """One training step, and where its state lives.
 
 State is a plain nested dict: `step` (int32), `guard` (steps that did not count),
-`params`, `param_norm` (their L2 norm), `state` (of the layers), `optimizer` and
+`params`, `param_norm` (L2 norm of those that are trained), `state` (of the layers), `optimizer` and
 `updates` (what these remember).
 """
 
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from maxfdl.errors import UserError
+from maxfdl.layers.frozen import frozen, joined, trained
 from maxfdl.layers.parameter import path_hash
 from maxfdl.layers.sinks import Sinks
 from maxfdl.markers import FromParent
@@ -104,22 +105,32 @@ class Trainer:
     def start_from(self, variables: Mapping[str, Any]) -> State:
         """Returns the state before the first step, with these weights."""
         params = variables["params"]
+        changing = self._trained(params)
         return {
             "step": jnp.zeros((), jnp.int32),
             "guard": self.guard.init(),
             "params": params,
-            "param_norm": observed.norm(params, self.model.parameters()),
+            "param_norm": observed.norm(changing, self._trained()),
             "state": variables["state"],
-            "optimizer": self._optimizer.init(params),
-            "updates": {each.name: each.init(params) for each in self._updates},
+            "optimizer": self._optimizer.init(changing),
+            "updates": {each.name: each.init(changing) for each in self._updates},
         }
+
+    def _trained(self, tree: Any = None) -> dict[str, Any]:
+        """Returns the part of a tree like the parameters that is trained."""
+        return trained(self.model.parameters(), tree)
+
+    def _frozen(self, params: Any) -> dict[str, Any]:
+        return frozen(self.model.parameters(), params)
 
     def step(self, state: State, batch: Batch) -> tuple[State, Metrics]:
         """Forward, loss, gradients, update: the whole of training.
 
-        A step that the guard refuses changes nothing but the counts.
+        A step that the guard rejects changes nothing but the counts. Norms are those of
+        what is trained.
         """
-        step, parameters = state["step"], self.model.parameters()
+        step, parameters = state["step"], self._trained()
+        params = self._trained(state["params"])
         weights = self.weights(batch)
         grads, (sums, layer_state, sinks) = self.gradients(state, batch)
         grad_norms = observed.norms("grad_norm", grads, parameters)
@@ -131,7 +142,7 @@ class Trainer:
         )
 
         params, optimizer = self._optimizer.update(
-            grads, state["optimizer"], state["params"], step, accepted
+            grads, state["optimizer"], params, step, accepted
         )
         layer_state = jax.tree.map(
             lambda new, old: jnp.where(accepted, new, old), layer_state, state["state"]
@@ -140,10 +151,16 @@ class Trainer:
             self._updates,
             {"params": params, "state": layer_state},
             state["updates"],
-            Step(sinks, parameters, accepted),
+            Step(sinks, self.model.parameters(), accepted),
         )
-        kept = {**variables, "optimizer": optimizer, "updates": memories}
-        param_norms = observed.norms("param_norm", kept["params"], parameters)
+        param_norms = observed.norms("param_norm", variables["params"], parameters)
+        kept = {
+            "params": joined(variables["params"], self._frozen(state["params"])),
+            "param_norm": param_norms["param_norm"],
+            "state": variables["state"],
+            "optimizer": optimizer,
+            "updates": memories,
+        }
         metrics = {
             "loss": loss,
             **{name: Term(sums[name], weights[name]).mean for name in sums},
@@ -154,11 +171,11 @@ class Trainer:
             **observed.of_sinks(sinks),
             **self.guard.metrics(guard),
         }
-        kept["param_norm"] = param_norms["param_norm"]
         return {"step": step + 1, "guard": guard, **kept}, metrics
 
     def gradients(self, state: State, batch: Batch) -> tuple[Any, Parts]:
-        """Returns the gradients of the objective, and what its forward pass gave.
+        """Returns the gradients of the objective in what is trained, and what its
+        forward pass gave.
 
         What terms are divided by comes from the whole batch, so it does not matter in
         how many parts the batch is taken.
@@ -169,7 +186,7 @@ class Trainer:
         whole = on_replicas(
             self._gradients_of_rows,
             self.sharding,
-            self._placement.cuts(self.model.parameters(), self.sharding),
+            self._placement.cuts(self._trained(), self.sharding),
         )
         weights = self.guard.scaled(state["guard"], self.weights(batch))
         grads, parts = whole(state["params"], state["state"], rows, weights, key)
@@ -184,14 +201,16 @@ class Trainer:
     ) -> tuple[Any, Parts]:
         """Returns what rows of the batch add to the gradients of the objective."""
         model = self.model.on(self.model.sharding and sharding)
+        fixed = self._frozen(params)
 
-        def objective(params, layer_state, rows):
-            variables = {"params": params, "state": layer_state}
+        def objective(changing, layer_state, rows):
+            variables = {"params": joined(changing, fixed), "state": layer_state}
             output = _forward(model, variables, rows, key=key, rows=rows["rows"])
             sums = self._loss.sums(output, rows, sharding.everywhere)
             return total(sums, weights), Parts(sums, output.state, output.sinks)
 
-        return self._gradients(objective, params, layer_state, rows, sharding)
+        changing = self._trained(params)
+        return self._gradients(objective, changing, layer_state, rows, sharding)
 
     def evaluate(
         self, variables: Mapping[str, Any], batch: Batch
@@ -204,12 +223,13 @@ class Trainer:
         """Returns the variables to evaluate, sample and export: not always those that
         are trained. Of several averages the last counts."""
         state = on_device(state)
-        params = state["params"]
+        params = self._trained(state["params"])
         if self._optimizer.averages:
             params = self._optimizer.evaluated(params, state["optimizer"])
         for update in self._updates:
             if update.averages:
                 params = update.evaluated(params, state["updates"][update.name])
+        params = joined(params, self._frozen(state["params"]))
         return {"params": params, "state": state["state"]}
 
     @property
@@ -229,7 +249,7 @@ class Trainer:
         """
         whole, parameters = self.sharding.named(()), self.model.parameters()
         params = self._placement.of_params(parameters, self.sharding)
-        moments = self._placement.of_moments(parameters, self.sharding)
+        moments = self._placement.of_moments(self._trained(), self.sharding)
         abstract = jax.eval_shape(self.init)
         return {
             "step": whole,
@@ -237,7 +257,9 @@ class Trainer:
             "params": params,
             "param_norm": whole,
             "state": jax.tree.map(lambda _: whole, abstract["state"]),
-            "optimizer": self._optimizer.shardings(abstract["params"], moments, whole),
+            "optimizer": self._optimizer.shardings(
+                self._trained(abstract["params"]), moments, whole
+            ),
             "updates": {
                 each.name: each.shardings(moments, whole) for each in self._updates
             },

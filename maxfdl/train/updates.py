@@ -15,7 +15,8 @@ class Step(NamedTuple):
     """What an update may look at.
 
     Fields: `sinks`, side results of layers over the whole batch; `parameters`,
-    declarations, a tree like `params`; `accepted`, False if the step is rejected.
+    declarations of all parameters, frozen ones too; `accepted`, False if the step is
+    rejected.
     """
 
     sinks: Sinks
@@ -55,7 +56,8 @@ class Update:
         stay in host memory.
 
         Args:
-          variables: `params` as the optimizer left them, and `state` of the layers.
+          variables: `params` that are trained, as the optimizer left them, and `state`
+            of the layers.
           memory: As it was before the step.
         """
         raise NotImplementedError

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from maxfdl.layers.frozen import trained
 from maxfdl.optim import by_repeat
 from maxfdl.train.updates import Step, Update, Variables
 
@@ -59,7 +60,7 @@ class WeightAverage(Update):
         average = by_repeat.changed(
             change,
             lambda declared, params: (params, params),
-            step.parameters,
+            trained(step.parameters),
             memory["average"],
             variables["params"],
             step.accepted,

@@ -33,7 +33,7 @@ WITHOUT = {
     "selection_bias": ("llama", "mixtral"),
 }
 # Loss and gradients of the first step depend on these alone.
-CHANGES = ("multi_token_prediction", "router_losses")
+CHANGES = ("freeze", "multi_token_prediction", "router_losses")
 LESS_EXACT = ("compute_dtype", "param_dtype")
 
 

@@ -108,6 +108,11 @@ CASES = {
         decides="type of activations",
         undo=lambda cfg: f"compute_dtype(dtype={cfg.model.dtype})",
     ),
+    "freeze": Case(
+        call="freeze(roles=('embedding',), paths=('final_norm',))",
+        decides="what is trained",
+        undo=lambda cfg: "unfreeze",
+    ),
     "gradient_accumulation": Case(
         call="gradient_accumulation(steps=2)",
         decides="microbatches",
@@ -175,6 +180,9 @@ CASES = {
     ),
     "to_linen": Case(call="to_linen", decides="family", undo=_family),
     "to_nnx": Case(call="to_nnx", decides="family", undo=_family),
+    "unfreeze": Case(
+        call="unfreeze", decides="what is trained", undo=lambda cfg: "unfreeze"
+    ),
     "unroll_layers": Case(call="unroll_layers", decides="execution", undo=_execution),
     **{
         name: Case(call=call, decides="update rule", undo=_rule)

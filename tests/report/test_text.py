@@ -5,7 +5,7 @@ import pytest
 from maxfdl import graph
 from maxfdl.report.facts import facts_of
 from maxfdl.report.modules import modules_of
-from maxfdl.report.text import spec_text, tree
+from maxfdl.report.text import spec_text, summary, tree
 from maxfdl.sharding.room import size_text
 
 
@@ -51,6 +51,12 @@ def test_a_stack_takes_a_line_per_parameter_however_deep_it_is():
     config = graph.resolve("experiments.llama2_nnx(size=70b)")
     facts = facts_of(graph.build(config), 1)
     assert len(tree(list(modules_of(config.model)), facts.parameters)) < 40
+
+
+def test_the_summary_says_how_much_is_frozen():
+    config = graph.resolve("experiments.llama2_smoke+freeze(paths=('embedding',))")
+    first, *_ = summary(facts_of(graph.build(config), 1), ["xla"], "cpu", 1)
+    assert first.endswith("160 scale), of which 10,240 are frozen")
 
 
 def test_columns_line_up():
