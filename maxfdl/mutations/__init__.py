@@ -1,7 +1,8 @@
 """Mutations: pure functions from graph to graph, the vocabulary of `--fiddler`.
 
 A mutation and its inverse share a file, and so do those that decide one thing. Each
-returns a new graph and leaves its input alone; doing it twice is doing it once.
+returns a new graph and leaves its input alone; doing it twice is doing it once. Those
+that change a network change `model`; with `under`, that at another path.
 """
 
 from maxfdl.mutations.average_weights import average_weights

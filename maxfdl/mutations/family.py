@@ -10,11 +10,12 @@ from maxfdl.graph.names import load_module
 from maxfdl.layers.linen.module import Module as LinenModule
 from maxfdl.layers.nnx.module import Module as NnxModule
 from maxfdl.model import LinenModel, Model, NnxModel
+from maxfdl.mutations.scope import MODEL, backend_of, network_in
 
 C = TypeVar("C", bound=fdl.Buildable)
 
 
-def to_linen(cfg: C) -> C:
+def to_linen(cfg: C, *, under: str = MODEL) -> C:
     """Builds the network of Flax Linen layers.
 
     Same parameters, same seed, same numbers to the last bit; checkpoints fit both.
@@ -23,10 +24,10 @@ def to_linen(cfg: C) -> C:
     Raises:
       MutationError: If there is no layer, or one that has no twin.
     """
-    return _to_family(cfg, "linen", LinenModel)
+    return _to_family(cfg, "linen", LinenModel, under)
 
 
-def to_nnx(cfg: C) -> C:
+def to_nnx(cfg: C, *, under: str = MODEL) -> C:
     """Builds the network of Flax NNX layers.
 
     Same parameters, same seed, same numbers to the last bit; checkpoints fit both.
@@ -35,26 +36,31 @@ def to_nnx(cfg: C) -> C:
     Raises:
       MutationError: If there is no layer, or one that has no twin.
     """
-    return _to_family(cfg, "nnx", NnxModel)
+    return _to_family(cfg, "nnx", NnxModel, under)
 
 
-def _to_family(cfg: C, family: str, backend: type[Model]) -> C:
-    out = with_layers_of(cfg, family)
-    for model in nodes_of(out, Model):
+def _to_family(cfg: C, family: str, backend: type[Model], under: str) -> C:
+    out = copy(cfg)
+    _swap_layers(network_in(out, under), family)
+    for model in nodes_of(backend_of(out, under), Model):
         swap(model, backend)
     return out
 
 
-def with_layers_of(cfg: C, family: str) -> C:
-    """Returns a copy of `cfg`, which may be a network alone, with layers of a family.
+def with_layers_of(network: C, family: str) -> C:
+    """Returns a copy of a network with layers of a family.
 
     Raises:
       MutationError: If there is no layer, or one that has no twin.
     """
-    out = copy(cfg)
-    for layer in nodes_of(out, is_layer):
-        swap(layer, _twin(fdl.get_callable(layer), family))
+    out = copy(network)
+    _swap_layers(out, family)
     return out
+
+
+def _swap_layers(network: fdl.Buildable, family: str) -> None:
+    for layer in nodes_of(network, is_layer):
+        swap(layer, _twin(fdl.get_callable(layer), family))
 
 
 def is_layer(node: fdl.Buildable) -> bool:

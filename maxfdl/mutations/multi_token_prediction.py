@@ -8,6 +8,7 @@ from maxfdl.graph import copy, nodes_of
 from maxfdl.layers import linen, nnx
 from maxfdl.mutations.fields import put
 from maxfdl.mutations.roles import is_linear, is_loss, is_of_nnx, is_transformer
+from maxfdl.mutations.scope import network_in
 from maxfdl.train.loss import LaterTokenLoss
 
 C = TypeVar("C", bound=fdl.Buildable)
@@ -25,7 +26,7 @@ def multi_token_prediction(cfg: C, *, depth: int = 1, coefficient: float = 0.3) 
       MutationError: If there is no model, or no loss.
     """
     out = copy(cfg)
-    for model in nodes_of(out, is_transformer):
+    for model in nodes_of(network_in(out), is_transformer):
         put(model, "later_token", _module(model) if depth else None)
         put(model, "later_tokens", depth or None)
     for loss in nodes_of(out, is_loss):

@@ -8,11 +8,18 @@ from maxfdl.errors import MutationError
 from maxfdl.graph import copy, iterate, nodes_of
 from maxfdl.layers.execution import Name, Policy, SaveNamed
 from maxfdl.mutations.roles import is_stack
+from maxfdl.mutations.scope import MODEL, network_in
 
 C = TypeVar("C", bound=fdl.Buildable)
 
 
-def remat(cfg: C, *, policy: Policy = "full", save: tuple[Name, ...] = ()) -> C:
+def remat(
+    cfg: C,
+    *,
+    policy: Policy = "full",
+    save: tuple[Name, ...] = (),
+    under: str = MODEL,
+) -> C:
     """Recomputes activations in the backward pass, except those that `policy` keeps.
 
     With `full`, which keeps nothing, `save` names tensors that are kept all the same.
@@ -28,15 +35,20 @@ def remat(cfg: C, *, policy: Policy = "full", save: tuple[Name, ...] = ()) -> C:
             f"remat policy ({policy}) decides alone what is kept; leave it out to save"
             f" {', '.join(save)}."
         )
-    _check_given(cfg, save)
     out = copy(cfg)
-    for stack in nodes_of(out, is_stack):
+    network = network_in(out, under)
+    _check_given(network, save)
+    for stack in nodes_of(network, is_stack):
         stack.remat = fdl.Config(SaveNamed, save=save) if save else policy
     return out
 
 
 def offload_activations(
-    cfg: C, *, names: tuple[Name, ...] = ("layer_in",), save: tuple[Name, ...] = ()
+    cfg: C,
+    *,
+    names: tuple[Name, ...] = ("layer_in",),
+    save: tuple[Name, ...] = (),
+    under: str = MODEL,
 ) -> C:
     """Keeps the activations `names` in host memory until the backward pass.
 
@@ -48,18 +60,19 @@ def offload_activations(
       MutationError: If there is no stack, or no layer of a stack gives a tensor that
         is named.
     """
-    _check_given(cfg, (*names, *save))
     out = copy(cfg)
-    for stack in nodes_of(out, is_stack):
+    network = network_in(out, under)
+    _check_given(network, (*names, *save))
+    for stack in nodes_of(network, is_stack):
         stack.remat = fdl.Config(SaveNamed, save=save, offload=names)
     return out
 
 
-def _check_given(cfg: fdl.Buildable, names: tuple[Name, ...]) -> None:
-    """Raises unless a layer in a stack of `cfg` gives each of `names`."""
+def _check_given(network: fdl.Buildable, names: tuple[Name, ...]) -> None:
+    """Raises unless a layer in a stack of the network gives each of `names`."""
     made = [
         fdl.get_callable(node)
-        for stack in nodes_of(cfg, is_stack)
+        for stack in nodes_of(network, is_stack)
         for _, node in iterate(stack)
     ]
     given = {name for each in made for name in getattr(each, "named_tensors", ())}

@@ -9,6 +9,7 @@ from maxfdl.graph.select import iterate
 from maxfdl.layers.watch import WatchScores
 from maxfdl.mutations.fields import put
 from maxfdl.mutations.roles import is_attention, is_trainer
+from maxfdl.mutations.scope import network_in
 from maxfdl.train.qk_clip import QkClip
 from maxfdl.train.updates import Update
 
@@ -40,7 +41,7 @@ def put_qk_clip(cfg: fdl.Buildable, threshold: float) -> None:
       MutationError: If there is no trainer or no attention, or if norms of queries and
         keys would undo what the clip does to weights.
     """
-    for node in nodes_of(cfg, is_attention):
+    for node in nodes_of(network_in(cfg), is_attention):
         if getattr(node, "query_norm", None) or getattr(node, "key_norm", None):
             raise MutationError(
                 "Attention has query_norm or key_norm, which undo what QK-clip does to"
@@ -53,8 +54,9 @@ def put_qk_clip(cfg: fdl.Buildable, threshold: float) -> None:
 
 def take_out_qk_clip(cfg: fdl.Buildable) -> None:
     """Undoes `put_qk_clip`, in place; changes nothing where there is none."""
-    for _, node in iterate(cfg):
+    for _, node in iterate(network_in(cfg)):
         if is_attention(node):
             put(node, "watch", None)
-        elif is_trainer(node):
+    for _, node in iterate(cfg):
+        if is_trainer(node):
             put_update(node, QkClip, None)
