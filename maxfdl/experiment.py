@@ -7,15 +7,16 @@ from typing import Any
 
 import jax
 
+from maxfdl.batch import MODEL_INPUTS, check_fields
 from maxfdl.checkpoint.checkpointer import Checkpointer
-from maxfdl.data import Synthetic, TextData
+from maxfdl.data import Data
 from maxfdl.layers.frozen import trained
 from maxfdl.model import Model, Network
 from maxfdl.optim.optimizer import Optimizer
 from maxfdl.sharding.mesh import MeshShape
 from maxfdl.sharding.rules import AxisRules
 from maxfdl.sharding.sharding import Sharding
-from maxfdl.train.loss import NextTokenLoss
+from maxfdl.train.loss import Loss
 from maxfdl.train.metrics import MetricWriter
 from maxfdl.train.ramp_up import BatchRampUp, RampedBatches
 from maxfdl.train.trainer import Trainer
@@ -30,7 +31,7 @@ class Experiment:
       model: The network, of the family that `backend` speaks.
       backend: Makes pure functions of the network.
       data: Text or synthetic tokens.
-      loss: What is minimised.
+      loss: What is minimised. It needs fields of a batch that the data must give.
       optimizer: How parameters follow gradients.
       mesh: Shape of the device mesh.
       sharding: Which mesh axes cut which dims.
@@ -49,8 +50,8 @@ class Experiment:
     name: str
     model: Callable[..., Network]
     backend: Callable[..., Model]
-    data: Callable[..., TextData | Synthetic]
-    loss: NextTokenLoss
+    data: Callable[..., Data]
+    loss: Loss
     optimizer: Callable[..., Optimizer]
     mesh: MeshShape
     sharding: AxisRules
@@ -119,15 +120,14 @@ class Experiment:
                 f" trainer.gradients.steps ({microbatches})."
             )
 
+    def __post_init__(self):
+        data, loss = self.data.func, type(self.loss)
+        needed = {**MODEL_INPUTS, **self.loss.fields}
+        check_fields(data.fields, needed, data.__name__, loss.__name__)
+
     def notes(self) -> Iterator[str]:
         """Yields sentences on what a user may not expect of this run."""
-        parts = self.trainer.keywords["gradients"].steps
-        for term in self.loss.auxiliary:
-            if parts > 1 and not term.adds_up:
-                yield (
-                    f"the loss term {term.name} is taken per microbatch: it is the mean"
-                    f" over {parts} of them, and not that of the whole batch."
-                )
+        yield from self.loss.notes(self.trainer.keywords["gradients"].steps)
 
     def make_sharding(self, devices: Sequence[jax.Device] | None = None) -> Sharding:
         """Returns the rules on the mesh over `devices` (default: all).
@@ -180,7 +180,7 @@ class Experiment:
             seed=self.seed,
         )
 
-    def make_batches(self, data: TextData | Synthetic) -> Any:
+    def make_batches(self, data: Data) -> Any:
         """Returns the batches of all steps, in the sizes that are due."""
         batches = data.train()
         if self.ramp_up is None:
@@ -189,7 +189,7 @@ class Experiment:
             batches, lambda step: self.batch_size // self.batch_size_at(step)
         )
 
-    def make_data(self, model: Model) -> TextData | Synthetic:
+    def make_data(self, model: Model) -> Data:
         """Returns this process's share of the data.
 
         Raises:

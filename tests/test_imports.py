@@ -15,10 +15,11 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 NOTHING = frozenset()
-WORDS = frozenset({"errors", "markers"})
+WORDS = frozenset({"batch", "errors", "markers"})
 ENTRY_POINTS = frozenset({"bench", "convert", "diff", "generate", "launch", "show"})
 
 LIBRARY = {
+    "batch": frozenset({"errors"}),
     "errors": NOTHING,
     "markers": NOTHING,
     "hush": NOTHING,

@@ -6,6 +6,7 @@ Importing this package is light: Grain, `tokenizers` and PyArrow are imported by
 functions that need them, so that a launcher may do that while XLA compiles.
 """
 
+from maxfdl.data.data import Data
 from maxfdl.data.packing import Concatenate, FirstFit, Packing
 from maxfdl.data.sources import Files, KingJames, Source, StandardLibrary
 from maxfdl.data.synthetic import Synthetic
@@ -20,6 +21,7 @@ from maxfdl.data.tokenizers import (
 __all__ = [
     "ByteTokenizer",
     "Concatenate",
+    "Data",
     "Files",
     "FirstFit",
     "HuggingFaceTokenizer",

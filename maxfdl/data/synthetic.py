@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
+from maxfdl.data.data import Data
 from maxfdl.data.identity import Identity
 from maxfdl.data.packing import make_batch
 from maxfdl.data.rows import check_rows
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Synthetic:
+class Synthetic(Data):
     """Rows of uniformly random tokens: nothing to learn, nothing to read.
 
     Row `i` of the whole run is a function of (seed, i), so batches are the same for

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 
 from maxfdl.data.bad_documents import BadDocuments
+from maxfdl.data.data import Data
 from maxfdl.data.documents import Documents
 from maxfdl.data.identity import Identity, described
 from maxfdl.data.lanes import LanePlan
@@ -38,7 +39,7 @@ _NO_EVALUATION = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextData:
+class TextData(Data):
     """Batches of packed text; see `make_batch` for their fields.
 
     A document becomes the tokens that its tokenizer gives a text that stands alone,

@@ -4,7 +4,7 @@ A word, a number or a list is no node. Somebody who sets a field that wants one 
 here what to write.
 """
 
-from maxfdl.data import Source, Synthetic, TextData, Tokenizer
+from maxfdl.data import Data, Source, Tokenizer
 from maxfdl.layers import linen, nnx
 from maxfdl.layers.execution import Execution
 from maxfdl.layers.frozen import Frozen
@@ -24,8 +24,7 @@ _MODEL = "the experiment experiments.pretrain(model=...)"
 WAYS: dict[type, str] = {
     Tokenizer: "the experiment experiments.pretrain(model=..., tokenizer=...)",
     Source: "the mutation text_files(files=...), king_james or python_source",
-    TextData: _DATA,
-    Synthetic: _DATA,
+    Data: _DATA,
     nnx.Transformer: _MODEL,
     linen.Transformer: _MODEL,
     Execution: "the mutation scan_layers or unroll_layers",

@@ -10,7 +10,7 @@ import jax
 
 from maxfdl.checkpoint.failure import import_orbax
 from maxfdl.checkpoint.processes import gather
-from maxfdl.data import Synthetic, TextData
+from maxfdl.data import Data, TextData
 from maxfdl.errors import UserError
 from maxfdl.experiment import Experiment
 from maxfdl.run.directory import RunDirectory
@@ -59,7 +59,7 @@ class _Course:
     experiment: Experiment
     options: RunOptions
     program: Program
-    data: TextData | Synthetic
+    data: Data
     steps: StepPrograms
     saves: Saves
     evaluation: Evaluation

@@ -5,16 +5,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from maxfdl.data import Synthetic, TextData
+from maxfdl.data import Data
 from maxfdl.inference import generate
 from maxfdl.run.progress import say
 from maxfdl.train.program import Program
 from maxfdl.train.trainer import State
 
 
-def show_sample(
-    program: Program, data: TextData | Synthetic, state: State, seed: int
-) -> None:
+def show_sample(program: Program, data: Data, state: State, seed: int) -> None:
     """Prints what the model writes after the beginning of a held-out row.
 
     Does nothing if the trainer asks for no tokens, or in one of several processes.

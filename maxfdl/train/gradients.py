@@ -90,7 +90,7 @@ class Accumulate:
 
         def microbatches(x: jax.Array) -> jax.Array:
             x = x.reshape(x.shape[0] // self.steps, self.steps, *x.shape[1:])
-            axes = (None, "batch", "sequence")[: x.ndim]
+            axes = (None, "batch", "sequence", *[None] * x.ndim)[: x.ndim]
             return sharding.constrain(x.swapaxes(0, 1), axes)
 
         def body(carry, rows):

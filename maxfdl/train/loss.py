@@ -1,12 +1,13 @@
 """What training minimises: named terms, each a sum and the weight it is divided by."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from maxfdl.batch import NEXT_TOKENS, Fields
 from maxfdl.errors import UserError
 from maxfdl.model import Output
 from maxfdl.ops.cross_entropy import CrossEntropy
@@ -16,6 +17,10 @@ from maxfdl.train.auxiliary import AuxiliaryLoss, Everywhere
 
 Batch = Mapping[str, jax.Array]
 Sums = dict[str, jax.Array]
+Outputs = Mapping[str, Output]
+
+STUDENT = "student"
+"""Name of the network that is trained, among those whose outputs a loss gets."""
 
 
 class Term(NamedTuple):
@@ -84,8 +89,48 @@ class LaterTokenLoss:
         return sums
 
 
+class Loss:
+    """Base: named terms of what the networks of an experiment give for a batch.
+
+    `fields` declares what it reads of a batch besides the inputs of the model; its data
+    must give that.
+    """
+
+    fields: ClassVar[Fields] = NEXT_TOKENS
+
+    def weights(self, batch: Batch, later_tokens: int) -> Sums:
+        """Returns what each term is divided by, from the data alone.
+
+        Args:
+          batch: All rows.
+          later_tokens: How many tokens beyond the next the model predicts.
+        """
+        raise NotImplementedError
+
+    def sums(self, outputs: Outputs, batch: Batch, everywhere: Everywhere) -> Sums:
+        """Returns each term's sum; those of the parts of a batch add up.
+
+        Args:
+          outputs: Of the forward passes, by the name of the network: `STUDENT` is the
+            one that is trained.
+          batch: Its rows.
+          everywhere: Adds up a number over the shards of the batch that run apart.
+        """
+        raise NotImplementedError
+
+    def __call__(self, outputs: Outputs, batch: Batch) -> dict[str, Term]:
+        """Returns the terms of a batch that is taken whole."""
+        sums = self.sums(outputs, batch, lambda x: x)
+        weights = self.weights(batch, len(outputs[STUDENT].ahead))
+        return {name: Term(sums[name], weights[name]) for name in sums}
+
+    def notes(self, microbatches: int) -> Iterator[str]:
+        """Yields sentences on what a user may not expect of it."""
+        yield from ()
+
+
 @dataclasses.dataclass(frozen=True)
-class NextTokenLoss:
+class NextTokenLoss(Loss):
     """Mean over all weighted tokens of the batch, in nats per token.
 
     Args:
@@ -106,12 +151,6 @@ class NextTokenLoss:
             )
 
     def weights(self, batch: Batch, later_tokens: int) -> Sums:
-        """Returns what each term is divided by, from the data alone.
-
-        Args:
-          batch: All rows.
-          later_tokens: How many tokens beyond the next the model predicts.
-        """
         weights = {"cross_entropy": jnp.sum(batch["weights"])}
         if self.later_tokens is not None:
             weights |= self.later_tokens.weights(batch, later_tokens)
@@ -119,14 +158,8 @@ class NextTokenLoss:
             weights["z_loss"] = weights["cross_entropy"]
         return weights | {each.name: each.weight(batch) for each in self.auxiliary}
 
-    def sums(self, output: Output, batch: Batch, everywhere: Everywhere) -> Sums:
-        """Returns each term's sum; those of the parts of a batch add up.
-
-        Args:
-          output: Of the forward pass.
-          batch: Its rows.
-          everywhere: Adds up a number over the shards of the batch that run apart.
-        """
+    def sums(self, outputs: Outputs, batch: Batch, everywhere: Everywhere) -> Sums:
+        output = outputs[STUDENT]
         sums = self.cross_entropy(
             output.hidden, output.unembedding, batch["targets"], batch["weights"]
         )
@@ -136,8 +169,10 @@ class NextTokenLoss:
             each.name: each.sum(output.sinks, everywhere) for each in self.auxiliary
         }
 
-    def __call__(self, output: Output, batch: Batch) -> dict[str, Term]:
-        """Returns the terms of a batch that is taken whole."""
-        sums = self.sums(output, batch, lambda x: x)
-        weights = self.weights(batch, len(output.ahead))
-        return {name: Term(sums[name], weights[name]) for name in sums}
+    def notes(self, microbatches: int) -> Iterator[str]:
+        for term in self.auxiliary:
+            if microbatches > 1 and not term.adds_up:
+                yield (
+                    f"the loss term {term.name} is taken per microbatch: it is the mean"
+                    f" over {microbatches} of them, and not that of the whole batch."
+                )

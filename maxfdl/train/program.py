@@ -16,14 +16,6 @@ from maxfdl.sharding.sharding import Sharding
 from maxfdl.train.compiler_options import compiler_options
 from maxfdl.train.trainer import State, Trainer
 
-_BATCH_TYPES = {
-    "tokens": jnp.int32,
-    "targets": jnp.int32,
-    "segment_ids": jnp.int32,
-    "positions": jnp.int32,
-    "weights": jnp.float32,
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -42,11 +34,14 @@ class Program:
         return self.trainer.sharding
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        shape = (self.batch_size, self.sequence_length)
-        place = self.sharding.named(("batch", "sequence"))
+        """Returns shapes, types and places of what model and loss read of a batch."""
         return {
-            name: jax.ShapeDtypeStruct(shape, dtype, sharding=place)
-            for name, dtype in _BATCH_TYPES.items()
+            name: jax.ShapeDtypeStruct(
+                field.shape(self.batch_size, self.sequence_length),
+                jnp.dtype(field.dtype),
+                sharding=self.sharding.named(field.axes),
+            )
+            for name, field in self.trainer.batch_fields.items()
         }
 
     def abstract_state(self) -> State:
@@ -138,14 +133,17 @@ class Program:
         return jax.jit(self.trainer.evaluated, out_shardings=places)
 
     def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Puts this process's rows of a batch where the step wants them."""
-        place = self.sharding.named(("batch", "sequence"))
-        shape = (self.batch_size, self.sequence_length)
+        """Puts this process's rows of what the step reads where it wants them."""
+        wanted = self.abstract_batch()
+        rows = {name: batch[name] for name in wanted}
+        places = {name: each.sharding for name, each in wanted.items()}
         if jax.process_count() == 1:
-            return jax.device_put(dict(batch), place)
+            return jax.device_put(rows, places)
         return {
-            name: jax.make_array_from_process_local_data(place, rows, shape)
-            for name, rows in batch.items()
+            name: jax.make_array_from_process_local_data(
+                places[name], rows[name], wanted[name].shape
+            )
+            for name in wanted
         }
 
     def model_flops(self) -> int:

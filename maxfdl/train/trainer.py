@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 
+from maxfdl.batch import MODEL_INPUTS, Fields
 from maxfdl.errors import UserError
 from maxfdl.layers.frozen import frozen, joined, trained
 from maxfdl.layers.parameter import path_hash
@@ -24,7 +25,7 @@ from maxfdl.train import observed
 from maxfdl.train.goal import LossGoal
 from maxfdl.train.gradients import Accumulate, Parts, WholeBatch
 from maxfdl.train.guard import Proposal, SkipNonFinite
-from maxfdl.train.loss import Batch, NextTokenLoss, Term, total
+from maxfdl.train.loss import STUDENT, Batch, Loss, Term, total
 from maxfdl.train.placement import Placement
 from maxfdl.train.replicas import on_replicas
 from maxfdl.train.updates import Step, Update, updated
@@ -62,7 +63,7 @@ class Trainer:
         placement: Placement,
         updates: Sequence[Update] = (),
         model: Annotated[Model, FromParent],
-        loss: Annotated[NextTokenLoss, FromParent],
+        loss: Annotated[Loss, FromParent],
         optimizer: Annotated[Optimizer, FromParent],
         sharding: Annotated[Sharding, FromParent],
         seed: Annotated[int, FromParent],
@@ -192,6 +193,11 @@ class Trainer:
         grads, parts = whole(state["params"], state["state"], rows, weights, key)
         return self.guard.unscaled(state["guard"], grads), parts
 
+    @property
+    def batch_fields(self) -> Fields:
+        """What model and loss read of a batch."""
+        return {**MODEL_INPUTS, **self._loss.fields}
+
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Returns what each term of the objective is divided by."""
         return self._loss.weights(batch, self.model.network.later_tokens)
@@ -206,7 +212,7 @@ class Trainer:
         def objective(changing, layer_state, rows):
             variables = {"params": joined(changing, fixed), "state": layer_state}
             output = _forward(model, variables, rows, key=key, rows=rows["rows"])
-            sums = self._loss.sums(output, rows, sharding.everywhere)
+            sums = self._loss.sums({STUDENT: output}, rows, sharding.everywhere)
             return total(sums, weights), Parts(sums, output.state, output.sinks)
 
         changing = self._trained(params)
@@ -217,7 +223,7 @@ class Trainer:
     ) -> tuple[dict[str, Term], Sinks]:
         """Returns the loss terms of one batch, without dropout, and its sinks."""
         output = _forward(self.model, variables, batch)
-        return self._loss(output, batch), output.sinks
+        return self._loss({STUDENT: output}, batch), output.sinks
 
     def evaluated(self, state: State) -> dict[str, Any]:
         """Returns the variables to evaluate, sample and export: not always those that

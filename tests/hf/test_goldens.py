@@ -17,7 +17,7 @@ import pytest
 from maxfdl import graph, hf
 from maxfdl.ops.cross_entropy import CrossEntropy
 from maxfdl.tensors.weights import their_tensors
-from maxfdl.train.loss import NextTokenLoss
+from maxfdl.train.loss import STUDENT, NextTokenLoss
 from tests import goldens
 from tests.hf.variants import (
     FAMILIES,
@@ -83,7 +83,7 @@ def results(request) -> Results:
     def objective(params, state, tokens, segment_ids):
         variables = {"params": params, "state": state}
         output = made.apply(variables, tokens, segment_ids=segment_ids)
-        term = loss(output, next_token_batch(tokens))["cross_entropy"]
+        term = loss({STUDENT: output}, next_token_batch(tokens))["cross_entropy"]
         return term.mean, output.logits
 
     @jax.jit

@@ -9,7 +9,7 @@ import pytest
 
 from maxfdl.model import Output
 from maxfdl.ops.cross_entropy import CrossEntropy
-from maxfdl.train.loss import NextTokenLoss, Term
+from maxfdl.train.loss import STUDENT, NextTokenLoss, Term
 from tests.ops.test_cross_entropy import whole_kernel
 
 ROWS, TOKENS, WIDTH, VOCAB = 4, 6, 5, 9
@@ -33,7 +33,7 @@ def batch():
 
 
 def test_is_the_mean_over_weighted_tokens(output, batch):
-    term = NextTokenLoss(CrossEntropy())(output, batch)["cross_entropy"]
+    term = NextTokenLoss(CrossEntropy())({STUDENT: output}, batch)["cross_entropy"]
     chances = np.asarray(jax.nn.softmax(output.logits))
     rows, tokens = np.nonzero(batch["weights"])
     picked = chances[rows, tokens, np.asarray(batch["targets"])[rows, tokens]]
@@ -42,17 +42,17 @@ def test_is_the_mean_over_weighted_tokens(output, batch):
 
 
 def test_every_term_has_its_own_name(output, batch):
-    terms = NextTokenLoss(CrossEntropy(z_loss=0.1))(output, batch)
+    terms = NextTokenLoss(CrossEntropy(z_loss=0.1))({STUDENT: output}, batch)
     assert terms.keys() == {"cross_entropy", "z_loss"}
     assert float(terms["z_loss"].mean) > 0
 
 
 def test_halves_of_a_batch_add_up_to_the_whole(output, batch):
     loss = NextTokenLoss(CrossEntropy(z_loss=0.1))
-    whole = loss(output, batch)
+    whole = loss({STUDENT: output}, batch)
     halves = [
         loss(
-            dataclasses.replace(output, hidden=output.hidden[part]),
+            {STUDENT: dataclasses.replace(output, hidden=output.hidden[part])},
             {name: value[part] for name, value in batch.items()},
         )
         for part in (slice(0, 2), slice(2, 4))
@@ -66,7 +66,7 @@ def test_without_weights_loss_and_gradients_are_zero(output, batch):
     empty = batch | {"weights": jnp.zeros((ROWS, TOKENS))}
 
     def objective(output):
-        terms = NextTokenLoss(CrossEntropy(z_loss=0.1))(output, empty)
+        terms = NextTokenLoss(CrossEntropy(z_loss=0.1))({STUDENT: output}, empty)
         return sum(term.mean for term in terms.values())
 
     value, grads = jax.value_and_grad(objective)(output)
