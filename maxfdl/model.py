@@ -30,7 +30,6 @@ from maxfdl.layers.parameter import Parameter, map_parameters, path_hash
 from maxfdl.layers.sinks import SinkKey
 from maxfdl.markers import FromParent
 from maxfdl.ops.mask import NOWHERE
-from maxfdl.ops.rope import LongRope
 from maxfdl.ops.unembedding import Unembedding
 from maxfdl.sharding.sharding import Sharding
 
@@ -227,10 +226,11 @@ class Model:
 
     @functools.cached_property
     def stale_after(self) -> tuple[int, ...]:
-        """Lengths past which what is cached of a document no longer holds."""
+        """Lengths past which what is cached of a document no longer holds: those that
+        leaf ops, such as rotations, declare as their `stale_after`."""
         ops = _leaf_ops(self._make_module)
-        ropes = [op for op in ops if isinstance(op, LongRope)]
-        return tuple(sorted({rope.original_length for rope in ropes}))
+        lengths = {getattr(op, "stale_after", None) for op in ops}
+        return tuple(sorted(each for each in lengths if each is not None))
 
     @functools.cached_property
     def _declared(self) -> tuple[Tree, Tree]:

@@ -38,6 +38,11 @@ class Rope:
     def check_config(node):
         yield from _check_rope(node)
 
+    @property
+    def stale_after(self) -> int | None:
+        """Length past which a document's cached keys no longer hold; None: they do."""
+        return None
+
     def frequencies(self, turning: int) -> np.ndarray:
         """Returns the [P] radians per token by which `turning` features turn."""
         exponents = np.arange(0, turning, 2, dtype=np.float32) / np.float32(turning)
@@ -232,6 +237,10 @@ class LongRope(Rope):
                 f"LongRope has {len(node.short_factors)} short_factors and"
                 f" {len(node.long_factors)} long_factors; there must be as many."
             )
+
+    @property
+    def stale_after(self) -> int:
+        return self.original_length
 
     def magnitude(self) -> float:
         return self.attention_factor

@@ -1,8 +1,8 @@
 """One training step, and where its state lives.
 
 State is a plain nested dict: `step` (int32), `guard` (steps that did not count),
-`params`, `param_norm` (L2 norm of those that are trained), `state` (of the layers), `optimizer` and
-`updates` (what these remember).
+`params`, `param_norm` (L2 norm of those that are trained), `state` (of the layers),
+`optimizer` and `updates` (what these remember).
 """
 
 from collections.abc import Mapping, Sequence
