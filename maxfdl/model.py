@@ -30,6 +30,7 @@ from maxfdl.layers.parameter import Parameter, map_parameters, path_hash
 from maxfdl.layers.sinks import SinkKey
 from maxfdl.markers import FromParent
 from maxfdl.ops.mask import NOWHERE
+from maxfdl.ops.state import StateDeclaration
 from maxfdl.ops.unembedding import Unembedding
 from maxfdl.sharding.sharding import Sharding
 
@@ -101,6 +102,10 @@ class Model:
         declared = self._declared[0]
         return declared if self._frozen is None else self._frozen.marked(declared)
 
+    def state(self) -> Tree:
+        """Returns the declaration of each state of a layer, as a tree like `state`."""
+        return self._declared[1]
+
     def init(self, key: jax.Array) -> Tree:
         """Returns fresh variables: each leaf follows from the key and its own path.
 
@@ -111,9 +116,7 @@ class Model:
             values = parameter.draw(jax.random.fold_in(key, path_hash(path)))
             return values.astype(parameter.dtype or self.network.param_dtype)
 
-        state = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self._state
-        )
+        state = jax.tree.map(StateDeclaration.first, self.state())
         return {"params": map_parameters(draw, self.parameters()), "state": state}
 
     def apply(
@@ -234,12 +237,8 @@ class Model:
 
     @functools.cached_property
     def _declared(self) -> tuple[Tree, Tree]:
-        """Declarations of the parameters, and abstract state."""
+        """Declarations of parameters and of state."""
         raise NotImplementedError
-
-    @property
-    def _state(self) -> Tree:
-        return self._declared[1]
 
     def _run(self, variables, tokens, context) -> tuple[Any, Tree]:
         """Returns what the network gives, and its new state."""
@@ -274,10 +273,7 @@ class NnxModel(Model):
     @functools.cached_property
     def _declared(self) -> tuple[Tree, Tree]:
         _, params, state = self._abstract
-        return (
-            _nested(params, declaration_of),
-            _nested(state, lambda variable: variable.get_value()),
-        )
+        return _nested(params, declaration_of), _nested(state, declaration_of)
 
     def _run(self, variables, tokens, context):
         graphdef, params, state = self._abstract
@@ -307,12 +303,15 @@ class LinenModel(Model):
             return self.network.init(jax.random.key(0), tokens, context)
 
         variables = jax.eval_shape(init, tokens)
-        params = jax.tree.map(
-            lambda box: box.declaration,
-            variables["params"],
-            is_leaf=lambda node: isinstance(node, Declared),
+        params, state = (
+            jax.tree.map(
+                lambda box: box.declaration,
+                variables.get(collection, {}),
+                is_leaf=lambda node: isinstance(node, Declared),
+            )
+            for collection in ("params", "state")
         )
-        return params, _without_empty(variables.get("state", {}))
+        return params, _without_empty(state)
 
     def _run(self, variables, tokens, context):
         collections = {"params": variables["params"], "state": variables["state"]}

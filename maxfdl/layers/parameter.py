@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from maxfdl.errors import UserError
 from maxfdl.ops.initializers import Initializer
+from maxfdl.ops.state import Declaration
 
 _LONGEST = 2**31 - 1  # what int32, the type of indices, counts to
 _MOST = 2**60  # whose bytes int64 counts, in every type
@@ -23,7 +24,7 @@ Role = Literal["kernel", "embedding", "scale", "bias"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Parameter:
+class Parameter(Declaration):
     """The declaration of one array of weights.
 
     Args:
@@ -50,6 +51,15 @@ class Parameter:
     trained: bool = True
     dtype: DType | None = None
 
+    @classmethod
+    def of_dims(
+        cls, *dims: Mapping[str, int], init: Initializer, role: Role, **kwargs: Any
+    ) -> "Parameter":
+        """Returns the declaration of an array by the name and size of each dim."""
+        named = [pair for group in dims for pair in group.items()]
+        shape = tuple(size for _, size in named)
+        return cls(shape, tuple(name for name, _ in named), init, role, **kwargs)
+
     def __post_init__(self):
         assert len(self.shape) == len(self.axes), (self.shape, self.axes)
         # Here, because to draw it, even abstractly, fails in ways that tell nothing.
@@ -62,23 +72,6 @@ class Parameter:
                 f"A parameter with the dims {dims} cannot be: each must be from 1 to"
                 f" {_LONGEST}, and all together at most {_MOST} numbers."
             )
-
-    @property
-    def full_shape(self) -> tuple[int, ...]:
-        return self.shape if self.repeats is None else (self.repeats, *self.shape)
-
-    @property
-    def full_axes(self) -> tuple[str, ...]:
-        return self.axes if self.repeats is None else ("layers", *self.axes)
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.full_shape)
-
-    def stacked(self, repeats: int) -> "Parameter":
-        """Returns the declaration of `repeats` of these under one leading dim."""
-        assert self.repeats is None, "a stack cannot hold a stack"
-        return dataclasses.replace(self, repeats=repeats)
 
     def draw(self, key: jax.Array) -> jax.Array:
         """Returns fresh float32 values; each layer of a stack has a key of its own.
@@ -105,13 +98,16 @@ def path_hash(path: str) -> int:
 
 
 def map_parameters(
-    function: Callable[[str, Parameter], Any], tree: Mapping[str, Any], prefix: str = ""
+    function: Callable[[str, Any], Any], tree: Mapping[str, Any], prefix: str = ""
 ) -> dict[str, Any]:
-    """Returns the nested dict `tree` with `function(path, parameter)` at each leaf."""
+    """Returns the nested dict `tree` with `function(path, declaration)` at each leaf.
+
+    The leaves are declarations, of parameters or of state.
+    """
     result = {}
     for name, value in tree.items():
         path = f"{prefix}{name}"
-        if isinstance(value, Parameter):
+        if isinstance(value, Declaration):
             result[name] = function(path, value)
         else:
             result[name] = map_parameters(function, value, f"{path}/")
