@@ -37,7 +37,7 @@ LIBRARY = {
     "experiment": WORDS | {"sharding", "model", "data", "optim", "checkpoint", "train"},
     "run": WORDS
     | {"files", "ops", "layers.sinks", "sharding", "data", "checkpoint", "train"}
-    | {"experiment", "inference", "outside", "hf.folder", "hf.weights"},
+    | {"experiment", "inference", "outside", "hf.folder", "hf.weights", "terminal"},
 }
 KNOW_FIDDLE = {
     "graph": WORDS | {"outside"},
