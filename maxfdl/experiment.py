@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 
@@ -11,6 +11,7 @@ from maxfdl.batch import MODEL_INPUTS, check_fields
 from maxfdl.checkpoint.checkpointer import Checkpointer
 from maxfdl.data import Data
 from maxfdl.layers.frozen import trained
+from maxfdl.markers import Operational
 from maxfdl.model import Model, Network
 from maxfdl.optim.optimizer import Optimizer
 from maxfdl.sharding.mesh import MeshShape
@@ -41,26 +42,28 @@ class Experiment:
       init_from: Whose weights step 0 has: a model folder of Hugging Face, or the
         directory of a run with this network. None draws them from `seed`.
       seed: Of weights, dropout and the order of documents.
-      steps: Optimizer steps of the whole run.
+      steps: Optimizer steps of the whole run. A run may go on with another number: as
+        it is where the learning rate of the steps taken does not depend on it, else if
+        `--extend` asks for that.
       batch_size: Sequences in the global batch of one step.
       ramp_up: Smaller batches to begin with; None has whole ones from the start.
       sequence_length: Tokens in a sequence.
     """
 
-    name: str
+    name: Annotated[str, Operational]
     model: Callable[..., Network]
     backend: Callable[..., Model]
     data: Callable[..., Data]
     loss: Loss
     optimizer: Callable[..., Optimizer]
-    mesh: MeshShape
-    sharding: AxisRules
+    mesh: Annotated[MeshShape, Operational]
+    sharding: Annotated[AxisRules, Operational]
     trainer: Callable[..., Trainer]
     checkpoint: Callable[..., Checkpointer] | None
-    metrics: Callable[..., MetricWriter]
+    metrics: Annotated[Callable[..., MetricWriter], Operational]
     init_from: str | None = None
     seed: int = 0
-    steps: int
+    steps: Annotated[int, Operational]
     batch_size: int
     ramp_up: BatchRampUp | None = None
     sequence_length: int
@@ -190,16 +193,17 @@ class Experiment:
         )
 
     def make_data(self, model: Model) -> Data:
-        """Returns this process's share of the data.
+        """Returns the share of the data that this process feeds to its devices.
 
         Raises:
           UserError: If the model has no room for the tokenizer's ids, among others.
         """
+        share, shares = model.sharding.share_of_rows() if model.sharding else (0, 1)
         return self.data(
             batch_size=self.batch_size,
             sequence_length=self.sequence_length,
             seed=self.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=share,
+            process_count=shares,
             vocab_size=model.network.vocab_size,
         )

@@ -25,7 +25,7 @@ LIBRARY = {
     "hush": NOTHING,
     "files": NOTHING,
     "outside": WORDS,
-    "ops": NOTHING,
+    "ops": frozenset({"markers"}),
     "sharding": WORDS,
     "layers": WORDS | {"ops", "sharding"},
     "model": WORDS | {"ops", "sharding", "layers"},
@@ -33,7 +33,7 @@ LIBRARY = {
     "inference": WORDS
     | {"ops", "sharding.room", "layers.cache", "model", "data.tokenizers"},
     "data": WORDS | {"files", "outside"},
-    "checkpoint": WORDS | {"hush", "sharding.memory"},
+    "checkpoint": WORDS | {"hush", "sharding.memory", "data.places"},
     "train": WORDS
     | {"ops", "sharding", "model", "optim", "files"}
     | {"layers.frozen", "layers.parameter", "layers.sinks"},
@@ -44,7 +44,7 @@ LIBRARY = {
     | {"outside", "data.tokenizers"},
     "run": WORDS
     | {"files", "ops", "layers.sinks", "sharding", "data", "checkpoint", "train"}
-    | {"experiment", "inference", "outside"}
+    | {"experiment", "inference", "outside", "terminal"}
     | {"tensors.hugging_face.folder", "tensors.weights"},
 }
 KNOW_FIDDLE = {

@@ -9,7 +9,7 @@ from maxfdl.layers.checks import check_stack
 from maxfdl.layers.context import Context
 from maxfdl.layers.execution import Execution, Remat, run_stack
 from maxfdl.layers.layer import Layer, Maker, Module, with_parts
-from maxfdl.markers import FromParent
+from maxfdl.markers import FromParent, Operational
 
 
 class Stack(Layer):
@@ -30,8 +30,8 @@ class Stack(Layer):
 
     layers: Sequence[Callable[..., Module]]
     repeats: int
-    execution: Execution
-    remat: Remat = "none"
+    execution: Annotated[Execution, Operational]
+    remat: Annotated[Remat, Operational] = "none"
     features: Annotated[int, FromParent]
 
     def make(self, maker: Maker):

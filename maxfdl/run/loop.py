@@ -18,7 +18,7 @@ from maxfdl.run.evaluation import Evaluation
 from maxfdl.run.first_state import first_state
 from maxfdl.run.look_ahead import LookAhead
 from maxfdl.run.profile import Profile
-from maxfdl.run.progress import say
+from maxfdl.run.progress import outliving_reader, say
 from maxfdl.run.same_data import check_same_data
 from maxfdl.run.sample import show_sample
 from maxfdl.run.saves import Progress, Saves
@@ -100,7 +100,7 @@ def run(
     stop = stop or StopRequest()
     with stop.training(), contextlib.ExitStack() as closing:
         course = _prepare(experiment, directory, options, closing, stop)
-        with course.rescuing():
+        with course.rescuing(), outliving_reader(stop.reader_has_gone):
             _train(course, stop)
     _conclude(course, stop, directory)
     return course.now.state
@@ -237,9 +237,10 @@ def _conclude(course: _Course, stop: StopRequest, directory: RunDirectory) -> No
         why = stop.requested or f"--stop_at={course.options.stop_at}"
         how = course.saves.how_to_continue(why)
         return say(f"stopped by {why} after step {step}; {how}")
-    if step == steps and step == course.first:
+    if step >= steps and step == course.first:
+        more = "" if step == steps else f", and this graph asks for {steps}"
         return say(
-            f"finished {step} steps in an earlier start; everything is in"
+            f"finished {step} steps in an earlier start{more}; everything is in"
             f" {directory.path}; give another --run_dir to train anew"
         )
     with course.rescuing():

@@ -1,11 +1,12 @@
 """Which steps count: a guard looks at each before anything of it is kept."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from maxfdl.markers import Operational
 from maxfdl.train.loss_scale import LossScale
 
 State = dict[str, Any]
@@ -40,7 +41,7 @@ class SkipNonFinite:
       loss_scale: What gradients are computed at; None computes them as they are.
     """
 
-    stop_after: int = 10
+    stop_after: Annotated[int, Operational] = 10
     loss_scale: LossScale | None = None
 
     @staticmethod

@@ -6,7 +6,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from maxfdl import outside
 from maxfdl.data.tokenizers.files import TokenizerFiles
@@ -16,9 +16,11 @@ from maxfdl.data.tokenizers.saving import (
     TOKENIZER,
     TOKENIZER_CONFIG,
     copy_tokenizer_files,
+    in_other_format,
     write_json,
 )
 from maxfdl.errors import UserError, did_you_mean
+from maxfdl.markers import Operational
 
 if TYPE_CHECKING:
     import tokenizers
@@ -62,13 +64,14 @@ class HuggingFaceTokenizer(RustTokenizer):
     even null, the usual names among the added tokens. What is not found is None.
 
     Args:
-      file: Path of the `tokenizer.json`.
+      file: Path of the `tokenizer.json`. A run may go on when it has been moved, for it
+        compares what is in it.
       bos: The token named BOS, as text; it is added to texts only if the file says so.
       eos: The token that ends a document.
       pad: The token that fills rows.
     """
 
-    file: str = "tokenizer.json"
+    file: Annotated[str, Operational] = "tokenizer.json"
     bos: str | None = None
     eos: str | None = None
     pad: str | None = None
@@ -115,9 +118,17 @@ class HuggingFaceTokenizer(RustTokenizer):
         """
         path = pathlib.Path(self.file).expanduser()
         if not os.path.lexists(path):
+            other, remedy = in_other_format(path.parent), ""
+            if other is not None:
+                folder = repr(str(path.parent))
+                remedy = (
+                    f" Beside it lies {other.name}, which is not read here:"
+                    " transformers makes a tokenizer.json of it, AutoTokenizer"
+                    f".from_pretrained({folder}).save_pretrained({folder})."
+                )
             raise UserError(
                 f"HuggingFaceTokenizer.file [{self.file}] must be the path of a"
-                " tokenizer.json, but there is no such file."
+                f" tokenizer.json, but there is no such file.{remedy}"
             )
         return TokenizerFiles(path)
 
