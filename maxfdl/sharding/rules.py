@@ -13,6 +13,14 @@ class AxisRules:
 
     The default is fully sharded data parallelism (ZeRO-3, Rajbhandari et al. 2020)
     over `fsdp`, with Megatron's cuts (Shoeybi et al. 2019) over `tensor`.
+
+    Where a mesh axis cuts both a weight and the tokens, the weight is gathered over it
+    for use, for each device needs all of it for its own tokens. Dims in `stay_cut` are
+    not: their weights stay where they lie, and tokens travel to them, as they do to
+    experts (Lepikhin et al. 2020, https://arxiv.org/abs/2006.16668).
+
+    Args:
+      stay_cut: Logical dims along which weights are never gathered for use.
     """
 
     batch: MeshAxes = ("data", "fsdp")
@@ -32,13 +40,26 @@ class AxisRules:
     latent: MeshAxes = ()
     pair: MeshAxes = ()
     layers: MeshAxes = ()
+    stay_cut: tuple[str, ...] = ("experts",)
 
     @staticmethod
     def check_config(node):
-        for field in dataclasses.fields(AxisRules):
-            for axis in getattr(node, field.name):
+        for dim in dims():
+            for axis in getattr(node, dim):
                 if axis not in axis_names():
                     yield (
-                        f"AxisRules {field.name} names the mesh axis {axis!r}, which"
+                        f"AxisRules {dim} names the mesh axis {axis!r}, which"
                         f" must be one of {', '.join(axis_names())}."
                     )
+        for dim in node.stay_cut:
+            if dim not in dims():
+                yield (
+                    f"AxisRules stay_cut names the dim {dim!r}, which must be one of"
+                    f" {', '.join(dims())}."
+                )
+
+
+def dims() -> tuple[str, ...]:
+    """Returns the names of the logical dims that there are rules for."""
+    names = [field.name for field in dataclasses.fields(AxisRules)]
+    return tuple(name for name in names if name != "stay_cut")
