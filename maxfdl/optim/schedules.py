@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Linear warm-up from 0 to `peak`, then what a subclass says.
+    """Base: linear warm-up from 0 to `peak`, then the shape of the subclass.
 
     With `w = warmup_steps` the rate of update `step` (from 0) is `peak * step / w`
     before step w, and `peak * part(step - w, steps - w)` from there on.
@@ -39,7 +39,7 @@ class Schedule:
         return self.peak * jnp.where(after < 0, warmup, part)
 
     def part(self, after: jax.Array, left: int) -> jax.Array:
-        """Returns the part of the peak, `after` of `left` steps after the warm-up."""
+        """Returns the fraction of the peak, `after` of `left` steps after warm-up."""
         raise NotImplementedError
 
 
@@ -73,10 +73,10 @@ class InverseSquareRoot(Schedule):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decaying(Schedule):
-    """Falls to a part of the peak at the end of the run, and stays there.
+    """Base: decays to a fraction of the peak at the end of the run, and stays there.
 
     Args:
-      final_fraction: f, that part.
+      final_fraction: f, that fraction.
     """
 
     final_fraction: float = 0.1
@@ -91,7 +91,7 @@ class Decaying(Schedule):
             )
 
     def fallen(self, shape: jax.Array) -> jax.Array:
-        """Returns the part of the peak for a shape that falls from 1 to 0."""
+        """Returns the fraction of the peak for a shape that falls from 1 to 0."""
         return self.final_fraction + (1.0 - self.final_fraction) * shape
 
 
@@ -124,8 +124,7 @@ class WarmupStableDecay(Decaying):
     al. 2024, https://arxiv.org/abs/2405.18392).
 
     Args:
-      decay_steps: Steps that the decay takes; all after the warm-up, if those are
-        fewer.
+      decay_steps: Steps of the decay; if fewer follow the warm-up, all of these.
     """
 
     decay_steps: int
