@@ -1,4 +1,4 @@
-"""Documents that cannot be read, and how many of them a stream passes over."""
+"""Documents that cannot be read, and how many of them a stream skips."""
 
 import sys
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from maxfdl.errors import UserError
 
 
 class BadDocumentError(UserError):
-    """One document that cannot be read, while those beside it can.
+    """A document that cannot be read, while others of its file can.
 
     Args:
       problem: Where the document is, what it must be, and what it is.
@@ -23,10 +23,11 @@ class BadDocumentError(UserError):
 
 
 class BadDocuments:
-    """The bad documents that one stream has met, of which it passes over `limit`.
+    """Bad documents of one stream, which skips up to `limit` of them.
 
-    A stream meets documents in a fixed order, so which one is too many does not depend
-    on threads, nor on where the stream was resumed. A document counts once.
+    A stream reads documents in a fixed order, so which bad document exceeds the limit
+    does not depend on threads, or on where the stream was resumed. A document counts
+    once.
     """
 
     def __init__(self, limit: int = 0):
@@ -36,7 +37,7 @@ class BadDocuments:
 
     @property
     def met(self) -> list[int]:
-        """The documents that were passed over, in the order in which they came."""
+        """The documents that were skipped, in order."""
         return list(self._met)
 
     @property
@@ -45,11 +46,11 @@ class BadDocuments:
         return {*self.met, *([] if self._last is None else [self._last])}
 
     def restart(self, met: Iterable[int]) -> None:
-        """Goes on as if just these had been met."""
+        """Continues as if exactly these had been read."""
         self._met, self._last = dict.fromkeys(met), None
 
     def meet(self, index: int, error: BadDocumentError) -> None:
-        """Counts a document, and tells the user of one that comes for the first time.
+        """Counts a document; reports it on stderr the first time.
 
         Raises:
           UserError: If `limit` others came before.

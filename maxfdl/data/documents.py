@@ -1,4 +1,4 @@
-"""The endless sequence of tokenised documents that rows are packed from."""
+"""The endless sequence of tokenized documents that rows are packed from."""
 
 import dataclasses
 import functools
@@ -25,11 +25,11 @@ class Documents:
     """Document `number` is `tokens(order(number))`, for every number from 0.
 
     Args:
-      order: Which document of the source comes at a number.
-      tokens: Reads and tokenises a document of the source; called in `pool`.
-      patience: After so many empty documents in a row there is no text to find.
-      bad: Counts the documents that cannot be read; they are empty ones.
-      pool: Where to tokenise; None does it when the result is wanted.
+      order: Returns the index in the source of the document at a number.
+      tokens: Reads and tokenizes a document of the source; called in `pool`.
+      patience: Empty documents in a row after which the source counts as empty.
+      bad: Counts documents that cannot be read; they count as empty.
+      pool: Threads that tokenize; None does it when the result is needed.
     """
 
     order: Callable[[int], int]
@@ -39,20 +39,20 @@ class Documents:
     pool: Executor | None = None
 
     def ask_for(self, first: int, step: int) -> Callable[[], list[Document]]:
-        """Begins to make a run of documents `first`, `first + step`, ...
+        """Starts to tokenize a run of documents `first`, `first + step`, ...
 
-        Returns what to call for the result: at least one document. Whether those that
-        cannot be read end the stream is decided when their turn comes, by `readable`.
+        Returns a function that returns the run: at least one document. `readable`
+        decides later, in order, whether a document that cannot be read ends the stream.
         """
         if self.pool is None:
             return functools.partial(self._run, first, step)
         return self.pool.submit(self._run, first, step).result
 
     def readable(self, number: int, document: Document) -> np.ndarray:
-        """Returns the tokens of a document; none if it is bad and may be.
+        """Returns the tokens of a document; none if it is bad and is skipped.
 
         Raises:
-          UserError: If it is bad, and as many others were as may be.
+          UserError: If it is bad and exceeds the limit.
         """
         if isinstance(document, BadDocumentError):
             self.bad.meet(self.order(number), document)

@@ -1,4 +1,4 @@
-"""What a saved run keeps of its text, to notice that it is resumed with other text."""
+"""Fingerprints of text, by which a resumed run notices that its text has changed."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ class Part(NamedTuple):
     """A part of a source that may change: a file, or a document.
 
     Args:
-      name: For a reader; a part that is only renamed is the same.
+      name: For error messages; a part that is only renamed is the same.
       size: In bytes.
       digest: Of its content, or of samples of it.
     """
@@ -28,7 +28,7 @@ class Part(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Fingerprint:
-    """A source, by its parts.
+    """A fingerprint of a source: one of each of its parts.
 
     Args:
       kind: What it is, with the settings that decide what a document is.
@@ -40,7 +40,7 @@ class Fingerprint:
 
     @classmethod
     def of_many(cls, kind: str, parts: list[Part]) -> "Fingerprint":
-        """Joins neighbours where there are over 1,000 parts, for states to be small."""
+        """Joins neighbours if there are over 1,000 parts, to keep states small."""
         size = -(-len(parts) // _MOST_PARTS)
         if size > 1:
             groups = (parts[i : i + size] for i in range(0, len(parts), size))
@@ -56,7 +56,7 @@ class Fingerprint:
 
     @property
     def name(self) -> str:
-        """A short name for the user to repeat."""
+        """A short name, which the user may give as `accept_source`."""
         return f"text-{zlib.crc32(json.dumps(self.to_json()).encode()):08x}"
 
     def difference(self, saved: "Fingerprint") -> str:
@@ -76,7 +76,7 @@ def _joined(parts: list[Part]) -> Part:
 
 
 def _other_parts(here: list[Part], saved: list[Part]) -> str:
-    """Says which part is another one; nothing if all are the same."""
+    """Says which part differs; nothing if none does."""
     if len(here) != len(saved):
         names, were = ([part.name for part in parts] for parts in (here, saved))
         if gone := [name for name in were if name not in names]:
@@ -95,22 +95,22 @@ def _other_parts(here: list[Part], saved: list[Part]) -> str:
 
 @runtime_checkable
 class Fingerprinted(Protocol):
-    """A source that knows a better fingerprint than samples of its documents."""
+    """A source with a better fingerprint than samples of its documents."""
 
     def fingerprint(self, mended: Collection[int]) -> Fingerprint:
-        """Returns what tells whether these are still the same documents.
+        """Returns the fingerprint of the documents.
 
         Args:
-          mended: Documents that could not be read, and may have been mended since. They
+          mended: Documents that could not be read, and may be repaired by now. They
             are left out where that is possible.
         """
         ...
 
 
 def fingerprint_of(source: Any, mended: Collection[int]) -> Fingerprint:
-    """Returns the source's own fingerprint, else samples of 16 of its documents.
+    """Returns the source's own fingerprint, else one of 16 of its documents.
 
-    Nothing is what synthetic batches are made of.
+    Synthetic batches have no source and an empty fingerprint.
     """
     if source is None:
         return Fingerprint("None", [])

@@ -1,4 +1,4 @@
-"""What batches are made of, to notice a run that is resumed with other ones."""
+"""Settings that decide the batches, by which a resumed run notices a difference."""
 
 import dataclasses
 import functools
@@ -13,8 +13,8 @@ class Identity:
     """Settings that decide what is in the batches, and the source of their text.
 
     Args:
-      name: Whose settings they are, for errors.
-      settings: Returns them, as JSON values; called when they are first needed.
+      name: Class that has the settings, for errors.
+      settings: Returns them as JSON values; called when first needed.
       source: The documents; None where there are none.
       accept: Name of the fingerprint of a source that need not be the one saved.
     """
@@ -99,5 +99,5 @@ class Identity:
 
 
 def described(node: Any) -> str:
-    """Returns the class of a part, with its fields if it is a dataclass."""
+    """Returns the name of the class of a part, with its fields if it is a dataclass."""
     return repr(node) if dataclasses.is_dataclass(node) else type(node).__name__

@@ -1,4 +1,4 @@
-"""The order in which documents come, epoch after epoch."""
+"""The order of documents, epoch after epoch."""
 
 import dataclasses
 import functools
@@ -14,13 +14,13 @@ _ROUNDS = 4
 class EndlessOrder:
     """`order(number)` is one of `indices`; each comes once in every `len(indices)`.
 
-    A shuffled order is another one in every epoch and is computed for a single number
-    in a few microseconds, whatever the size of the corpus.
+    A shuffled order differs in every epoch, and is computed for a single number in a
+    few microseconds, whatever the size of the corpus.
 
     Args:
       indices: What to repeat.
-      seed: Of the shuffled order; None keeps that of `indices`.
-      shift: An order that is not shuffled begins so many places later in every epoch.
+      seed: Seed of the shuffle; None keeps the order of `indices`.
+      shift: By how many places an order without shuffle moves in every epoch.
 
     Grain's `shuffle` is not used: its cipher walks 2**16 places for a corpus of few
     documents (5 ms a document for two of them), and its counters cost 50 us a document.
@@ -41,13 +41,13 @@ class EndlessOrder:
 
 
 def _permuted(place: int, size: int, seed: int, epoch: int) -> int:
-    """Returns where a permutation of `range(size)`, drawn by the keys, takes `place`.
+    """Returns the image of `place` under a permutation of `range(size)`.
 
-    Adding, multiplying by an odd number and xoring with the upper half are each
-    one-to-one on numbers of `bits` bits. Repeating the whole until the result is below
-    `size` is so on `range(size)` ("cycle walking", Black and Rogaway 2002,
-    https://doi.org/10.1007/3-540-45760-7_9), and takes two goes at most on average
-    unless `size` is tiny.
+    Addition, multiplication by an odd number and xor with the upper half are bijections
+    of numbers of `bits` bits. Repeating all three until the result is below `size`
+    gives a bijection of `range(size)` ("cycle walking", Black and Rogaway 2002,
+    https://doi.org/10.1007/3-540-45760-7_9), in at most two rounds on average unless
+    `size` is tiny.
     """
     bits = max(6, (size - 1).bit_length())
     mask, half = (1 << bits) - 1, (bits + 1) // 2

@@ -1,4 +1,4 @@
-"""From documents to rows.
+"""Packs documents into rows.
 
 A document is an int32 array of token ids. A *piece* is a run of one document's
 tokens; a row is a list of pieces that fills at most `length` places. Every piece is
@@ -24,16 +24,16 @@ Batch = dict[str, np.ndarray]
 
 
 class NoTextError(UserError):
-    """Documents that hold no token."""
+    """Raised if a source gives no token."""
 
 
 class PieceReader:
     """Reads documents `first`, `first + step`, ... piece by piece.
 
-    Its place is two numbers: how many documents are done, and how many tokens of the
-    current one. Empty documents are passed over, and bad ones up to a limit. The next
-    run of documents is asked for as soon as there is a current one, so that a pool may
-    tokenise it meanwhile.
+    Its position is two numbers: documents that are done, and tokens of the current one
+    that are done. Empty documents are skipped, and bad ones up to a limit. The next run
+    of documents is requested as soon as one is current, so that a pool may tokenize it
+    meanwhile.
     """
 
     def __init__(self, documents: Documents, first: int, step: int):
@@ -85,7 +85,7 @@ class PieceReader:
 
 
 class Packing(abc.ABC):
-    """Fills rows: reads what it needs and returns one row or more, in order."""
+    """Base: reads pieces and returns one row or more, in order."""
 
     @abc.abstractmethod
     def __call__(self, reader: PieceReader, length: int) -> list[Row]: ...
@@ -93,10 +93,10 @@ class Packing(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Concatenate(Packing):
-    """One stream of documents, cut every `length` tokens.
+    """Concatenates documents and cuts them every `length` tokens.
 
-    No token is left out and none is padding. A document that crosses the end of a row
-    goes on in the next.
+    No token is dropped and there is no padding. A document that crosses the end of a
+    row continues in the next.
     """
 
     def __call__(self, reader: PieceReader, length: int) -> list[Row]:
@@ -109,10 +109,10 @@ class Concatenate(Packing):
 
 @dataclasses.dataclass(frozen=True)
 class FirstFit(Packing):
-    """Whole documents, each in the first of `open_rows` rows that has room for it.
+    """Puts each whole document into the first of `open_rows` rows that has room for it.
 
-    Documents are only cut if they are longer than a row. Rows end in padding. The
-    open rows are closed together, when a piece fits in none of them.
+    Only documents longer than a row are cut. Rows end in padding. The open rows are
+    closed together, when a piece fits into none of them.
     """
 
     open_rows: int = 16
@@ -139,9 +139,9 @@ class FirstFit(Packing):
 def make_batch(rows: Sequence[Row], length: int, padding: int) -> Batch:
     """Returns the arrays of a batch, all [rows, length].
 
-    `targets` is the next token of the same piece. The last token of a piece has none:
-    its weight is 0, like that of padding, and both read `padding` where there is no
-    token. So a document's end-of-text token is a real target, and never predicts.
+    `targets` is the next token of the same piece. The last token of a piece has no
+    target, so its weight is 0, as that of padding is; where there is no token, tokens
+    and targets are `padding`. So a document's EOS is a target, and predicts nothing.
     """
     shape = (len(rows), length)
     batch = {

@@ -1,10 +1,10 @@
-"""The checks of the arguments that every kind of data gets from its parent."""
+"""Checks of the arguments that the experiment passes to its data."""
 
 from maxfdl.errors import UserError
 
 
 def check_rows(data) -> None:
-    """Refuses a batch that cannot be shared out, a negative seed, an empty row."""
+    """Refuses a batch that processes cannot share, a bad seed, or an empty row."""
     if not 0 <= data.seed < 2**32:
         raise UserError(f"seed [{data.seed}] must be from 0 to 2**32 - 1.")
     if data.sequence_length < 2:

@@ -4,7 +4,7 @@ import numpy as np
 
 
 def mixed(numbers):
-    """Returns uint64s in which every bit depends on all bits of uint64 `numbers`.
+    """Returns hashes of uint64 `numbers`, uint64s too.
 
     The generator SplitMix64 (Steele, Lea and Flood 2014,
     https://doi.org/10.1145/2660193.2660195), one step from each number.
@@ -25,8 +25,8 @@ def split_documents(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the indices for training, ascending, and those held out, mixed.
 
-    A document is held out if its hash falls into the lowest `eval_fraction` of all
-    hashes, so it stays where it is when documents are added behind it. Unless the
+    A document is held out if its hash is in the lowest `eval_fraction` of all hashes,
+    so its side does not change when documents are appended. Unless the
     fraction is 0, at least one is held out and, of two or more, at least one is not.
     """
     hashes = document_hashes(num_documents)

@@ -1,4 +1,4 @@
-"""Random tokens in the form of text data, for benchmarks."""
+"""Random tokens, for benchmarks."""
 
 import dataclasses
 from typing import TYPE_CHECKING, Annotated
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Synthetic(Data):
-    """Rows of uniformly random tokens: nothing to learn, nothing to read.
+    """Rows of uniformly random tokens.
 
     Row `i` of the whole run is a function of (seed, i), so batches are the same for
     every number of processes. A perfect model's loss is log(vocab_size).
 
     Args:
-      documents_per_row: Into how many segments a row is divided, at random places.
+      documents_per_row: Segments of a row, which is divided at random places.
       prefetch: Batches that a background thread keeps ready; 0 makes them on demand.
       batch_size, sequence_length, seed, process_index, process_count: As in
         `TextData`.

@@ -1,4 +1,4 @@
-"""Hugging Face folders in and out.
+"""Reads and writes model folders of Hugging Face.
 
     loaded = hf.load("models/SmolLM2-135M-Instruct")
     hf.save("out", loaded.config, loaded.variables, source="models/...")

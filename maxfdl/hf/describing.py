@@ -19,9 +19,9 @@ def describe(
 ) -> Config:
     """Returns the normalised config.json of which `model` is the graph.
 
-    It is that of the first family that makes the same graph of it, in alphabetical
-    order, those with experts last: a mixture of which every layer is dense is the
-    dense family's. How a stack runs and what types numbers have does not count.
+    Families are tried in alphabetical order, those with experts last; the first whose
+    config.json gives the same graph is taken. A model whose layers are all dense is so
+    described as a dense family. Remat, scan or unroll, and dtypes do not count.
 
     Args:
       model: The graph of a network.
@@ -71,7 +71,7 @@ def _has_experts(family: Family) -> bool:
 
 
 def _plain(model: fdl.Partial) -> fdl.Partial:
-    """Returns the graph without what changes no number that a checkpoint holds."""
+    """Returns the graph with defaults for all that does not change the weights."""
     plain: Any = with_layers_of(model, "nnx")
     for field in ("dtype", "param_dtype"):
         setattr(plain, field, "float32")
@@ -84,8 +84,8 @@ def _plain(model: fdl.Partial) -> fdl.Partial:
 
 
 def without_extras(model: fdl.Partial) -> fdl.Partial:
-    """Returns the graph without what is for training alone: the modules that predict
-    later tokens, and those that watch scores of attention."""
+    """Returns the graph without what only training needs: the modules of multi-token
+    prediction, and the watch of attention scores."""
     plain: Any = graph.copy(model)
     for name in ("later_token", "later_tokens"):
         if name in plain.__arguments__:

@@ -1,4 +1,4 @@
-"""A folder as a graph, a model and its variables."""
+"""Loads a model folder as a graph, a model and its variables."""
 
 import dataclasses
 import pathlib
@@ -23,7 +23,7 @@ Backend = Literal["nnx", "linen"]
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """What a folder holds.
+    """A model folder, loaded.
 
     Args:
       config: An experiment that trains on from these weights; mutations change it, and
@@ -48,8 +48,8 @@ def load(
 ) -> Loaded:
     """Reads a model folder of Hugging Face: config.json and safetensors.
 
-    Host memory holds one tensor at a time. Nothing is fetched, and no code of the
-    folder is run, nor pickles read.
+    Host memory holds one tensor at a time. Nothing is downloaded, no code of the folder
+    is run, and no pickle is read.
 
     Args:
       folder: The folder.
@@ -74,7 +74,7 @@ def load(
         config = to_linen(config)
     elif backend != "nnx":
         raise ValueError(f"backend ({backend}) must be 'nnx' or 'linen'.")
-    # Not of the whole experiment: weights that cannot be trained so may yet be used.
+    # Not the whole experiment: weights that cannot be trained may still be used.
     make_model = graph.build(config.backend)
     model = make_model(module=graph.build(config.model), sharding=sharding)
     variables = read_weights(

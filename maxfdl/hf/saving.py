@@ -1,4 +1,4 @@
-"""A graph and its variables as a folder that `transformers` loads."""
+"""Saves a graph and its variables as a folder that `transformers` loads."""
 
 import contextlib
 import json
@@ -37,12 +37,12 @@ def save(
 ) -> None:
     """Writes config.json and safetensors files, in the types that the arrays have.
 
-    They are written beside an older export and take its place when they are whole:
-    nothing of it stays, be it weights, tokenizer or generation files, and if writing
-    fails all of it stays. Files that are no part of an export, such as README.md, stay.
-    Of several processes the first writes, and all must call.
+    New files are written beside an older export and replace all of it once they are
+    complete: weights, tokenizer and generation files. If writing fails, the older
+    export stays. Files that are no part of an export, such as README.md, stay. With
+    several processes, all must call, and the first writes.
 
-    Modules that predict later tokens have no place in such a folder and are left out.
+    Modules of multi-token prediction have no place in such a folder and are left out.
 
     Args:
       folder: Where to; made if it is missing.
@@ -53,9 +53,9 @@ def save(
         there.
       tokenizer: A folder whose tokenizer, chat template and generation files are
         copied, such as `tokenizer` of a run directory; None is `source`.
-      family: Family whose names to use; None finds the one that has such a graph, that
-        of `source` before others.
-      shard_bytes: What one file may hold.
+      family: Family whose names to use; None finds the first that has such a graph,
+        beginning with that of `source`.
+      shard_bytes: Largest size of a file, unless one tensor is larger.
       allow_non_finite: Whether to write weights that are not finite, which is told on
         stderr.
 

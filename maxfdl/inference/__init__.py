@@ -1,4 +1,4 @@
-"""Generation: prompts in, new tokens out, with caches as explicit values."""
+"""Generation from prompts; KV caches are explicit values."""
 
 from maxfdl.inference.generator import Completion, Generator, generate
 from maxfdl.inference.steps import NOTHING

@@ -1,4 +1,4 @@
-"""Conversations as text: the chat template that comes with a tokenizer."""
+"""Chat templates: conversations rendered as text."""
 
 import json
 import pathlib
@@ -27,14 +27,14 @@ _REASONING = ("reasoning_content", "thinking", "reasoning")
 class ChatTemplate:
     """A Jinja template, or several by name, rendered as transformers renders them.
 
-    Each rendering is a process of its own (about 0.1 s), limited in time and memory,
-    for templates come from the hub and can loop without end.
+    Each rendering runs in a process of its own (about 0.1 s) with limits on time and
+    memory, since templates come from the hub and may loop forever.
 
     Args:
       source: The template, or templates by name: `default`, and `tool_use` for
         conversations with tools.
       special: Texts of special tokens by name, such as `bos_token`.
-      name: Whose template it is, for messages.
+      name: Name of the template in error messages.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class ChatTemplate:
 
     @classmethod
     def of_folder(cls, folder: pathlib.Path) -> "ChatTemplate | None":
-        """Returns the template that lies beside a tokenizer.json, if there is one."""
+        """Returns the template beside a tokenizer.json, if there is one."""
         return cls.of_files(TokenizerFiles(folder / "tokenizer.json"))
 
     @classmethod
@@ -140,7 +140,7 @@ class ChatTemplate:
 
 
 def _cleaned(message: Message) -> dict[str, Any]:
-    """Returns a message as transformers hands it to templates.
+    """Returns a message as transformers passes it to templates.
 
     What is None is left out, and reasoning has the names that templates know.
     """

@@ -1,8 +1,8 @@
 """The process that renders a chat template: a program of its own, run by `chat.py`.
 
-A template is a program that somebody else wrote. Jinja's sandbox keeps it away from
-files and imports, but lets it loop for hours or fill the memory, which no check inside
-Python can stop for certain. So it runs in a process that the kernel limits.
+A template is untrusted code. Jinja's sandbox keeps it from files and imports, but not
+from looping or filling the memory, which no check inside Python prevents reliably. So
+it runs in a process with limits that the kernel enforces.
 
 It reads one JSON object, with a template, its variables and the limits, and writes one
 that has the text or an error. It imports Jinja and nothing of maxfdl.
@@ -33,7 +33,7 @@ def main() -> None:
 def _answer(
     template: str, variables: Mapping[str, Any], most_characters: int
 ) -> dict[str, str]:
-    """Returns the text, or what is wrong: whatever is raised, the template is why."""
+    """Returns the text or an error; whatever is raised is the fault of the template."""
     try:
         text = render(template, variables)
         if len(text) > most_characters:

@@ -22,7 +22,7 @@ _SMALLEST = 16  # tokens; shorter prompts and caches are filled up to it
 class Completion(list[int]):
     """The new tokens of a row, and why it ended.
 
-    `reason` is `stop`, and the last token one of those that stop, or `length`.
+    `reason` is `stop` if the last token is a stop token, else `length`.
     """
 
     def __init__(self, tokens: Sequence[int], reason: Literal["stop", "length"]):
@@ -31,17 +31,17 @@ class Completion(list[int]):
 
 
 class Generator:
-    """Continues documents, and keeps what it compiled for the next ones.
+    """Continues documents; keeps compiled programs for later calls.
 
-    Prompts are filled up to one of a few lengths and so are caches, so that texts of
-    many lengths share their programs. Tokens are computed in runs of `run_length`; the
-    next run is under way while the caller looks at the last.
+    Prompts and caches are padded to one of a few lengths, so that texts of many lengths
+    share programs. Tokens are computed `run_length` at a time; the next run is
+    dispatched before the caller gets the tokens of the last.
 
     Args:
       model: The network.
       sampler: How tokens are chosen.
-      stop_tokens: After one of these a row ends.
-      run_length: Tokens a row per dispatch.
+      stop_tokens: Tokens that end a row.
+      run_length: Tokens per row and dispatch.
 
     Raises:
       ValueError: If the sampler has impossible settings.
@@ -88,14 +88,14 @@ class Generator:
     ) -> Iterator[np.ndarray]:
         """Yields [B], the next token of each row, or NOTHING where it has none.
 
-        Where a document grows past a length at which its rotary embedding changes, the
-        model reads it anew; other rows wait.
+        Where a document grows past a length at which its rotary embedding changes, its
+        cache is computed again from all of its tokens; other rows wait.
 
         Args:
           variables: Of the model.
           tokens: The prompts, [B, T] or of different lengths.
-          max_new_tokens: Most that a row may get.
-          seed: One per row, or one for all. With temperature 0 it plays no part.
+          max_new_tokens: Most new tokens of a row.
+          seed: One per row, or one for all. Not used with temperature 0.
 
         Raises:
           ValueError: If there is no row, or an empty one.
@@ -139,9 +139,9 @@ class Generator:
             ends = np.where(stopped, lengths, ends)
 
     def _fresh_until(self, lengths: np.ndarray) -> np.ndarray:
-        """Returns how long each document may grow before its cache is stale.
+        """Returns the length up to which each document's cache holds.
 
-        The token that makes it longer than that is the first to be read anew.
+        The token that exceeds it makes the cache be computed again.
         """
         until = np.full_like(lengths, np.iinfo(lengths.dtype).max)
         for length in self.model.stale_after:
@@ -180,7 +180,7 @@ class Generator:
         return rows, drawn
 
     def _padded(self, prompts: list[list[int]], ends: np.ndarray, seed) -> Prompts:
-        # Rows are added so that the mesh cuts the batch evenly; they stay empty.
+        # Empty rows are added so that the mesh divides the batch evenly.
         parts, given = _row_parts(self.model), len(prompts)
         shape = math.ceil(given / parts) * parts
         tokens = np.zeros((shape, _rounded(max(map(len, prompts)))), np.int32)
@@ -220,19 +220,19 @@ def generate(
     seed: int | Sequence[int] = 0,
     stop_tokens: Sequence[int] = (),
 ) -> list[Completion]:
-    """Returns the new tokens of each row, with the reason why it ended.
+    """Returns the new tokens of each row, and why it ended.
 
-    A row's tokens do not depend on what else is in the batch. What is compiled is kept
-    for later calls with the same model and settings.
+    A row's tokens do not depend on the other rows. Compiled programs are kept for later
+    calls with the same model and settings.
 
     Args:
       model: The network.
       variables: Of the model, on one device or on its mesh.
       tokens: The prompts, [B, T] or of different lengths.
-      max_new_tokens: Most that a row may get.
+      max_new_tokens: Most new tokens of a row.
       temperature, top_k, top_p, min_p, repetition_penalty: See `ops.sampling.Sampler`.
       seed: One per row, or one for all.
-      stop_tokens: After one of these a row ends; it is the last in the list.
+      stop_tokens: Tokens that end a row; the last token of the row is one of them.
     """
     sampler = Sampler(temperature, top_k, top_p, min_p, repetition_penalty)
     generator = _generator(model, sampler, tuple(stop_tokens))
@@ -251,7 +251,7 @@ def _rounded(length: int) -> int:
 
 
 def _row_parts(model: Model) -> int:
-    """Returns in how many parts the model's mesh cuts a batch."""
+    """Returns into how many shards the model's mesh divides a batch."""
     if model.sharding is None:
         return 1
     mesh, rules = model.sharding.mesh, model.sharding.rules

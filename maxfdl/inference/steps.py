@@ -1,7 +1,7 @@
 """Prefill and decode, as pure functions.
 
-Prefill reads whole prompts and draws the first token of each row; decode goes on from
-there, a token a row at a time. Letters: B rows, T tokens of the longest prompt, N
+Prefill reads whole prompts and samples the first token of each row; decode continues,
+one token per row at a time. Letters: B rows, T tokens of the longest prompt, N
 stop tokens, V vocabulary.
 """
 
@@ -25,13 +25,13 @@ NOTHING = -1
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-    """What to go on with, one document a row.
+    """Documents to continue, one per row.
 
     Args:
       tokens: [B, T] ids, padded on the right.
-      lengths: [B] tokens of each prompt; 0: the row stays empty.
-      ends: [B] tokens that prompt and continuation may have together.
-      seeds: [B] randomness of each row.
+      lengths: [B] tokens of each prompt; a row of length 0 stays empty.
+      ends: [B] most tokens of prompt and continuation together.
+      seeds: [B] seed of each row.
       stop: [N] tokens after which a row ends.
     """
 
@@ -45,15 +45,15 @@ class Prompts:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Documents under way: what one token hands to the next.
+    """Documents in progress: the carry from one token to the next.
 
     Args:
-      cache: What the layers keep of all tokens but the newest.
-      tokens: [B] the newest.
-      positions: [B] where they stand.
+      cache: The layers' caches of all tokens but the newest.
+      tokens: [B] the newest token of each row.
+      positions: [B] their positions.
       ends, seeds, stop: As in `Prompts`.
-      done: [B] whether a row has ended; it then rests.
-      seen: [B, V] which tokens a row holds; None if the sampler does not ask.
+      done: [B] whether a row has ended; it then no longer changes.
+      seen: [B, V] which tokens a row holds; None if the sampler does not need it.
     """
 
     cache: dict[str, Any]
@@ -77,10 +77,10 @@ def prefill(
 
     Args:
       model: The network.
-      sampler: Draws the tokens.
-      slots: Tokens that a row of the cache has room for.
+      sampler: Samples the tokens.
+      slots: Capacity of the cache in tokens per row.
       variables: Of the model.
-      prompts: What to go on with.
+      prompts: Documents to continue.
     """
     tokens, lengths = jnp.asarray(prompts.tokens), jnp.asarray(prompts.lengths)
     places = jnp.arange(tokens.shape[1])
@@ -151,7 +151,7 @@ def decode(
 
 
 def _with_next(sampler: Sampler, rows: Rows, logits_BV: jax.Array) -> Rows:
-    """Draws the token after the newest of each row."""
+    """Samples the next token of each row."""
     positions = rows.positions + 1
 
     def key_of(seed, position):

@@ -1,4 +1,4 @@
-"""Text around a generator: prompts to ids, and ids to text as they come."""
+"""Text around a generator: prompts to ids, and ids to text as they are generated."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
@@ -32,8 +32,9 @@ class Writer:
 class TextStream:
     """Turns ids that come one by one into text that can be shown at once.
 
-    A character of several tokens is held back until it is whole. Ids are decoded after
-    those of the last piece, for what a token means may hang on the one before it.
+    A character of several tokens is held back until it is complete. Ids are decoded
+    together with those of the last piece, since the text of a token may depend on the
+    one before it.
     """
 
     def __init__(self, decode: Decode):

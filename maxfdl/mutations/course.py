@@ -1,4 +1,4 @@
-"""The course of a run: how its batches grow, and when it ends."""
+"""Batch size ramp-up, and the loss at which a run ends."""
 
 from typing import TypeVar
 
@@ -32,7 +32,7 @@ def batch_ramp_up(cfg: C, *, start: int, steps: int) -> C:
 def stop_at_loss(cfg: C, *, loss: float | None, every: int = 100) -> C:
     """Ends the run when an evaluation finds a loss of `loss` or less.
 
-    `every` is the number of steps between the evaluations that look for it. See
+    `every` is the number of steps between evaluations that test it. See
     `maxfdl.train.goal.LossGoal`. `stop_at_loss(loss=None)` is the inverse.
 
     Raises:

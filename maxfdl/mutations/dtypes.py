@@ -1,4 +1,4 @@
-"""Types of numbers."""
+"""Types of activations and of stored parameters."""
 
 from typing import TypeVar
 
@@ -15,7 +15,7 @@ C = TypeVar("C", bound=fdl.Buildable)
 def compute_dtype(cfg: C, *, dtype: DType = "bfloat16", under: str = MODEL) -> C:
     """Computes activations and matrix products in the type `dtype`.
 
-    Norms, softmax, logits and the loss stay float32. The inverse gives the type that
+    Norms, softmax, logits and the loss stay float32. The inverse sets the type that
     was there, usually `compute_dtype(dtype=float32)`.
 
     Raises:
@@ -30,7 +30,7 @@ def compute_dtype(cfg: C, *, dtype: DType = "bfloat16", under: str = MODEL) -> C
 def param_dtype(cfg: C, *, dtype: DType = "float32", under: str = MODEL) -> C:
     """Stores parameters in the type `dtype`.
 
-    The inverse gives the type that was there, usually `param_dtype(dtype=float32)`.
+    The inverse sets the type that was there, usually `param_dtype(dtype=float32)`.
 
     Raises:
       MutationError: If there is no model.

@@ -1,4 +1,4 @@
-"""How stacks run: as a loop, or layer after layer."""
+"""How stacks run: as a scan over repeats, or unrolled."""
 
 from typing import TypeVar
 

@@ -1,4 +1,4 @@
-"""What mutations do to the fields of a node."""
+"""Helpers of mutations that set fields."""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def put(node: fdl.Buildable, field: str, value: Any) -> None:
-    """Sets a field, in place; None brings back its default."""
+    """Sets a field, in place; None restores its default."""
     if value is not None:
         setattr(node, field, value)
     elif field in node.__arguments__:
@@ -19,7 +19,7 @@ def put(node: fdl.Buildable, field: str, value: Any) -> None:
 
 
 def chosen(options: Mapping[str, T], name: str, what: str) -> T:
-    """Returns the option of a name that `what` was given.
+    """Returns the option called `name`; `what` names the argument in errors.
 
     Raises:
       MutationError: If there is none.

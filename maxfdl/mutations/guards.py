@@ -1,4 +1,4 @@
-"""Which steps count, and at what scale their gradients are computed."""
+"""Which steps are rejected, and the loss scale."""
 
 from typing import TypeVar
 
@@ -16,8 +16,8 @@ C = TypeVar("C", bound=fdl.Buildable)
 def skip_spikes(cfg: C, *, window: int = 128, deviations: float = 6.0) -> C:
     """Skips steps whose loss or gradient norm is far above recent ones.
 
-    Far is more than `deviations` standard deviations above the mean of the last
-    `window` steps. See `maxfdl.train.guard.SkipSpikes`. `skip_spikes(window=0)` is the
+    The limit is `deviations` standard deviations above the mean of the last `window`
+    steps. See `maxfdl.train.guard.SkipSpikes`. `skip_spikes(window=0)` is the
     inverse.
 
     Raises:
@@ -35,7 +35,7 @@ def skip_spikes(cfg: C, *, window: int = 128, deviations: float = 6.0) -> C:
 def loss_scale(cfg: C, *, initial: float = 2.0**16, growth_interval: int = 2000) -> C:
     """Scales the loss while gradients are computed, which float16 needs.
 
-    The scale begins at `initial` and adapts itself. See
+    The scale starts at `initial` and adapts to overflows. See
     `maxfdl.train.loss_scale.LossScale`. `loss_scale(initial=0.0)` is the inverse.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Prediction of several tokens at once."""
+"""Multi-token prediction."""
 
 from typing import TypeVar
 
@@ -17,9 +17,10 @@ C = TypeVar("C", bound=fdl.Buildable)
 def multi_token_prediction(cfg: C, *, depth: int = 1, coefficient: float = 0.3) -> C:
     """Trains the model to predict `depth` tokens beyond the next one, too.
 
-    Each of these has a module of its own with a layer like the model's last, see
-    `LaterToken`; embedding and head are shared, and `coefficient` weighs their loss,
-    see `LaterTokenLoss`. Generation does not run them.
+    Multi-token prediction. Each of these tokens is predicted by a module of its own,
+    with a layer like the model's last, see `LaterToken`; embedding and head are shared.
+    `coefficient` is the weight of their loss, see `LaterTokenLoss`. Generation does not
+    run the modules.
     `multi_token_prediction(depth=0)` is the inverse.
 
     Raises:
@@ -51,8 +52,10 @@ def _module(model: fdl.Buildable) -> fdl.Partial:
 
 
 def _projection(layer: fdl.Buildable) -> fdl.Buildable:
-    """Returns a copy of a projection of the layer, without bias: it multiplies as the
-    rest of the model does, whatever other mutations put into its `dot`."""
+    """Returns a copy of a projection of the layer, without bias.
+
+    Its `dot` is that of the rest of the model, whatever mutations have put there.
+    """
     projection = copy(nodes_of(layer, is_linear)[0])
     put(projection, "use_bias", None)
     return projection

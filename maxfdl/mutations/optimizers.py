@@ -1,7 +1,7 @@
 """Which rule turns gradients into updates.
 
-Of these the later wins, and `use_adamw` is the inverse of all. Learning rates are the
-schedule's, and may have to change with the rule.
+The last one applied wins, and `use_adamw` is the inverse of all. The learning rate
+stays that of the schedule; it may have to change with the rule.
 """
 
 from typing import Literal, TypeVar
@@ -25,7 +25,7 @@ _COEFFICIENTS = {"standard": STANDARD, "dion": DION, "deepseek_v4": DEEPSEEK_V4}
 def use_adamw(cfg: C, *, b1: float = 0.9, b2: float = 0.95, epsilon: float = 1e-8) -> C:
     """Trains with AdamW.
 
-    See `maxfdl.optim.transforms.Adam`. The inverse gives the values that were there.
+    See `maxfdl.optim.transforms.Adam`. The inverse sets the values that were there.
 
     Raises:
       MutationError: If there is no optimizer.
@@ -60,7 +60,7 @@ def use_sgd(cfg: C, *, momentum: float = 0.0, nesterov: bool = False) -> C:
 def use_lion(cfg: C, *, b1: float = 0.9, b2: float = 0.99) -> C:
     """Trains with Lion, whose updates are signs.
 
-    It wants learning rates 3 to 10 times smaller than Adam's. See
+    It needs learning rates 3 to 10 times smaller than Adam's. See
     `maxfdl.optim.transforms.Lion`. `use_adamw` is the inverse.
 
     Raises:
@@ -78,7 +78,7 @@ def use_muon(
 ) -> C:
     """Trains matrices with Muon and all other parameters with Adam.
 
-    With the scale `rms` a learning rate that suits AdamW suits it, too. See
+    With the scale `rms` it can use the learning rate of AdamW. See
     `maxfdl.optim.muon.Muon`. `use_adamw` is the inverse.
 
     Raises:
@@ -120,7 +120,7 @@ def use_muonclip(
 def use_adafactor(cfg: C, *, min_scale: float = 1e-3, epsilon: float = 2.0**-23) -> C:
     """Trains with Adafactor, whose state is a row and a column per matrix.
 
-    Learning rates become relative to the size of parameters: some 1e-2. See
+    Learning rates become relative to the size of parameters: 1e-2 is usual. See
     `maxfdl.optim.adafactor.Adafactor`. `use_adamw` is the inverse.
 
     Raises:

@@ -1,4 +1,4 @@
-"""How far a step goes: learning rates by step and by role, and decay."""
+"""Learning rates by step and by role, and weight decay."""
 
 from typing import Literal, TypeVar
 
@@ -73,8 +73,8 @@ def learning_rate_by_role(
 ) -> C:
     """Multiplies the learning rate of each role of parameters by a factor.
 
-    Weight decay is multiplied with it; 0 freezes a role. `learning_rate_by_role()` is
-    the inverse.
+    Weight decay is multiplied with it. With 0 a role does not change, but keeps its
+    optimizer state, unlike with `freeze`. `learning_rate_by_role()` is the inverse.
 
     Raises:
       MutationError: If there is no optimizer.

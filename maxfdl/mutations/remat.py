@@ -1,4 +1,4 @@
-"""What the backward pass keeps, where, and what it computes again."""
+"""Rematerialisation: what is kept for the backward pass, and where."""
 
 from typing import TypeVar
 
@@ -22,7 +22,7 @@ def remat(
 ) -> C:
     """Recomputes activations in the backward pass, except those that `policy` keeps.
 
-    With `full`, which keeps nothing, `save` names tensors that are kept all the same.
+    With `full`, which keeps nothing else, `save` names tensors to keep.
     Same mathematics; saves memory and costs time. `remat(policy=none)` is the inverse.
     See `maxfdl.layers.execution` for the policies and the names.
 
@@ -32,8 +32,8 @@ def remat(
     """
     if save and policy != "full":
         raise MutationError(
-            f"remat policy ({policy}) decides alone what is kept; leave it out to save"
-            f" {', '.join(save)}."
+            f"remat policy ({policy}) must be full where save is given; leave it out to"
+            f" save {', '.join(save)}."
         )
     out = copy(cfg)
     network = network_in(out, under)
@@ -52,8 +52,9 @@ def offload_activations(
 ) -> C:
     """Keeps the activations `names` in host memory until the backward pass.
 
-    `save` stay on the device, and the rest is computed again. Same mathematics; saves
-    device memory and costs traffic with the host. `remat(policy=none)` is the inverse.
+    The tensors `save` stay on the device, and the rest is computed again. Same
+    mathematics; saves device memory and costs transfers to and from the host.
+    `remat(policy=none)` is the inverse.
     See `maxfdl.layers.execution.SaveNamed` for the names.
 
     Raises:

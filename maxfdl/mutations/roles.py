@@ -1,4 +1,4 @@
-"""What mutations look for: roles that nodes of either family play."""
+"""Predicates by which mutations select nodes, of either family."""
 
 import fiddle as fdl
 

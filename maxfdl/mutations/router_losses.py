@@ -1,4 +1,4 @@
-"""What keeps routers of experts even."""
+"""Load balance of experts."""
 
 from typing import TypeVar
 
@@ -45,7 +45,7 @@ def router_losses(
 def selection_bias(cfg: C, *, rate: float) -> C:
     """Balances experts by biases that routers add when they choose experts.
 
-    Each step moves every bias by `rate`, see `maxfdl.train.router.SelectionBias`. A
+    Each step changes every bias by `rate`, see `maxfdl.train.router.SelectionBias`. A
     model whose routers have no such biases is refused when it runs.
     `selection_bias(rate=0.0)` is the inverse.
 

@@ -1,8 +1,8 @@
 """Which network of a graph a mutation changes.
 
 An experiment may hold several: the model that is trained, and a teacher or a reference
-beside it. `under` is the path of the one that a mutation changes, `model` unless told.
-A graph that is no experiment is a network itself, and is all in scope.
+beside it. `under` is the path of the one that a mutation changes; the default is
+`model`. A graph that is no experiment is taken as the network itself.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 """What a run trains on.
 
-Of these the later wins. The first three keep tokenizer and packing of a graph that
-trains on text already; one that trains on random tokens gets bytes, concatenated.
+The last one applied wins. The first three keep the tokenizer and the packing of a graph
+that trains on text; one with random tokens gets a byte tokenizer and `Concatenate`.
 """
 
 from typing import TypeVar
@@ -81,8 +81,8 @@ def python_source(cfg: C) -> C:
 def synthetic(cfg: C, *, documents_per_row: int = 1) -> C:
     """Trains on random tokens, for benchmarks.
 
-    Drops the tokenizer, for there is no text. The inverse is the mutation of this group
-    that the graph had, such as `python_source`.
+    Drops the tokenizer, since there is no text. The inverse is the mutation of this
+    group that the graph had, such as `python_source`.
 
     Raises:
       MutationError: If there is no experiment.

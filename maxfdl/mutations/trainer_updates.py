@@ -1,5 +1,4 @@
-"""What a step does after the optimizer, and what that needs of layers, as mutations
-change it."""
+"""How mutations set the updates of a trainer, and QK-clip in particular."""
 
 import fiddle as fdl
 
@@ -19,8 +18,7 @@ def put_update(
 ) -> None:
     """Sets the update of this kind, in place; None takes it out.
 
-    They are listed in the order in which they run, and by name where that is the same,
-    so that mutations that set them commute.
+    They are listed by rank, then by name, so that mutations that set them commute.
     """
     others = [each for each in trainer.updates if _kind(each) is not kind]
     nodes = others + ([] if node is None else [node])

@@ -1,4 +1,4 @@
-"""Tiling of the loss."""
+"""Loss computed in tiles of tokens."""
 
 from typing import TypeVar
 
@@ -26,7 +26,7 @@ def vocab_tiling(
       MutationError: If there is no cross-entropy, or not one size is given.
     """
     if (num_tiles is None) == (tokens_per_tile is None):
-        raise MutationError("vocab_tiling takes num_tiles or tokens_per_tile, and one.")
+        raise MutationError("vocab_tiling takes either num_tiles or tokens_per_tile.")
     out = copy(cfg)
     for loss in nodes_of(out, is_cross_entropy):
         put(loss, "num_tiles", None)

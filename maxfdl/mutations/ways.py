@@ -1,7 +1,6 @@
-"""How the nodes of each kind are put in place, for error messages.
+"""Which mutation or experiment sets each kind of node, for error messages.
 
-A word, a number or a list is no node. Somebody who sets a field that wants one reads
-here what to write.
+They are shown to a user who sets such a field to a word, a number or a list.
 """
 
 from maxfdl.data import Data, Source, Tokenizer

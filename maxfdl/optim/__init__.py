@@ -1,1 +1,1 @@
-"""Optimizers over Optax, their schedules, and what they need to know of parameters."""
+"""Optimizers made of Optax transforms, and learning rate schedules."""

@@ -25,17 +25,17 @@ class Adafactor(UpdateRule):
     whole. v is at least `epsilon ** 2`.
 
     Shazeer & Stern 2018, https://arxiv.org/abs/1804.04235, with the floors of torch's
-    Adafactor: gradients whose root mean square is far below `sqrt(epsilon)` have a
-    smaller v than Adam's, which `max_rms` evens out. torch also bounds the learning
-    rate by `1 / sqrt(t)`; that is the schedule's business here, whose rate is relative
-    to the size of parameters.
+    Adafactor: where the root mean square of gradients is far below `sqrt(epsilon)`, v
+    is smaller than Adam's, and `max_rms` bounds the update. torch also bounds the
+    learning rate by `1 / sqrt(t)`; here that is left to the schedule. Learning rates
+    are relative to the size of parameters.
 
     State: a row and a column per matrix, one array per vector, float32.
 
     Args:
-      decay_exponent: How fast the averages lengthen.
-      epsilon: Floor of moments; that of float32 as in torch.
-      min_scale: Parameters count as at least so large.
+      decay_exponent: How fast the averages come to cover more steps.
+      epsilon: Floor of moments; the default is that of torch in float32.
+      min_scale: Least size of a parameter that an update is relative to.
       max_rms: Updates are scaled down to this root mean square.
     """
 
@@ -96,7 +96,7 @@ class Adafactor(UpdateRule):
 
 
 class AdafactorState(NamedTuple):
-    """Steps so far, and an array or its factors for each parameter."""
+    """Count of steps, and the second moment of each parameter, whole or factored."""
 
     count: jax.Array
     moments: Any

@@ -1,7 +1,7 @@
-"""Changes of what lies on the host: one repeat of a stack at a time, in place.
+"""Updates of arrays in host memory: one repeat of a stack at a time, in place.
 
-XLA fetches arrays from the host whole, and those of a stack hold all of its layers. A
-loop that cuts what belongs to one repeat has only that on the device.
+XLA fetches an array from host memory whole, and an array of a stack holds all of its
+layers. A loop that slices out one repeat has only that one in device memory.
 """
 
 from collections.abc import Callable
@@ -27,22 +27,24 @@ def changed(
     given: Any,
     accepted: jax.Array | bool,
 ) -> Any:
-    """Returns `change(declared, old, given)` if accepted, else `old`, where that lies.
+    """Returns `change(declared, old, given)` if accepted, else `old`.
 
-    Types stay those of `old`: a rule may well make float32 moments of bfloat16 ones.
+    Each result has the type of the old array, and lies in the same memory.
 
-    If anything lies on the host, stacks are changed repeat by repeat, so a layer must
-    change by itself. Numbers are then the same within float32 rounding.
+    If any array is in host memory, stacks are changed repeat by repeat, so `change`
+    must treat each layer independently. Numbers are then the same within float32
+    rounding.
 
     Args:
-      change: Finds an `optax.MaskedNode` in its trees in place of each parameter that
-        is not in question.
-      start: `start(declared, params)` makes trees like `old` and `given`, with such
-        nodes where it finds them. What it makes of no parameter at all, such as
-        counters, belongs to all.
+      change: Changes some of the parameters; its trees have an `optax.MaskedNode` in
+        place of each of the others.
+      start: `start(declared, params)` makes trees like `old` and `given`, with masked
+        nodes where `declared` has them. It tells which arrays belong to which
+        parameters: those that it makes without any parameter, such as counters, are
+        shared by all.
       declared: Declarations of parameters, a tree like them.
-      old: What changes.
-      given: What it changes by, such as gradients.
+      old: The arrays to change.
+      given: What they are changed by, such as gradients.
       accepted: A boolean scalar.
     """
     if not any(map(is_on_host, jax.tree.leaves((old, given)))):
@@ -53,7 +55,7 @@ def changed(
     arrays, olds = _by_path((old, given)), _by_path((old,))
 
     def part(is_in: Callable[[Parameter], bool]):
-        """Returns the paths of what belongs to some parameters, and its change."""
+        """Returns the paths of the arrays of some parameters, and their change."""
         own = jax.tree.map(lambda p: p if is_in(p) else optax.MaskedNode(), declared)
         params = jax.tree.map(lambda p: p.abstract("float32"), own)
         trees = jax.eval_shape(lambda params: start(own, params), params)
@@ -91,7 +93,7 @@ def _in_loop(
     given: Arrays,
     shared: Arrays,
 ) -> Arrays:
-    """Returns what stacked arrays change to; `shared` belongs to all repeats."""
+    """Returns the changed stacked arrays; `shared` belongs to all repeats."""
 
     def body(k: jax.Array, stacked: Arrays) -> Arrays:
         cut = {

@@ -1,4 +1,4 @@
-"""Muon: momentum whose matrices are made orthogonal.
+"""Muon: momentum with orthogonalised matrices.
 
 Letters: *M matrices (of layers, of experts), I inputs, O outputs, s = min(I, O).
 """
@@ -36,10 +36,10 @@ DION: Coefficients = (
 
 @dataclasses.dataclass(frozen=True)
 class Muon(UpdateRule):
-    """`orthogonal(momentum) * scale` for matrices, another rule for all else.
+    """`orthogonal(momentum) * scale` for matrices, another rule for the rest.
 
-    A kernel is one matrix per layer and expert, from its inputs to its outputs as its
-    own declaration says; embeddings, heads, vectors and convolutions are `rest`'s. The
+    A kernel is one matrix per layer and expert, from the inputs to the outputs that it
+    declares. Embeddings, heads, vectors and convolutions are left to `rest`. The
     momentum is an average, `m += (1 - momentum) (g - m)`, and with `nesterov` the
     direction is `g + momentum (m - g)`.
 
@@ -49,7 +49,7 @@ class Muon(UpdateRule):
     Args:
       rest: Rule of the other parameters.
       momentum: Share of the past in the average.
-      nesterov: Whether the direction looks ahead.
+      nesterov: Whether to use Nesterov momentum.
       scale: `spectral` is `sqrt(max(1, O / I))`; `rms` is `0.2 sqrt(max(I, O))`, which
         makes updates as large as Adam's, for one learning rate and decay for all (Liu
         et al. 2025, https://arxiv.org/abs/2502.16982).
@@ -150,8 +150,8 @@ def orthogonalised(
     Newton-Schulz: from `X / |X|` on, `X = a X + (b A + c A A) X` with `A = X X^T`, or
     with `A = X^T X` on the right if that is smaller.
 
-    A matrix comes out the same to the last bit however many there are on XLA:CPU, where
-    sums of one array depend on its size, and products do not.
+    On XLA:CPU the result for a matrix is bitwise independent of how many there are:
+    there the order of a sum depends on the size of the array, that of a product not.
     """
     x, is_tall = x_MIO, x_MIO.shape[-2] > x_MIO.shape[-1]
     gram = _gram(x, is_tall)

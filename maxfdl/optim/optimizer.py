@@ -1,4 +1,4 @@
-"""The optimizer: clip, rule, decay and schedule in the order that AdamW fixed."""
+"""The optimizer: clipping, rule, weight decay and schedule, in AdamW's order."""
 
 import math
 from typing import Annotated, Any
@@ -23,16 +23,17 @@ from maxfdl.optim.transforms import (
 class Optimizer:
     """`params -= lr(step) * factor * (rule(clip(grads)) + decay * params)`.
 
-    All of it in float32, and so is the state, whatever type parameters are stored as:
-    averages of many steps would stand still in bfloat16.
+    Computes in float32 and keeps its state so, whatever type parameters are stored in:
+    in bfloat16 the averages of many steps would stop changing.
 
     Args:
-      clip: Bounds the gradients; None leaves them.
-      rule: Turns gradients into a direction.
-      weight_decay: Adds the decay; None has none.
-      schedule: The learning rate.
-      rate_factors: What a role multiplies it with; None has one rate for all.
-      averaging: Keeps an average to evaluate; None evaluates the parameters.
+      clip: Clips the gradients; None does not.
+      rule: Turns gradients into update directions.
+      weight_decay: Decoupled weight decay; None has none.
+      schedule: Learning rate by step.
+      rate_factors: Factors of the learning rate by role; None has one rate for all.
+      averaging: Keeps an average of the weights to evaluate; None evaluates those that
+        are trained.
       parameters: Declarations of the parameters that are trained, a tree like them.
       steps: Length of the run.
     """
@@ -63,7 +64,7 @@ class Optimizer:
         self._parts = (rule, weight_decay, rate_factors)
 
     def _transform(self, parameters: dict) -> optax.GradientTransformationExtraArgs:
-        """Returns what follows the clipping, for parameters with these declarations."""
+        """Returns the transforms after clipping, for parameters declared so."""
         none = optax.identity()
         return optax.chain(
             *(p.transform(parameters) if p else none for p in self._parts),
@@ -81,11 +82,11 @@ class Optimizer:
     def reach(
         self, step: jax.Array, grad_norm: jax.Array, param_norm: jax.Array
     ) -> jax.Array:
-        """Returns about how far the update of `step` moves a parameter: a scalar.
+        """Returns an estimate of how far the update of `step` moves a parameter.
 
-        `rate * (1 + |clipped gradients| + (1 + decay) * |parameters|)`: a rule moves a
-        parameter by about the rate, or by the rate times its gradient or its size.
-        Bounds every rule here within a factor of 1000 or so.
+        `rate * (1 + |clipped gradients| + (1 + decay) * |parameters|)`, a scalar: rules
+        move a parameter by about the rate, or by the rate times its gradient or its
+        size. It bounds the rules here within a factor of about 1000.
         """
         rate = self.learning_rate(step) * self._most_rate
         gradient = jnp.minimum(grad_norm, self._max_norm)
@@ -99,9 +100,9 @@ class Optimizer:
         step: jax.Array,
         accepted: jax.Array | bool = True,
     ) -> tuple[Any, Any]:
-        """Returns the new parameters and the new state; the old ones if not accepted.
+        """Returns the new parameters and state; the old ones if not accepted.
 
-        What lies on the host is updated there, see `maxfdl.optim.by_repeat`.
+        Arrays in host memory are updated there, see `maxfdl.optim.by_repeat`.
         """
         rate = self.learning_rate(step)
         clip, *rest = state
@@ -122,7 +123,7 @@ class Optimizer:
         return params, (clip, *rest)
 
     def _of_trained(self, grads: Any) -> Any:
-        """Returns the gradients, 0 for roles that are frozen."""
+        """Returns the gradients, 0 for roles whose rate factor is 0."""
         if self._rate_factors is None:
             return grads
         factors = self._rate_factors.of(self._parameters)
@@ -134,7 +135,7 @@ class Optimizer:
 
     @property
     def averages(self) -> bool:
-        """Whether `evaluated` gives other weights than those that are trained."""
+        """Whether `evaluated` returns other weights than those that are trained."""
         return self._averaging is not None
 
     def evaluated(self, params: Any, state: Any) -> Any:
@@ -146,13 +147,13 @@ class Optimizer:
     def shardings(self, params: Any, param_shardings: Any, other: Any) -> Any:
         """Returns the sharding of each leaf of the state.
 
-        A leaf that is one of a parameter, at the end of whose path in the state stands
-        the parameter's, and that has its shape, lies as the parameter does.
+        A leaf whose path ends in a parameter's path, and that has its shape, gets that
+        parameter's sharding; all others get `other`.
 
         Args:
           params: Parameters, which may be abstract.
-          param_shardings: A tree like them.
-          other: Sharding of counters, rows and columns, and the like.
+          param_shardings: Shardings of optimizer state, a tree like `params`.
+          other: Sharding of counters, factored moments and the like.
         """
         paths, tree = jax.tree.flatten_with_path(params)
         places = {
@@ -173,7 +174,7 @@ class Optimizer:
 
 
 def _wide(tree: Any) -> Any:
-    """Returns arrays in float32, those that are as wide as they are."""
+    """Returns arrays in float32; wider ones as they are."""
     return jax.tree.map(
         lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree
     )

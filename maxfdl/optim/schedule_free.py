@@ -1,4 +1,4 @@
-"""Schedule-free learning: an average of the weights in place of a falling rate."""
+"""Schedule-free learning: averages the weights instead of decaying the rate."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -17,9 +17,9 @@ class ScheduleFree:
     taken at y, which is what `params` holds; x is what to evaluate and keep. Needs a
     schedule that warms up and does not fall, and rules without momentum of their own.
 
-    Defazio et al. 2024, https://arxiv.org/abs/2405.15682, algorithm 1. Not
-    `optax.contrib.schedule_free`, which counts steps of its own, one ahead of the
-    rule's, and so weighs with another learning rate than it steps with.
+    Defazio et al. 2024, https://arxiv.org/abs/2405.15682, algorithm 1.
+    `optax.contrib.schedule_free` is not used: its count of steps is one ahead of the
+    rule's, so that it weights the average with the learning rate of another step.
 
     State: one array per parameter, z.
 
@@ -38,7 +38,7 @@ class ScheduleFree:
             )
 
     def transform(self) -> optax.GradientTransformationExtraArgs:
-        """Returns what makes updates of z, already scaled by `rate`, ones of y."""
+        """Returns the transform that turns scaled updates of z into updates of y."""
 
         def init(params):
             # Copied, for a step donates both.

@@ -12,7 +12,7 @@ from maxfdl.markers import Operational
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Linear warm-up from 0 to `peak`, then what a subclass says.
+    """Base: linear warm-up from 0 to `peak`, then the shape of the subclass.
 
     With `w = warmup_steps` the rate of update `step` (from 0) is `peak * step / w`
     before step w, and `peak * part(step - w, steps - w)` from there on.
@@ -41,7 +41,7 @@ class Schedule:
         return self.peak * jnp.where(after < 0, warmup, part)
 
     def part(self, after: jax.Array, left: int) -> jax.Array:
-        """Returns the part of the peak, `after` of `left` steps after the warm-up."""
+        """Returns the fraction of the peak, `after` of `left` steps after warm-up."""
         raise NotImplementedError
 
     def decay(self, steps: int) -> range:
@@ -90,10 +90,10 @@ class InverseSquareRoot(Schedule):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decaying(Schedule):
-    """Falls to a part of the peak, and stays there.
+    """Base: decays to a fraction of the peak and stays there.
 
     Args:
-      final_fraction: f, that part.
+      final_fraction: f, that fraction.
       decay_steps: Steps that the decay takes. A run may go on with another number,
         under the same rules as for the experiment's `steps`.
     """
@@ -114,7 +114,7 @@ class Decaying(Schedule):
             yield f"Schedule decay_steps ({node.decay_steps}) must be at least 1."
 
     def fallen(self, shape: jax.Array) -> jax.Array:
-        """Returns the part of the peak for a shape that falls from 1 to 0."""
+        """Returns the fraction of the peak for a shape that falls from 1 to 0."""
         return self.final_fraction + (1.0 - self.final_fraction) * shape
 
 
@@ -166,8 +166,7 @@ class WarmupStableDecay(Decaying):
     al. 2024, https://arxiv.org/abs/2405.18392).
 
     Args:
-      decay_steps: Steps that the decay takes; all after the warm-up, if those are
-        fewer.
+      decay_steps: Steps of the decay; if fewer follow the warm-up, all of these.
     """
 
     decay_steps: Annotated[int, Operational]

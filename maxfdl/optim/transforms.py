@@ -1,4 +1,4 @@
-"""The parts of an optimizer, as nodes that each make one Optax transform."""
+"""Parts of an optimizer; each makes one Optax transform."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -11,18 +11,18 @@ from maxfdl.layers.parameter import DType
 
 
 class UpdateRule:
-    """Turns gradients into directions, to be scaled by minus the learning rate."""
+    """Base: turns gradients into directions, which are scaled by minus the rate."""
 
     def transform(self, parameters: dict) -> optax.GradientTransformation:
         """Returns the rule for parameters with these declarations, a tree like them.
 
-        Where another rule has a parameter, both trees hold an `optax.MaskedNode`.
+        Parameters of another rule are an `optax.MaskedNode` in both trees.
         """
         raise NotImplementedError
 
 
 def problems_of_shares(node, name: str, *fields: str) -> Iterator[str]:
-    """Yields a sentence for each field that is no share of the past."""
+    """Yields a sentence for each field that is no decay rate in [0, 1)."""
     for field in fields:
         value = getattr(node, field)
         if not 0.0 <= value < 1.0:
@@ -30,7 +30,7 @@ def problems_of_shares(node, name: str, *fields: str) -> Iterator[str]:
 
 
 def problems_of_epsilon(node, name: str) -> Iterator[str]:
-    """Yields a sentence if a parameter that never had a gradient would become NaN."""
+    """Yields a sentence if a parameter without any gradient would become NaN."""
     if not node.epsilon > 0.0:
         yield f"{name} epsilon ({node.epsilon}) must be positive; 1e-8 is usual."
 
@@ -75,11 +75,11 @@ class Adam(UpdateRule):
 
 @dataclasses.dataclass(frozen=True)
 class AdamPax(UpdateRule):
-    """Adam as Paxml has it: averages that need no correction.
+    """Adam with the moments of Paxml, which need no bias correction.
 
-    The decay of step t is `b (1 - b^(t-1)) / (1 - b^t)`, so that each average has
-    weights that add up to 1. The direction is Adam's up to rounding, the stored moments
-    are those of Paxml's checkpoints.
+    The decay of step t is `b (1 - b^(t-1)) / (1 - b^t)`, so the weights of each average
+    add up to 1. The direction is Adam's up to rounding; the stored moments are those of
+    Paxml's checkpoints.
     """
 
     b1: float = 0.9
@@ -120,10 +120,10 @@ class AdamPax(UpdateRule):
 
 @dataclasses.dataclass(frozen=True)
 class Sgd(UpdateRule):
-    """The gradient, or its running sum `m = momentum m + g` (Polyak 1964).
+    """The gradient, or the sum with momentum `m = momentum m + g` (Polyak 1964).
 
     Args:
-      momentum: Share of the past; 0 keeps no state.
+      momentum: Factor of the old sum; 0 keeps no state.
       nesterov: Whether the direction is `g + momentum m` (Nesterov 1983).
     """
 
@@ -142,11 +142,11 @@ class Sgd(UpdateRule):
 
 @dataclasses.dataclass(frozen=True)
 class Lion(UpdateRule):
-    """The sign of a blend of momentum and gradient.
+    """The sign of an average of momentum and gradient.
 
     `sign(b1 m + (1 - b1) g)`, then `m = b2 m + (1 - b2) g`: Chen et al. 2023,
     https://arxiv.org/abs/2302.06675. State: one array per parameter. Learning rates are
-    3 to 10 times smaller than Adam's, and decays larger.
+    3 to 10 times smaller than Adam's, and weight decay larger.
     """
 
     b1: float = 0.9
@@ -239,9 +239,10 @@ class WeightDecay(ByRole):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RateFactors(ByRole):
-    """Learning rates of the roles, as multiples of the schedule's.
+    """Factors of the learning rate by role.
 
-    0 freezes a role, whose gradients then do not count for the clip either.
+    Parameters of a role with factor 0 do not change, and their gradients do not count
+    for clipping. They keep their optimizer state: `freeze` drops that, too.
     """
 
     def transform(self, parameters: dict) -> optax.GradientTransformation:
@@ -254,7 +255,7 @@ class RateFactors(ByRole):
 
 
 def times_minus_rate() -> optax.GradientTransformationExtraArgs:
-    """Makes updates of directions; `rate` comes with each call of `update`."""
+    """Scales directions by minus `rate`, an argument of each `update`."""
 
     def update(updates, state, params=None, **extra):
         scale = -extra["rate"]

@@ -1,4 +1,4 @@
-"""Arrays in the memory of the host, and their way to the device."""
+"""Arrays in host memory, and their transfer to the device."""
 
 from typing import Any
 
@@ -14,10 +14,10 @@ def is_on_host(x: jax.Array) -> bool:
 
 
 def on_device(tree: Any) -> Any:
-    """Returns arrays of a traced function in the memory of the device.
+    """Returns the arrays of a traced function in device memory.
 
-    Those that are there already are left as they are. The gradient of one that came
-    from the host goes back to the host.
+    Arrays that are there already stay. The gradient of an array that was fetched from
+    host memory goes back to host memory.
     """
 
     def move(x: jax.Array) -> jax.Array:
@@ -27,5 +27,5 @@ def on_device(tree: Any) -> Any:
 
 
 def beside(old: jax.Array, new: jax.Array) -> jax.Array:
-    """Returns `new`, which is on the device, in the memory in which `old` is."""
+    """Returns `new`, which is in device memory, in the memory of `old`."""
     return jax.device_put(new, jax.memory.Space.Host) if is_on_host(old) else new

@@ -12,12 +12,13 @@ from maxfdl.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class MeshShape:
-    """How many devices lie along each mesh axis; -1, once, takes all that are left.
+    """Number of devices along each mesh axis; one of them may be -1: all that are left.
 
     Args:
-      data: Replicas of the parameters; each sees other rows of the batch.
-      fsdp: Shards of the parameters that are gathered for use; other rows too.
-      tensor: Parts of each matrix product; the same rows.
+      data: Data-parallel replicas of the parameters; each computes other rows.
+      fsdp: Shards of the parameters, which are all-gathered for use; each computes
+        other rows, too.
+      tensor: Tensor-parallel shards of matrix products; all compute the same rows.
     """
 
     data: int = 1
@@ -54,8 +55,8 @@ class MeshShape:
     def build(self, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
         """Returns the mesh over `devices` (default: all), tensor axis innermost.
 
-        An axis of the machine's network is shared by two of the mesh's only where no
-        other assignment of whole axes fits.
+        An axis of the physical network is split between two mesh axes only if no
+        assignment of whole axes fits.
         """
         devices = jax.devices() if devices is None else devices
         sizes = self.sizes(len(devices))

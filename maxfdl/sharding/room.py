@@ -1,4 +1,4 @@
-"""What arrays take of the memory that there is, before any is allocated."""
+"""Memory that arrays need, against the memory that there is, before allocation."""
 
 import math
 import os
@@ -19,12 +19,12 @@ _LIMITS_OF_CONTAINERS = (
 
 
 def check_room(arrays: Any, what: str) -> None:
-    """Refuses arrays that cannot be in memory all at once.
+    """Refuses arrays that do not fit into memory together.
 
     Args:
-      arrays: A tree of abstract arrays with their shardings, over devices that are
-        here. What else a program needs is not counted.
-      what: Whose arrays they are, to begin the sentence with.
+      arrays: A tree of abstract arrays with their shardings, over devices of this
+        process. What else a program needs, such as activations, is not counted.
+      what: Beginning of the error message, such as `a run needs`.
 
     Raises:
       UserError: If they take more than a device of this process has, or its host.

@@ -1,1 +1,1 @@
-"""Weights of other frameworks: their tensors by name, and the place of each in ours."""
+"""Checkpoints of other frameworks: files of tensors, name tables and layouts."""

@@ -1,4 +1,4 @@
-"""Variables of a model, put together on its devices one part at a time."""
+"""Variables of a model, assembled on its devices one part at a time."""
 
 import functools
 from typing import Any
@@ -18,11 +18,11 @@ Key = tuple[str, tuple[str, ...]]
 
 
 class Arrays:
-    """Variables under way: each array is made when its first part comes.
+    """Variables in progress: an array is allocated when its first part arrives.
 
     Args:
-      leaves: Every array that there will be.
-      model: Says which types they have.
+      leaves: Declarations of all arrays.
+      model: Its `param_dtype` is the type of those that declare none.
       sharding: Mesh and rules; None puts all on one device.
 
     Raises:
@@ -40,7 +40,7 @@ class Arrays:
                 sharding.check("/".join(path), shape, axes)
 
     def dtype(self, slot: Slot) -> np.dtype:
-        """Returns the type that values at a slot will have."""
+        """Returns the type in which a slot is stored."""
         return self._dtype((slot.collection, slot.path))
 
     def _dtype(self, key: Key) -> np.dtype:

@@ -1,4 +1,4 @@
-"""Weights that are not finite, or do not fit into the type that they will have."""
+"""Checks that weights are finite, and fit into the type that they are stored in."""
 
 import dataclasses
 from typing import Any
@@ -21,10 +21,10 @@ _CHUNK = 2**18  # numbers, so that what is masked stays in the cache of a core
 
 @dataclasses.dataclass
 class Inspection:
-    """Looks at weights as they are read or written.
+    """Checks weights as they are read or written.
 
     Args:
-      allow_non_finite: Whether what is not finite passes; else it is refused.
+      allow_non_finite: Whether to accept weights that are not finite.
     """
 
     allow_non_finite: bool
@@ -32,7 +32,7 @@ class Inspection:
     _count: int = dataclasses.field(default=0, init=False)
 
     def look(self, where: str, values: np.ndarray, dtype: Any) -> None:
-        """Looks at one tensor, which will be used as `dtype`; `where` names it.
+        """Checks one tensor, which is stored as `dtype`; `where` names it in errors.
 
         Raises:
           UserError: If it is not finite, unless that is allowed.
@@ -42,7 +42,7 @@ class Inspection:
             return
         if not self.allow_non_finite:
             raise UserError(
-                f"{where} {problem}; take other weights, or let these pass as they are"
+                f"{where} {problem}; take other weights, or accept these as they are"
                 " with allow_non_finite."
             )
         self._first = self._first or f"{where} {problem}"
@@ -50,7 +50,7 @@ class Inspection:
 
     @property
     def remarks(self) -> list[str]:
-        """What to tell of weights that passed all the same, a line or none."""
+        """A line about weights that were accepted although not finite, or none."""
         if self._first is None:
             return []
         more = f", and {self._count - 1} more tensors" if self._count > 1 else ""
@@ -60,8 +60,8 @@ class Inspection:
 def _problem(values: np.ndarray, dtype: Any) -> str | None:
     """Returns why an array cannot be used as weights of type `dtype`, or None.
 
-    Without their sign, the bits of floating-point numbers are in the order of their
-    magnitudes, with infinity and NaN above all, so one maximum of integers tells.
+    Without the sign bit, floating-point numbers are ordered as their bits are, as
+    integers, with infinity and NaN at the top. So the maximum of the integers suffices.
     """
     unsigned, mask = _BITS[values.dtype]
     flat = np.ascontiguousarray(values).reshape(-1).view(unsigned)

@@ -1,8 +1,10 @@
-"""How the values of their tensors lie in ours.
+"""Layouts: how the values of tensors in a checkpoint are arranged in our parameters.
 
-Ours is what a `Declaration` says: kernels are [*batch, *inputs, *outputs]. Theirs,
-unless a layout says otherwise, follows from that: torch's Linear keeps [outputs,
-inputs], each flattened into one dim, and vectors are flat.
+
+"Theirs" are tensors of the checkpoint, "ours" arrays of the model. Ours is what a
+`Declaration` says: kernels are [*batch, *inputs, *outputs]. Theirs, unless a layout
+says otherwise, follows from that: torch's Linear keeps [outputs, inputs], each
+flattened into one dim, and vectors are flat.
 
 A layout goes both ways: `to_ours(theirs, declared, config)` and `to_theirs(ours,
 declared, config)`, where `declared` has the declaration of each of ours and `config` is
@@ -26,7 +28,7 @@ Config = Mapping[str, Any]
 
 
 class Layout:
-    """Base: one of theirs is one of ours, as its declaration says."""
+    """Base: converts between theirs and ours."""
 
     def to_ours(self, theirs: Arrays, declared: Declared, config: Config) -> Arrays:
         raise NotImplementedError
@@ -37,10 +39,10 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class AsDeclared(Layout):
-    """A kernel is [outputs, inputs] with them; what is no kernel is flat.
+    """One of theirs is one of ours: kernels are [outputs, inputs], the rest is flat.
 
     Args:
-      transposed: False where they keep [inputs, outputs] too.
+      transposed: False where their kernels are [inputs, outputs], as ours are.
     """
 
     transposed: bool = True
@@ -77,7 +79,7 @@ def flat_shape(parameter: Declaration) -> tuple[int, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Fused(Layout):
-    """One of theirs is several of ours, one after the other along their outputs.
+    """One of theirs is several of ours, concatenated along their outputs.
 
     Args:
       groups: Key of config.json that says in how many groups the outputs come, such
@@ -117,7 +119,7 @@ class Fused(Layout):
         return [_moved(x.reshape(-1, *x.shape[2:]), 0, axis)]
 
     def _axis(self, parameter: Declaration) -> int:
-        """Their dim of outputs, counted from the front."""
+        """Index of their dim of outputs."""
         last = len(flat_shape(parameter)) - 1
         return last - 1 if parameter.contracted and self.transposed else last
 
@@ -130,9 +132,9 @@ class Fused(Layout):
 
 @dataclasses.dataclass(frozen=True)
 class Depthwise(Layout):
-    """The kernel of a torch Conv1d with a channel per group, [channels, 1, taps].
+    """The kernel of a depthwise torch Conv1d, [channels, 1, taps].
 
-    The channels of several of ours come one after the other.
+    The channels of several of ours are concatenated.
     """
 
     def to_ours(self, theirs, declared, config):
@@ -147,7 +149,7 @@ class Depthwise(Layout):
 
 @dataclasses.dataclass(frozen=True)
 class Alternating(Layout):
-    """One of theirs is several of ours, whose outputs take turns: [a0, b0, a1, ...].
+    """One of theirs is several of ours, their outputs interleaved: [a0, b0, a1, ...].
 
     Args:
       transposed: As `AsDeclared`.

@@ -1,4 +1,4 @@
-"""Which tensor in the files of a folder is which tensor that a model needs."""
+"""Matches the tensors in the files of a folder with those that a model needs."""
 
 import collections
 import functools
@@ -26,9 +26,9 @@ _MOST_NAMED = 10
 
 
 def has_own_head(tensors: TensorReader, table: NameTable) -> bool:
-    """Says whether there is a head that is not the embedding.
+    """Says whether there is a head that differs from the embedding.
 
-    transformers ties the two, where config.json says so, only if they are equal.
+    Where config.json ties the two, transformers does so only if they are equal.
     """
     theirs = {table.theirs(EMBEDDING), table.theirs(HEAD)}
     found = canonical_names(tensors.names(), table, theirs)
@@ -38,9 +38,9 @@ def has_own_head(tensors: TensorReader, table: NameTable) -> bool:
 def check_count(
     leaves: Leaves, tensors: TensorReader, table: NameTable, path: pathlib.Path
 ) -> None:
-    """Refuses a config.json of more layers or experts than there are tensors.
+    """Refuses a config.json with more layers or experts than there are tensors.
 
-    Otherwise all their names would be made, only to be missing.
+    Otherwise an absurd number would take long to be reported as missing tensors.
     """
     by_expert = any("{expert}" in str(row.theirs) for row in table.rows)
     have = len(tensors.names())
@@ -64,7 +64,7 @@ def match(
     """Returns the name in the files of each tensor that is needed.
 
     Raises:
-      UserError: If any is missing, too many, or of another shape or type: all at once.
+      UserError: Listing all that are missing, superfluous, or of another shape or type.
     """
     wanted = their_shapes(bindings, config)
     spelled = canonical_names(tensors.names(), table, set(wanted))
@@ -105,14 +105,14 @@ def match(
 def left_out(
     tensors: TensorReader, spelled: dict[str, str], table: NameTable, config: Config
 ) -> Mapping[str, int]:
-    """Returns how many tensors with weights the model does without, by the reason."""
+    """Returns how many tensors with weights are not used, by the reason."""
     left = _left_over(tensors, spelled, table, config)
     whys = [why_left_out(name, table, config) for name in left]
     return collections.Counter(why for why in whys if why and why != "buffers")
 
 
 def their_shapes(bindings: list[Binding], config: Config) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of each of their tensors, by running the layouts abstractly."""
+    """Returns the shape of each of their tensors, by tracing the layouts."""
 
     # Once for all layers and experts that are alike.
     @functools.cache
@@ -139,7 +139,7 @@ def _head(tensors: TensorReader, table: NameTable) -> str | None:
 def _left_over(
     tensors: TensorReader, spelled: dict[str, str], table: NameTable, config: Config
 ) -> list[str]:
-    """Returns the names in the files that fill nothing, but for a tied head."""
+    """Returns the names in the files that are not used, without a tied head."""
     used = set(spelled.values())
     if config["tie_word_embeddings"]:
         used |= {_head(tensors, table) or ""}

@@ -1,7 +1,7 @@
 """Tensors in safetensors files: read and written one at a time.
 
-A tensor is read by `pread`, not mapped, so that what was read does not stay in memory.
-Types of 16 bits come and go as they are.
+Tensors are read by `pread` and not memory-mapped, so that those that were read do not
+stay in memory. 16-bit types are not converted.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ class TensorReader:
     """The tensors of several files, by name.
 
     Raises:
-      UserError: If a file is missing or not whole, or if two hold the same tensor.
+      UserError: If a file is missing or incomplete, or if two hold the same tensor.
     """
 
     def __init__(self, files: Iterable[pathlib.Path]):
@@ -104,20 +104,20 @@ def _explain_failure(path: pathlib.Path) -> Iterator[None]:
 
 
 def is_supported(code: str) -> bool:
-    """Says whether weights may be of this type; 8 bits and fewer need scales."""
+    """Says whether weights may be of this type; types of 8 bits or less need scales."""
     return code in _CODES
 
 
 class TensorWriter:
     """Writes tensors into as many files as it takes, under Hugging Face's names.
 
-    All is laid out beforehand, so tensors may come in any order, and none is kept. The
-    files are whole when the `with` block ends well; the folder is for this alone.
+    The files are laid out beforehand, so tensors may be written in any order, and none
+    is kept in memory. The files are complete when the `with` block ends without error.
 
     Args:
-      folder: Where the files go.
-      specs: Every tensor, in the order in which they fill the files.
-      shard_bytes: What a file may hold, unless one tensor alone is more.
+      folder: An empty folder.
+      specs: Shape and type of every tensor, in the order of the files.
+      shard_bytes: Largest size of a file, unless one tensor alone is larger.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ def _num_bytes(spec: Spec) -> int:
 
 
 def _shards(specs: Mapping[str, Spec], shard_bytes: int) -> list[list[str]]:
-    """Returns the names in each file: in order, each filled as far as it may be."""
+    """Returns the names in each file, which are filled in order."""
     shards: list[list[str]] = [[]]
     room = shard_bytes
     for name, spec in specs.items():

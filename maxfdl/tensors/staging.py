@@ -1,4 +1,4 @@
-"""A folder of exported files, written beside the old ones and then swapped in."""
+"""Exports a folder atomically: new files are written beside the old, then swapped."""
 
 import contextlib
 import fcntl
@@ -18,16 +18,16 @@ def swapped_in(
 ) -> Iterator[pathlib.Path]:
     """Yields an empty folder; what is put there replaces an older export in `folder`.
 
-    If the block ends well, the files of the older export go and the new ones come, by
-    renaming alone. If it raises, or if renaming fails, `folder` is as it was. The new
-    files lie inside `folder` meanwhile, for a folder may be a mount of its own. What a
-    process that is killed leaves there, the next export takes away.
+    If the block ends without error, the files of the older export are removed and the
+    new ones moved in, by renaming alone. If it raises, or if renaming fails, `folder`
+    stays as it was. Meanwhile the new files are in a hidden folder inside `folder`,
+    since that may be a mount point. The next export removes what a killed process left.
 
     Args:
       folder: Where the export goes; made if it is missing.
       owned: Patterns of the names that files of an export have. Other files stay.
-      last: The file without which nobody reads the folder: it goes first and comes
-        last, so that nobody ever reads a mixture.
+      last: The file without which nobody reads the folder. It is removed first and
+        moved in last, so that no reader sees a mixture.
 
     Raises:
       UserError: If `folder` cannot be written, or another export is writing there.
@@ -53,7 +53,7 @@ def _files(folder: pathlib.Path, patterns: Sequence[str]) -> set[pathlib.Path]:
 
 
 def _rename(moves: Sequence[tuple[pathlib.Path, pathlib.Path]]) -> None:
-    """Renames all files or, whatever happens, none; makes the folders that it takes."""
+    """Renames all files, or none if one fails; makes folders as needed."""
     made = {target.parent for _, target in moves if not target.parent.exists()}
     try:
         for parent in made:
@@ -87,7 +87,7 @@ def _explain_failure(folder: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _made(folder: pathlib.Path) -> Iterator[None]:
-    """Makes a folder, and takes it away if the block raises and it was not there."""
+    """Makes a folder; removes it again if the block raises and it is new."""
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -101,7 +101,7 @@ def _made(folder: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _work(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields an empty folder inside, which this process alone uses and then removes."""
+    """Yields an empty folder inside, locked by this process and removed at the end."""
     work = folder / _WORK
     work.mkdir(exist_ok=True)
     lock = os.open(work, os.O_RDONLY)

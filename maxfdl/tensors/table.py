@@ -1,7 +1,8 @@
-"""Name tables: which of their tensors is which of our parameters.
+"""Name tables: which tensor of a checkpoint is which of our parameters.
 
 A table is data, read in both directions. Applied to a model it gives bindings, one for
-each of their tensors, or for a few that belong together.
+each of their tensors, or for a few that belong together. "Theirs" are tensors of the
+checkpoint, "ours" arrays of the model.
 """
 
 import dataclasses
@@ -20,20 +21,19 @@ Names = str | tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A line of a table: their names, our paths, and how values lie.
+    """A row of a table: their names, our paths, and the layout between them.
 
     `{layer}` in their names is the number of the layer, counted over all stacks; our
-    path then starts inside the layer. `{expert}` is one expert: their tensors are as
-    many as our first dim is long. A row whose paths a layer does not have does not
-    apply to it.
+    path then starts inside the layer. `{expert}` is the number of an expert, an index
+    of our first dim. A row is skipped for layers that lack its paths.
 
     Args:
       theirs: Name of their tensor; several where several together are one of ours.
       ours: Path of the parameter; several where one of theirs holds several of ours.
-      layout: Between the two.
-      state: Whether ours are in the layers' state, not among the parameters.
-      beside: A path of ours that a layer must have, too, for the row to apply; where
-        layers of several kinds have parts of the same name.
+      layout: Converts between the two.
+      state: Whether ours are state of the layer and not parameters.
+      beside: Another path of ours that a layer must have for the row to apply; it
+        tells kinds of layers apart whose parts have the same names.
     """
 
     theirs: Names
@@ -50,9 +50,9 @@ class NameTable:
     Args:
       model_types: What config.json calls the family.
       rows: All tensors.
-      prefix: What names of some checkpoints lack at the beginning.
+      prefix: Beginning of names that some checkpoints leave out.
       ignored: Regular expressions of names that hold no weights, besides `IGNORED`.
-      later: Regular expression of what predicts tokens further ahead.
+      later: Regular expression of modules of multi-token prediction.
     """
 
     model_types: tuple[str, ...]
@@ -62,7 +62,7 @@ class NameTable:
     later: str | None = None
 
     def theirs(self, ours: str) -> str:
-        """Returns their name of the tensor that is our whole parameter `ours`."""
+        """Returns the name of their tensor that is our parameter `ours`."""
         (name,) = [row.theirs for row in self.rows if row.ours == ours]
         assert isinstance(name, str)
         return name
@@ -93,7 +93,7 @@ class Slot:
       collection: `params` or `state`.
       path: Path of the array.
       index: Repeat in the stack and number of the expert, if there are such dims.
-      declared: What lies at that place.
+      declared: Declaration of the array at that place.
     """
 
     collection: str
@@ -136,10 +136,10 @@ def leaves_of(model: Model) -> Leaves:
 
 
 def bind(table: NameTable, leaves: Leaves) -> list[Binding]:
-    """Returns what fills a model with these leaves: outside the layers, then by layer.
+    """Returns the bindings of a model: outside the layers first, then by layer.
 
     Raises:
-      UserError: If the table leaves a parameter out, as where a mutation added one.
+      UserError: If a parameter is in no row, such as one that a mutation added.
     """
     layers = list(_layers(leaves))
     places = [((), None, None), *layers]
@@ -216,7 +216,7 @@ def _one_expert(parameter: Declaration) -> Declaration:
 def canonical_names(
     names: list[str], table: NameTable, wanted: set[str]
 ) -> dict[str, str]:
-    """Returns our spelling of each name that is wanted, with the name in the file.
+    """Returns the name in the file of each wanted name that is there.
 
     Multimodal checkpoints prefix the names of their text part, and some leave out the
     prefix of the base model.
@@ -237,11 +237,10 @@ Why = Literal["buffers", "other modalities", "modules that predict later tokens"
 
 
 def why_left_out(name: str, table: NameTable, config: Mapping[str, Any]) -> Why | None:
-    """Returns why a tensor that fills nothing may be there all the same.
+    """Returns why a tensor that is not used may be in the files, or None if it may not.
 
-    Buffers follow from config.json. What belongs to another modality, or to layers
-    behind the last that predict tokens further ahead, holds weights that this model
-    does without. None: there is no reason, and the tensor must have a place.
+    Buffers can be computed from config.json. Modules of other modalities and of
+    multi-token prediction hold weights that this model does not use.
     """
     if any(re.search(each, name) for each in (*IGNORED, *table.ignored)):
         return "buffers"

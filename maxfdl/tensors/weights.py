@@ -1,6 +1,6 @@
-"""Weights of a folder into a model's variables, and back.
+"""Reads the weights of a folder into a model's variables, and writes them.
 
-One tensor at a time is in host memory; what has been read lies on the devices.
+Host memory holds one tensor at a time.
 """
 
 import contextlib
@@ -39,19 +39,19 @@ def read_weights(
 ) -> Variables:
     """Returns the variables of `model` with the weights in `folder`.
 
-    They are of the model's `param_dtype`, and lie as `sharding` says; None: on one
-    device. A line on stderr tells what of the folder is not used.
+    They have the types that the model declares, and the given sharding; None: on one
+    device. A line on stderr reports tensors that are not used.
 
     Args:
       folder: The folder.
       model: The network.
       sharding: Mesh and rules.
-      allow_non_finite: Whether to read weights that are not finite, which is told on
-        stderr.
+      allow_non_finite: Whether to read weights that are not finite; they are reported
+        on stderr.
 
     Raises:
-      UserError: If the tensors are not those of the model, with all that differ; if
-        the mesh does not cut them; or if one holds what is not finite.
+      UserError: If the tensors are not those of the model, listing all that differ; if
+        the mesh does not divide them; or if one is not finite.
     """
     table, config = table_of(folder.config["model_type"]), folder.config
     leaves, tensors = leaves_of(model), folder.tensors()
@@ -88,7 +88,7 @@ def write_weights(
 ) -> None:
     """Writes variables under Hugging Face's names, in the types that they have.
 
-    Of several processes, all must call, and those that write nothing give no folder.
+    All processes must call; those that do not write pass no folder.
 
     Raises:
       UserError: If weights are not finite, unless `allow_non_finite`.
@@ -116,7 +116,7 @@ def write_weights(
 def their_tensors(
     model: Model, variables: Mapping[str, Any], config: Config
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields each of Hugging Face's tensors, made of a tree like `variables`."""
+    """Yields each tensor of Hugging Face, by name, from a tree like `variables`."""
     for binding in bind(table_of(config["model_type"]), leaves_of(model)):
         theirs = binding.to_theirs(_fetch(variables, binding), config)
         yield from zip(binding.theirs, theirs, strict=True)
@@ -142,7 +142,7 @@ def _take(place: jax.sharding.Sharding | None):
 
 
 def _everywhere(leaf: jax.Array) -> jax.sharding.Sharding | None:
-    """Where each process has the whole of a part of `leaf`."""
+    """Returns the sharding that replicates a part of `leaf` on all devices."""
     if isinstance(leaf.sharding, NamedSharding):
         return NamedSharding(leaf.sharding.mesh, PartitionSpec())
     return None
@@ -156,7 +156,7 @@ def _leaf(variables: Mapping[str, Any], slot: Slot) -> jax.Array:
 
 
 def _tell(lines: Iterable[str]) -> None:
-    """Prints lines on stderr; of several processes, the first alone does."""
+    """Prints lines on stderr, on the first process only."""
     for line in lines:
         if jax.process_index() == 0:
             print(line, file=sys.stderr, flush=True)

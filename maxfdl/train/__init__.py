@@ -1,1 +1,1 @@
-"""The training step, the loop around it, and what a run leaves behind."""
+"""The training step: objective, gradients, update, and where the state lies."""

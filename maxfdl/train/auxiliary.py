@@ -1,4 +1,4 @@
-"""Terms of the objective that layers, and not tokens, give rise to."""
+"""Auxiliary losses: terms of the objective that are computed from sinks of layers."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -44,23 +44,23 @@ class AuxiliaryLoss:
         """Returns the term's sum over the tokens or rows of these sinks, and layers.
 
         Args:
-          sinks: What layers left.
-          everywhere: Adds up a number over the shards of the batch that run apart.
+          sinks: Side results of layers.
+          everywhere: Sums a number over the mesh axes that are manual (a `psum`).
         """
         raise NotImplementedError
 
 
 def router_loads(sinks: Sinks) -> dict[SinkKey, RouterLoad]:
-    """Returns what routers left; a layer may stand for all repeats of a stack."""
+    """Returns the loads of all routers; one of a stack holds those of all repeats."""
     return {key: x for key, x in sinks.items() if isinstance(x, RouterLoad)}
 
 
 @dataclasses.dataclass(frozen=True)
 class RouterLoss(AuxiliaryLoss):
-    """A term of what routers of experts did."""
+    """A term computed from the loads of routers of experts."""
 
     def loads(self, sinks: Sinks) -> list[RouterLoad]:
-        """Returns what all routers left.
+        """Returns the loads of all routers.
 
         Raises:
           UserError: If the model has none.
@@ -76,9 +76,9 @@ class RouterLoss(AuxiliaryLoss):
 
 @dataclasses.dataclass(frozen=True)
 class SequenceBalance(RouterLoss):
-    """Evenness of experts within each row, added up over layers: DeepSeek-V3's.
+    """Load balance within each row, summed over layers: DeepSeek-V3's loss.
 
-    It is a mean over rows, so it is the same however a batch is cut.
+    It is a mean over rows, so microbatches and meshes do not change it.
     """
 
     name = "sequence_balance"
@@ -94,7 +94,7 @@ class SequenceBalance(RouterLoss):
 
 @dataclasses.dataclass(frozen=True)
 class RouterZ(RouterLoss):
-    """Squared logsumexp of router logits, added up over layers: ST-MoE's."""
+    """Squared logsumexp of router logits, summed over layers: ST-MoE's z-loss."""
 
     name = "router_z"
 
@@ -108,12 +108,13 @@ class RouterZ(RouterLoss):
 
 @dataclasses.dataclass(frozen=True)
 class BatchBalance(RouterLoss):
-    """Evenness of experts over all tokens and layers together: Switch's and Mixtral's.
+    """Load balance over all tokens and layers together: Switch's and Mixtral's loss.
 
-    It is a product of two means over a batch. How often experts are chosen has no
-    gradient, so it is counted over all devices first, and the loss is the same on
-    every mesh. That of a microbatch is another loss: with gradient accumulation it is
-    their mean, weighted by tokens. `SequenceBalance` does not change.
+    It is a product of two means over a batch: how often each expert is chosen, and its
+    mean probability. The first has no gradient, so it is counted over all devices
+    before the product, and the loss is the same on every mesh. With gradient
+    accumulation each microbatch has a product of its own, and the loss is their mean,
+    weighted by tokens, which is not that of the whole batch.
     """
 
     name = "batch_balance"

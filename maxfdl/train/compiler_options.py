@@ -22,7 +22,7 @@ _TABLE: tuple[tuple[str, int, dict[str, Any]], ...] = (
 def compiler_options(mesh: Mesh) -> dict[str, Any]:
     """Returns the options for a step on `mesh`.
 
-    What the user's XLA_FLAGS name is left out: theirs counts.
+    Options that the user sets in XLA_FLAGS are left out, so the user's values hold.
     """
     named = {flag.lstrip("-").partition("=")[0] for flag in xla_flags().split()}
     kind = mesh.devices.flat[0].device_kind

@@ -12,16 +12,15 @@ from maxfdl.files import GrowingFile
 
 
 class EventFile:
-    """One file of events, written by whoever calls.
+    """One file of events, written by the thread that calls.
 
-    `tensorboardX.SummaryWriter` is not used: it hands events to a thread, which a full
-    disk ends with a traceback, and whoever writes the eleventh event after that waits
-    for ever.
+    `tensorboardX.SummaryWriter` is not used: it hands events to a thread. A full disk
+    ends that thread with a traceback, and the eleventh write after that blocks forever.
 
     Args:
       folder: Where the file goes; made if it is missing.
-      first_step: Readers drop what earlier files say of this step and later ones. None
-        drops nothing.
+      first_step: TensorBoard drops events of earlier files from this step on. None
+        keeps them.
     """
 
     def __init__(self, folder: pathlib.Path, first_step: int | None = None):

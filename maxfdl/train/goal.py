@@ -1,4 +1,4 @@
-"""When a run has learnt enough."""
+"""A target loss that ends a run."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,8 +9,8 @@ class LossGoal:
     """Ends a run when an evaluation finds a loss of `loss` or less.
 
     Args:
-      loss: Of held-out text, the whole objective.
-      every: Steps between the evaluations that look; others of the run count, too.
+      loss: The target: the whole objective, on held-out text.
+      every: Steps between evaluations that test it. Other evaluations test it too.
     """
 
     loss: float

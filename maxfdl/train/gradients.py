@@ -1,4 +1,4 @@
-"""How the gradients of a batch come about: at once, or microbatch by microbatch.
+"""Gradients of a batch: of all rows at once, or accumulated over microbatches.
 
 An objective is `objective(params, layer_state, batch) -> loss, parts`, with parts
 the sums of its terms, the new state of the layers, and their sinks. Its terms are
@@ -33,7 +33,7 @@ Objective = Callable[..., tuple[jax.Array, Parts]]
 
 
 def _gradient(objective: Objective) -> Callable[..., tuple[Any, Parts]]:
-    """Returns the function to the gradients, in the memory of the device, and parts."""
+    """Returns the function that computes gradients, in device memory, and parts."""
 
     def gradient(*args):
         grads, parts = jax.grad(objective, has_aux=True)(*args)
@@ -44,7 +44,7 @@ def _gradient(objective: Objective) -> Callable[..., tuple[Any, Parts]]:
 
 @dataclasses.dataclass(frozen=True)
 class WholeBatch:
-    """The gradients of all rows at once."""
+    """Computes the gradients of all rows at once."""
 
     steps: ClassVar[int] = 1
 
@@ -63,13 +63,14 @@ class WholeBatch:
 
 @dataclasses.dataclass(frozen=True)
 class Accumulate:
-    """The gradients of `steps` microbatches, one after the other, added in float32.
+    """Accumulates the gradients of `steps` microbatches, in float32.
 
-    Memory of activations is that of one microbatch. Row i of microbatch j is row
-    `i * steps + j` of the batch, so that no row changes its device; what is random in
-    it follows from its number in the batch. Each microbatch begins with the state that
-    the layers had before the step; states become one by the rules of their
-    declarations, sinks by their kind.
+
+    Activations take the memory of one microbatch. Row i of microbatch j is row
+    `i * steps + j` of the batch, so that no row moves to another device. Dropout of a
+    row depends on its number in the batch, so it does not depend on `steps`. Each
+    microbatch begins with the state that the layers had before the step; what they
+    leave is merged by the rules of their declarations, sinks by their kind.
     """
 
     steps: int

@@ -1,4 +1,4 @@
-"""Which steps count: a guard looks at each before anything of it is kept."""
+"""Guards: accept or reject each step before any of its results is kept."""
 
 import dataclasses
 from typing import Annotated, Any, NamedTuple
@@ -15,7 +15,7 @@ _FURTHEST = 1e10
 
 
 class Proposal(NamedTuple):
-    """What a guard knows of a step: scalars.
+    """What a guard knows of a step, as scalars.
 
     Fields: `loss`, the whole objective; `grad_norm` and `param_norm`, L2 norms, the
     latter after the last step; `reach`, about how far the update would move parameters,
@@ -30,15 +30,15 @@ class Proposal(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class SkipNonFinite:
-    """Refuses a step whose loss, gradients or parameters are not finite.
+    """Rejects a step whose loss, gradients or parameters are not finite.
 
-    A step that would move parameters by 1e10 or more is refused, too: beyond that their
-    norm may overflow, and to look at updated parameters before they are kept would take
-    a second copy of them. No sane learning rate comes near.
+    Also rejects a step that would move parameters by 1e10 or more, an estimate that is
+    made from norms and the learning rate: checking the updated parameters themselves
+    would take a second copy of them. No usual learning rate comes near.
 
     Args:
-      stop_after: How many refused steps in a row end the run.
-      loss_scale: What gradients are computed at; None computes them as they are.
+      stop_after: Consecutive rejected steps that end the run.
+      loss_scale: Scale of the loss in the backward pass; None is no scaling.
     """
 
     stop_after: Annotated[int, Operational] = 10
@@ -50,7 +50,7 @@ class SkipNonFinite:
             yield f"SkipNonFinite stop_after ({node.stop_after}) must be at least 1."
 
     def init(self) -> State:
-        """Returns the state before the first step: steps refused, and in a row."""
+        """Returns the initial state: counts of rejected steps, in all and in a row."""
         zero = jnp.zeros((), jnp.int32)
         state: State = {"skipped": zero, "skipped_in_a_row": zero}
         if self.loss_scale is not None:
@@ -58,7 +58,7 @@ class SkipNonFinite:
         return state
 
     def __call__(self, state: State, step: Proposal) -> tuple[jax.Array, State]:
-        """Returns whether the step counts, and the new state."""
+        """Returns whether the step is accepted, and the new state."""
         norms = step.loss, step.grad_norm, step.param_norm
         accepted = jnp.all(jnp.isfinite(jnp.stack(norms))) & (step.reach < _FURTHEST)
         if self.loss_scale is not None:
@@ -69,13 +69,13 @@ class SkipNonFinite:
         return accepted, state | self._counted(state, accepted)
 
     def scaled(self, state: State, weights: dict[str, jax.Array]) -> Any:
-        """Returns what to divide the terms of the loss by, for gradients at scale."""
+        """Returns the weights of the loss terms, divided by the loss scale."""
         if self.loss_scale is None:
             return weights
         return {k: w / state["loss_scale"]["scale"] for k, w in weights.items()}
 
     def unscaled(self, state: State, grads: Any) -> Any:
-        """Returns the gradients of the loss itself, in float32 at least."""
+        """Returns gradients with the loss scale removed, in float32 at least."""
         if self.loss_scale is None:
             return grads
 
@@ -86,7 +86,7 @@ class SkipNonFinite:
         return jax.tree.map(unscaled, grads)
 
     def metrics(self, state: State) -> dict[str, jax.Array]:
-        """Returns what to report of the state."""
+        """Returns the metrics of the state."""
         metrics = {name: state[name] for name in ("skipped", "skipped_in_a_row")}
         if self.loss_scale is not None:
             metrics["loss_scale"] = state["loss_scale"]["scale"]
@@ -100,16 +100,16 @@ class SkipNonFinite:
 
 @dataclasses.dataclass(frozen=True)
 class SkipSpikes(SkipNonFinite):
-    """Also refuses a step whose loss or gradient norm is far above recent ones.
+    """Also rejects a step whose loss or gradient norm is far above recent ones.
 
-    Far is more than `deviations` sample standard deviations above the mean of the last
-    `window` finite steps; before half of them are known nothing is far. A refused step
-    that is finite is remembered, so that a new level is accepted in time. As OLMo 2
-    does, OLMo et al. 2024, https://arxiv.org/abs/2501.00656.
+    The limit is the mean of the last `window` finite steps plus `deviations` sample
+    standard deviations; it applies once half a window is known. Rejected steps that are
+    finite enter the window, so that a lasting change of level is accepted after a
+    while. As in OLMo 2 (OLMo et al. 2024, https://arxiv.org/abs/2501.00656).
 
     Args:
-      window: Steps that are remembered.
-      deviations: How far is too far.
+      window: Steps in the window.
+      deviations: Standard deviations above the mean that are still accepted.
     """
 
     window: int = 128

@@ -1,4 +1,4 @@
-"""What training minimises: named terms, each a sum and the weight it is divided by."""
+"""Losses: named terms, each a sum divided by a weight."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +35,7 @@ class Term(NamedTuple):
 
     @property
     def mean(self) -> jax.Array:
-        """The term itself; 0 where there is nothing to average."""
+        """The term: sum over weight; 0 where the weight is 0."""
         return self.sum / jnp.where(self.weight > 0, self.weight, 1.0)
 
 
@@ -48,10 +48,10 @@ def total(sums: Sums, weights: Sums) -> jax.Array:
 class LaterTokenLoss:
     """`coefficient / D sum_k L_k` for a model that predicts D tokens beyond the next.
 
-    L_k is the mean cross-entropy of the tokens k + 1 further on, over the tokens that
-    have such another in their document, weighted as that one is. DeepSeek-V3,
-    https://arxiv.org/abs/2412.19437, equations 24 and 25. Terms `later_token_1` to
-    `later_token_D`; each costs what the main one does.
+    Multi-token prediction. L_k is the mean cross-entropy of the token k + 1 places
+    ahead, over the places whose document goes on that far, with the weights of the
+    tokens predicted. DeepSeek-V3, https://arxiv.org/abs/2412.19437, equations 24 and
+    25. Terms `later_token_1` to `later_token_D`; each costs as much as the main term.
 
     Args:
       coefficient: 0.3 in DeepSeek-V3's first 10T tokens, then 0.1.
@@ -90,10 +90,10 @@ class LaterTokenLoss:
 
 
 class Loss:
-    """Base: named terms of what the networks of an experiment give for a batch.
+    """Base: computes named terms from the outputs of networks for a batch.
 
-    `fields` declares what it reads of a batch besides the inputs of the model; its data
-    must give that.
+    `fields` declares what it reads of a batch besides the inputs of the model, which
+    the data must provide.
     """
 
     fields: ClassVar[Fields] = NEXT_TOKENS
@@ -114,7 +114,7 @@ class Loss:
           outputs: Of the forward passes, by the name of the network: `STUDENT` is the
             one that is trained.
           batch: Its rows.
-          everywhere: Adds up a number over the shards of the batch that run apart.
+          everywhere: Sums a number over the mesh axes that are manual (a `psum`).
         """
         raise NotImplementedError
 
@@ -125,7 +125,7 @@ class Loss:
         return {name: Term(sums[name], weights[name]) for name in sums}
 
     def notes(self, microbatches: int) -> Iterator[str]:
-        """Yields sentences on what a user may not expect of it."""
+        """Yields sentences about behaviour that a user may not expect."""
         yield from ()
 
 
@@ -135,8 +135,8 @@ class NextTokenLoss(Loss):
 
     Args:
       cross_entropy: The loss of tokens.
-      later_tokens: The term of tokens beyond the next; None has none.
-      auxiliary: Terms that are added, of what layers left as sinks.
+      later_tokens: The terms of multi-token prediction; None has none.
+      auxiliary: Auxiliary losses, which are computed from sinks.
     """
 
     cross_entropy: CrossEntropy

@@ -1,4 +1,4 @@
-"""What keeps gradients within the range of float16."""
+"""Dynamic loss scaling, which keeps gradients in the range of float16."""
 
 import dataclasses
 import math
@@ -13,21 +13,20 @@ Memory = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class LossScale:
-    """A power of two: the loss is multiplied by it and the gradients are divided by it.
+    """A power of two that multiplies the loss, and divides the gradients afterwards.
 
-    Nothing below 6e-8 is left in float16, and what is below 6e-5 loses digits, as the
-    gradients of a mean over many tokens do. An overflow, a step of finite loss whose
-    gradients are not finite, halves the scale; `growth_interval` finite steps after one
-    another double it, up to 2^24. A loss that is not finite says nothing of the scale
-    and leaves it. No rounding is added: steps in float32 have the same bits with any
-    scale.
+    float16 has no numbers below 6e-8 and fewer digits below 6e-5, where gradients of a
+    mean over many tokens often lie. A step with a finite loss and gradients that are
+    not finite is an overflow, and halves the scale. `growth_interval` finite steps in a
+    row double it, up to 2^24. A loss that is not finite leaves it. The scale adds no
+    rounding: in float32, steps have the same bits with any scale.
 
     Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740, section 3.2, with the
     numbers of `torch.amp.GradScaler`.
 
     Args:
-      initial: Before the first step, from 1 to 2^24.
-      growth_interval: Steps.
+      initial: Scale of the first step, from 1 to 2^24.
+      growth_interval: Finite steps in a row that double it.
     """
 
     initial: float = 2.0**16
@@ -45,12 +44,12 @@ class LossScale:
             )
 
     def init(self) -> Memory:
-        """Returns the scale before the first step, and finite steps since it moved."""
+        """Returns the initial scale, and the count of finite steps since it changed."""
         scale = jnp.asarray(self.initial, jnp.float32)
         return {"scale": scale, "finite_steps": jnp.zeros((), jnp.int32)}
 
     def moved(self, memory: Memory, loss: jax.Array, grad_norm: jax.Array) -> Memory:
-        """Returns the scale after a step of this loss and gradient norm."""
+        """Returns the scale after a step with this loss and gradient norm."""
         scale, steps = memory["scale"], memory["finite_steps"] + 1
         is_finite = jnp.isfinite(grad_norm)
         grows = is_finite & (steps >= self.growth_interval)

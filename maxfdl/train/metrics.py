@@ -21,7 +21,7 @@ TENSORBOARD = "tensorboard"
 
 
 class MetricWriter:
-    """Appends to `metrics.jsonl`, so that a kill loses at most the line under way.
+    """Appends to `metrics.jsonl`; a process that is killed loses at most one line.
 
     A line is `{"step": 10, "loss": 2.5, ...}`. JSON has no NaN or infinities: they are
     the strings "NaN", "Infinity" and "-Infinity", which `float` reads back. Only
@@ -45,7 +45,7 @@ class MetricWriter:
         self._first_step: int | None = None
 
     def open(self) -> None:
-        """Opens the files, which the first `write` does otherwise.
+        """Opens the files; otherwise the first `write` does.
 
         Raises:
           UserError: If they cannot be written.
@@ -70,7 +70,7 @@ class MetricWriter:
                 self._events.write(step, values)
 
     def truncate_after(self, step: int) -> set[str]:
-        """Drops what an earlier run wrote after `step`, where this run continues.
+        """Drops what an earlier start wrote after `step`, at which this one continues.
 
         The file then reads as one uninterrupted run. A last line that was cut short by
         a kill is dropped as well. Call it before the first `write`.

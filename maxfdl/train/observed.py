@@ -1,4 +1,4 @@
-"""What a step reports of itself."""
+"""Metrics of a step: norms, packing and sinks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +20,7 @@ Metrics = dict[str, jax.Array]
 
 
 def norms(name: str, tree: Any, parameters: dict) -> Metrics:
-    """Returns the L2 norm of a tree like the parameters, and of each role's part."""
+    """Returns the L2 norm of a tree like the parameters, in all and of each role."""
     squares: dict[Role, jax.Array] = {}
     declared, leaves = jax.tree.leaves(parameters), jax.tree.leaves(tree)
     for parameter, leaf in zip(declared, leaves, strict=True):
@@ -50,8 +50,8 @@ def _square(parameter: Parameter, x: jax.Array) -> jax.Array:
 def packing(batch: Mapping[str, jax.Array]) -> Metrics:
     """Returns how full the rows of a batch are.
 
-    `packed` is the share of places that are no padding, `documents_per_row` how many
-    pieces of documents a row holds.
+    `packed` is the share of places that are not padding, `documents_per_row` the mean
+    number of documents, or pieces of them, in a row.
     """
     real = balance.counted(Places(batch["positions"], batch["segment_ids"]))
     begins = real & (batch["positions"] == 0)
@@ -62,13 +62,13 @@ def packing(batch: Mapping[str, jax.Array]) -> Metrics:
 
 
 def of_sinks(sinks: Sinks) -> Metrics:
-    """Returns what is logged of what layers left.
+    """Returns the metrics of the sinks of all layers.
 
-    `expert_load` is the greatest count of an expert over the mean of its layer's, in
-    any layer: 1 where all are even; `expert_load_least` is the least. `dropped` counts
-    copies of tokens that no expert saw, `max_logit` is the highest score of attention.
-    Any other sink gives one number of its name, of all layers that left it together: by
-    its kind, or the mean of the last values.
+    `expert_load` is the largest ratio, in any layer, of tokens of an expert to the mean
+    of the layer's experts: 1 is even; `expert_load_least` is the smallest. `dropped`
+    counts tokens dropped by experts at capacity, `max_logit` is the highest attention
+    score before the softmax. Any other sink is one number under its name, merged over
+    layers by its kind; of `Last`, it is the mean.
     """
     ratios = []
     for load in router_loads(sinks).values():
@@ -86,7 +86,7 @@ def of_sinks(sinks: Sinks) -> Metrics:
 
 
 def _together(sinks: Sinks) -> Metrics:
-    """Returns one number for each name, of all layers that left such a sink."""
+    """Returns one number for each name, merged over all layers with such a sink."""
     by_name: dict[str, list[Any]] = {}
     for (_, name), sink in sinks.items():
         if isinstance(sink, HeadScores):
@@ -100,7 +100,7 @@ def _together(sinks: Sinks) -> Metrics:
 
 
 def _number(sink: Any) -> jax.Array:
-    """Returns what the parts of a sink, along its one dim, are together."""
+    """Returns the value of a sink whose one dim counts parts."""
     match sink:
         case Mean():
             return Term(jnp.sum(sink.sum), jnp.sum(sink.weight)).mean

@@ -1,4 +1,4 @@
-"""Where the state of training lies: cut over replicas or not, on device or host."""
+"""Where the training state lies: sharded over replicas or not, on device or host."""
 
 import dataclasses
 from typing import Any, Literal
@@ -15,21 +15,20 @@ Memory = Literal["device", "host"]
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where parameters lie, and what optimizer and updates keep of each.
+    """Where parameters and optimizer state lie.
 
     Args:
-      optimizer: `replicated` along the mesh axis of replicas, as the parameters are;
-        `sharded`: each replica keeps and updates its share of the optimizer's state,
-        the gradients reach it by one reduce-scatter, and the parameters by one
-        all-gather: ZeRO-1, Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054.
-        A parameter that has no dim to cut evenly stays whole.
-      memory: Of that state: `device`, or `host`, from where that of one layer after the
-        other comes for the update and whereto it returns: twice its bytes of traffic a
-        step. At no time is more on the device than a layer's of each stack, and what
-        belongs to no stack.
-      param_memory: Of parameters: `device`, or `host`, from where each comes at its
-        place of use, layer by layer, and once more for the update. Without remat the
-        backward pass keeps what came. Gradients are on the device for the update.
+      optimizer: `replicated`: every data-parallel replica keeps all optimizer state.
+        `sharded`: each keeps and updates a share; gradients are reduce-scattered to it
+        and parameters all-gathered from it, once a step: ZeRO-1, Rajbhandari et al.
+        2020, https://arxiv.org/abs/1910.02054. The state of a parameter without a dim
+        that divides evenly stays replicated.
+      memory: Of optimizer state: `device`, or `host`: fetched layer by layer for the
+        update, then written back, which moves twice its bytes a step. On the device
+        are at most one layer of each stack, and what is in no stack.
+      param_memory: Of parameters: `device`, or `host`: fetched layer by layer where
+        they are used, and again for the update. Without remat, the backward pass keeps
+        the fetched copies. Gradients are in device memory.
     """
 
     optimizer: Literal["replicated", "sharded"] = "replicated"
@@ -37,7 +36,7 @@ class Placement:
     param_memory: Memory = "device"
 
     def cuts(self, parameters: dict, sharding: Sharding) -> Any:
-        """Returns for each gradient the dim that replicas share out, as a spec."""
+        """Returns which dim of each gradient is sharded over replicas, as a spec."""
 
         def cut(path: str, parameter: Parameter) -> PartitionSpec:
             spec = sharding.spec(parameter.full_axes)
@@ -47,7 +46,7 @@ class Placement:
         return map_parameters(cut, parameters)
 
     def of_moments(self, parameters: dict, sharding: Sharding) -> Any:
-        """Returns where state of the optimizer that is like a parameter lies."""
+        """Returns the sharding of optimizer state with the shape of a parameter."""
 
         def place(path: str, parameter: Parameter) -> NamedSharding:
             spec = sharding.spec(parameter.full_axes)
@@ -57,7 +56,7 @@ class Placement:
         return map_parameters(place, parameters)
 
     def of_params(self, parameters: dict, sharding: Sharding) -> Any:
-        """Returns where each parameter lies.
+        """Returns the sharding of each parameter.
 
         Raises:
           UserError: If the mesh cannot cut one as the rules say.
@@ -81,10 +80,11 @@ class Placement:
     def _cut(
         self, spec: PartitionSpec, parameter: Parameter, sharding: Sharding
     ) -> PartitionSpec:
-        """Returns a parameter's spec with one more dim cut, if there is one.
+        """Returns a parameter's spec with one more dim sharded, if one divides evenly.
 
-        Layers come first, so that what looks at whole matrices finds them, but not on
-        the host, from where they come one by one; then the longest dim.
+        The first choice is the dim of layers, which leaves matrices whole, as Muon
+        needs them; not in host memory, which is fetched layer by layer. Then the
+        longest dim.
         """
         parts = sharding.num_replicas
         if self.optimizer == "replicated" or parts == 1:

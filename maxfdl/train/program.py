@@ -71,7 +71,7 @@ class Program:
         check_room((self.abstract_state(), self.abstract_batch()), "a run needs")
 
     def init(self) -> State:
-        """Returns the state before the first step, drawn where it will lie."""
+        """Returns the initial state; each shard is drawn on its own device."""
         init = jax.jit(
             self.trainer.init,
             out_shardings=self._state_shardings,
@@ -80,7 +80,7 @@ class Program:
         return init()
 
     def start_from(self, variables: Mapping[str, Any]) -> State:
-        """Returns the state before the first step with `variables`, which it takes."""
+        """Returns the initial state with these variables, whose buffers it donates."""
         start = jax.jit(
             self.trainer.start_from,
             out_shardings=self._state_shardings,
@@ -90,7 +90,9 @@ class Program:
         return start(jax.device_put(dict(variables), places))
 
     def _quick_to_compile(self) -> dict[str, int]:
-        """Options for what runs once: on a CPU, XLA's random bits compile for seconds.
+        """Returns options for programs that run once.
+
+        On a CPU, the bits of random numbers take seconds to compile.
 
         The bits are the same; compiling takes a third (BUILD_NOTES.md, 2026-11-22).
         """
@@ -122,8 +124,8 @@ class Program:
         return evaluate.lower(variables, self.abstract_batch()).compile()
 
     def evaluated(self, state: State) -> State:
-        """Returns the variables to evaluate, sample and export, which may be those of
-        `state` themselves, laid out as the evaluation wants them."""
+        """Returns the variables to evaluate, sample and export, sharded as the
+        evaluation needs them. They may be arrays of `state` itself."""
         parts = {name: state[name] for name in self.trainer.evaluated_from}
         return parts if parts.keys() == {"params", "state"} else self._evaluated(parts)
 
@@ -133,7 +135,7 @@ class Program:
         return jax.jit(self.trainer.evaluated, out_shardings=places)
 
     def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Puts this process's rows of what the step reads where it wants them."""
+        """Puts this process's rows of the fields that the step reads onto the mesh."""
         wanted = self.abstract_batch()
         rows = {name: batch[name] for name in wanted}
         places = {name: each.sharding for name, each in wanted.items()}

@@ -1,4 +1,4 @@
-"""QK-clip: weights of queries and keys shrink where the scores of a head went too high.
+"""QK-clip: scales down query and key weights of heads whose scores are too high.
 
 Letters: L layers of a stack, H heads, K width of a query or key.
 """
@@ -21,13 +21,13 @@ _HEADS = ("heads", "kv_heads")
 
 @dataclasses.dataclass(frozen=True)
 class QkClip(Update):
-    """Scales queries and keys of heads whose highest score is above `threshold` to it.
+    """Scales down query and key weights of heads whose highest score S > threshold.
 
-    A head with the highest score S > threshold gets the factor `threshold / S`: its
-    root for the query and its root for the key, or, where heads share a key, the whole
-    for the query alone. So heads below the threshold keep every bit of their weights.
-    Kimi K2, https://arxiv.org/abs/2507.20534, algorithm 1, for latent attention; groups
-    of heads that share a key are treated as it treats the shared part of a key.
+    The scores of such a head are multiplied by `threshold / S`: the query and the key
+    by its square root each. Where heads share a key (grouped queries, the rotary part
+    of latent attention), the query is multiplied by the whole factor and the key stays,
+    so that heads below the threshold keep every bit. Kimi K2,
+    https://arxiv.org/abs/2507.20534, algorithm 1, which is about latent attention.
 
     Args:
       threshold: 100 in Kimi K2.
@@ -49,8 +49,9 @@ class QkClip(Update):
         found = {k: x for k, x in step.sinks.items() if isinstance(x, HeadScores)}
         if not found:
             raise UserError(
-                "QkClip has nothing to look at, for no attention of this model leaves"
-                " its scores: apply use_muonclip, which sets their watch."
+                "QkClip needs the highest scores of attention, and no attention of this"
+                " model leaves them as a sink: apply use_muonclip, which sets their"
+                " watch."
             )
         for key, scores in found.items():
             highest = jnp.where(step.accepted, scores.highest.value, 0.0)
@@ -72,7 +73,7 @@ def _clipped(
       params: Those of the layer.
       parameters: Their declarations.
       factors: [L?, H] of scores.
-      shared: Features at the end of each query whose key the heads share.
+      shared: How many of the last features of a query meet a key that heads share.
     """
     heads, key_heads = (_num_heads(parameters[n]) for n in ("query", "key"))
     clips = ("query", "key") if key_heads == heads else ("query",)
@@ -115,7 +116,7 @@ def _width(declared: Any) -> int:
 def _scaled(params: Any, declared: Any, factors: jax.Array) -> Any:
     """Returns a projection's parameters times [L?, H, K or 1] factors.
 
-    What has no heads, such as the first half of a projection of low rank, stays.
+    Parameters without heads, such as the down-projection of low rank, stay.
     """
 
     def scale(parameter: Parameter, value: jax.Array) -> jax.Array:

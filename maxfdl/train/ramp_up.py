@@ -1,4 +1,4 @@
-"""Batches that begin small and grow."""
+"""Batch size ramp-up."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -11,10 +11,10 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class BatchRampUp:
-    """Batches double from `start` sequences up to the experiment's batch size.
+    """Doubles the batch size from `start` sequences up to the experiment's.
 
-    Each smaller size takes an equal share of the first `steps` steps. McCandlish et al.
-    2018, https://arxiv.org/abs/1812.06162, on why small batches suffice at first.
+    Each smaller size is used for an equal share of the first `steps` steps. McCandlish
+    et al. 2018, https://arxiv.org/abs/1812.06162, say why small batches suffice early.
 
     Args:
       start: Sequences in the first batches.
@@ -25,7 +25,7 @@ class BatchRampUp:
     steps: int
 
     def problems(self, batch_size: int) -> Iterator[str]:
-        """Yields what keeps this from leading to `batch_size`."""
+        """Yields why this cannot reach `batch_size`."""
         if self.start < 1:
             yield f"BatchRampUp start ({self.start}) must be at least 1 sequence."
             return
@@ -53,13 +53,14 @@ class BatchRampUp:
 
 
 class RampedBatches:
-    """Cuts whole batches into those of the sizes that are due; none is left out.
+    """Splits full batches into smaller ones of the current size; no row is dropped.
 
-    Of a batch in k parts, part j has the rows j, j + k, and so on.
+    Of a batch split into k, part j has the rows j, j + k, and so on.
 
     Args:
       batches: Gives whole batches, with `get_state` and `set_state`.
-      parts_at: In how many parts a whole batch is due at a step, counted from 1.
+      parts_at: Returns into how many parts a full batch is split at a step, counted
+        from 1.
     """
 
     def __init__(self, batches: Any, parts_at: Callable[[int], int]):

@@ -1,8 +1,9 @@
-"""Gradients on replicas of the model: each on rows of its own, added up once.
+"""Data-parallel gradients, reduced once a step.
 
-Replicas stand along one mesh axis (`REPLICAS`). Along the others XLA places arrays and
-their collectives by itself; along this one nothing crosses the mesh until the gradients
-of all microbatches are there.
+The mesh axis of replicas (`REPLICAS`) is manual: a `shard_map` computes the gradients
+of each replica's rows, and one `psum` or `psum_scatter` adds them up after the last
+microbatch. Along the other mesh axes, which are automatic, XLA shards arrays and
+inserts collectives.
 """
 
 from collections.abc import Callable
@@ -28,11 +29,11 @@ def on_replicas(
       gradients: `gradients(sharding, params, layer_state, batch, *others)` of the rows
         that one replica has.
       sharding: Of the whole program.
-      cuts: Specs like the gradients, of the dims that replicas share out among them;
-        a gradient without one is whole on each. Costs one reduce-scatter, or one
-        all-reduce, of its float32 bytes.
-      merge: From the state of the layers before the batch, and that which each replica
-        leaves, along a leading dim, to one.
+      cuts: Specs of the dims along which gradients end up sharded over replicas
+        (ZeRO-1), a tree like them. A gradient costs one reduce-scatter, or, without
+        such a dim, one all-reduce, of its float32 bytes.
+      merge: `merge(before, parts)` makes one of the states of layers that the replicas
+        leave, `parts`, whose leading dim counts replicas.
     """
 
     def whole(params, layer_state, batch, *others):

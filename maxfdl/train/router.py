@@ -1,4 +1,4 @@
-"""What a step does with what routers of experts did."""
+"""Updates of routers of experts."""
 
 import dataclasses
 from typing import Any
@@ -16,13 +16,13 @@ _BIAS = "selection_bias"
 
 @dataclasses.dataclass(frozen=True)
 class SelectionBias(Update):
-    """`bias += rate * sign(mean(counts) - counts)`: evens out experts without a loss.
+    """`bias += rate * sign(mean(counts) - counts)`: load balance without a loss.
 
-    Counts are those of all tokens of the step, so the bias is the same however the
-    batch is cut. Wang et al. 2024, https://arxiv.org/abs/2408.15664, algorithm 1.
+    Counts are those of all tokens of the step, so microbatches and meshes do not change
+    the bias. Wang et al. 2024, https://arxiv.org/abs/2408.15664, algorithm 1.
 
     Args:
-      rate: How far a bias goes in one step.
+      rate: By how much a bias changes in one step.
     """
 
     name = "selection_bias"
@@ -48,7 +48,7 @@ class SelectionBias(Update):
             moved = True
         if not moved:
             raise UserError(
-                "SelectionBias has nothing to move, for no router of this model has a"
+                "SelectionBias has nothing to update, for no router of this model has a"
                 " selection bias: set use_selection_bias=True on them, or apply"
                 " selection_bias(rate=0)."
             )

@@ -1,8 +1,8 @@
 """One training step, and where its state lives.
 
-State is a plain nested dict: `step` (int32), `guard` (steps that did not count),
-`params`, `param_norm` (L2 norm of those that are trained), `state` (of the layers),
-`optimizer` and `updates` (what these remember).
+The training state is a plain nested dict: `step` (int32), `guard` (counts of rejected
+steps), `params`, `param_norm` (L2 norm of those that are trained), `state` (of layers),
+`optimizer` and `updates` (their own state).
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,18 +36,18 @@ Metrics = dict[str, jax.Array]
 
 
 class Trainer:
-    """Synchronous training: every device takes each step on its share of the batch.
+    """Synchronous data-parallel training.
 
     Args:
       log_every: Steps between lines of progress and of metrics.
       eval_every: Steps between evaluations; 0 evaluates at the end only.
       eval_batches: Held-out batches of one evaluation; 0 never evaluates.
-      goal: Ends the run when it has learnt enough; None goes on to the last step.
+      goal: Ends the run at a target loss; None goes on to the last step.
       sample_tokens: Length of the continuation that is shown at the end; 0 for none.
-      gradients: How those of a batch come about.
-      guard: Which steps count.
-      placement: Where the state lies.
-      updates: What a step does to parameters and state of layers after the optimizer.
+      gradients: Computes the gradients of a batch: at once, or accumulated.
+      guard: Accepts or rejects each step.
+      placement: Where the training state lies.
+      updates: Changes of parameters and of the layers' state after the optimizer.
       model, loss, optimizer, sharding, seed: The parts, from the experiment.
     """
 
@@ -176,11 +176,11 @@ class Trainer:
         return {"step": step + 1, "guard": guard, **kept}, metrics
 
     def gradients(self, state: State, batch: Batch) -> tuple[Any, Parts]:
-        """Returns the gradients of the objective in what is trained, and what its
-        forward pass gave.
+        """Returns the gradients of the trained parameters, and the parts of the
+        objective.
 
-        What terms are divided by comes from the whole batch, so it does not matter in
-        how many parts the batch is taken.
+        Weights of the terms come from the whole batch, so gradients of microbatches and
+        replicas add up to those of the batch.
         """
         seed_key = jax.random.fold_in(jax.random.key(self._seed), path_hash("steps"))
         key = jax.random.fold_in(seed_key, state["step"])
@@ -201,13 +201,13 @@ class Trainer:
         return {**MODEL_INPUTS, **self._loss.fields}
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        """Returns what each term of the objective is divided by."""
+        """Returns the weight by which each term of the objective is divided."""
         return self._loss.weights(batch, self.model.network.later_tokens)
 
     def _gradients_of_rows(
         self, sharding, params, layer_state, rows, weights, key
     ) -> tuple[Any, Parts]:
-        """Returns what rows of the batch add to the gradients of the objective."""
+        """Returns the contribution of some rows to the gradients of the batch."""
         model = self.model.on(self.model.sharding and sharding)
         fixed = self._frozen(params)
 
@@ -233,8 +233,8 @@ class Trainer:
         return self._loss({STUDENT: output}, batch), output.sinks
 
     def evaluated(self, state: State) -> dict[str, Any]:
-        """Returns the variables to evaluate, sample and export: not always those that
-        are trained. Of several averages the last counts."""
+        """Returns the variables to evaluate, sample and export, which may be averages.
+        Of several averages the last is used."""
         state = on_device(state)
         params = self._trained(state["params"])
         if self._optimizer.averages:
@@ -247,7 +247,7 @@ class Trainer:
 
     @property
     def evaluated_from(self) -> tuple[str, ...]:
-        """Names of the parts of the state that `evaluated` looks at."""
+        """Names of the parts of the state that `evaluated` reads."""
         averages = {
             "optimizer": self._optimizer.averages,
             "updates": any(each.averages for each in self._updates),
@@ -255,7 +255,7 @@ class Trainer:
         return ("params", "state", *(name for name, keeps in averages.items() if keeps))
 
     def state_shardings(self) -> State:
-        """Returns where each leaf of the state lies on the mesh.
+        """Returns the sharding of each leaf of the training state.
 
         Raises:
           UserError: If the mesh cannot cut a parameter as the rules say.

@@ -1,4 +1,4 @@
-"""What a step does besides the optimizer's update: one object for each."""
+"""Updates: what a step changes after the optimizer."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ Variables = dict[str, Any]
 
 
 class Step(NamedTuple):
-    """What an update may look at.
+    """What an update may read.
 
     Fields: `sinks`, side results of layers over the whole batch; `parameters`,
     declarations of all parameters, frozen ones too; `accepted`, False if the step is
@@ -26,7 +26,7 @@ class Step(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-    """Changes the variables once per step, after the optimizer; may remember things.
+    """Base: changes the variables once per step, after the optimizer; may keep memory.
 
     Class attributes: `name`, the key of its memory in the training state; `rank`, when
     it runs: updates run in ascending order, those of the state of layers (0) before
@@ -39,12 +39,16 @@ class Update:
     averages: ClassVar[bool] = False
 
     def init(self, params: Any) -> Any:
-        """Returns what is remembered before the first step."""
+        """Returns the initial memory."""
         return {}
 
     def shardings(self, of_params: Any, other: Any) -> Any:
-        """Returns where that lies, a tree like it; `other` is for what is no array of
-        parameters."""
+        """Returns the shardings of the memory, a tree like it.
+
+        Args:
+          of_params: Shardings of optimizer state, a tree like the parameters.
+          other: Sharding of anything else, such as counters.
+        """
         return {}
 
     def __call__(

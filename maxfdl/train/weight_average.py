@@ -1,4 +1,4 @@
-"""The running average of the weights."""
+"""Moving average of the weights."""
 
 import dataclasses
 from typing import Any
@@ -13,14 +13,14 @@ from maxfdl.train.updates import Step, Update, Variables
 
 @dataclasses.dataclass(frozen=True)
 class WeightAverage(Update):
-    """An exponential average of the weights, which is what is evaluated and exported.
+    """An exponential moving average of the weights, which is evaluated and exported.
 
-    After n steps it is `sum_i decay^(n-i) params_i / sum_i decay^(n-i)`, so the first
-    weights have no more part in it than any others (Kingma & Ba 2015 correct moments
-    alike). Keeps one float32 array per parameter. Polyak & Juditsky 1992.
+    After n steps it is `sum_i decay^(n-i) params_i / sum_i decay^(n-i)`: it is
+    corrected for its start at 0, as Adam's moments are. Keeps one float32 array per
+    trained parameter. Polyak & Juditsky 1992.
 
     Args:
-      decay: How much of the average stays from one step to the next.
+      decay: Weight of the old average in each step.
     """
 
     name = "weight_average"

@@ -66,7 +66,7 @@ def test_losses_on_a_mesh_are_the_same_without_a_loop():
 
 
 def test_a_policy_and_names_are_not_given_together():
-    message = r"remat policy \(dots\) .* leave it out to save query, key\."
+    message = r"remat policy \(dots\) must be full .* leave it out to save query, key\."
     with pytest.raises(MutationError, match=message):
         remat(tiny.experiment(), policy="dots", save=("query", "key"))
 

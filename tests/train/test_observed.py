@@ -98,7 +98,7 @@ def test_every_process_can_read_an_evaluation():
         (functools.partial(router_losses, sequence_balance=0.1), "term sequence_balan"),
         (functools.partial(router_losses, batch_balance=0.1), "a term batch_balance,"),
         (functools.partial(router_losses, z=0.1), "a term router_z, of routers of exp"),
-        (functools.partial(selection_bias, rate=0.1), "SelectionBias has nothing to m"),
+        (functools.partial(selection_bias, rate=0.1), "SelectionBias has nothing to u"),
     ],
 )
 def test_what_acts_on_routers_refuses_a_model_without_them(mutation, problem):
@@ -109,7 +109,7 @@ def test_what_acts_on_routers_refuses_a_model_without_them(mutation, problem):
 def test_a_clip_without_scores_is_refused():
     config = tiny.experiment()
     config.trainer.updates = [fdl.Config(QkClip)]
-    with pytest.raises(UserError, match="QkClip has nothing to look at, .* use_muoncl"):
+    with pytest.raises(UserError, match="QkClip needs the highest .* use_muoncl"):
         tiny.program(config).compile_step()
 
 

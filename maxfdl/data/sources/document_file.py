@@ -1,4 +1,4 @@
-"""What the formats of text files have in common."""
+"""Base of the formats of text files."""
 
 import abc
 from collections.abc import Collection, Iterable, Sequence

@@ -1,4 +1,4 @@
-"""A file that is read piece by piece during a whole run, and must not change meanwhile.
+"""A file that is read in pieces during a whole run, and must not change meanwhile.
 
 `digest` tells whether it is still the same file, in this run and when the run is
 resumed. It is a CRC-32 of samples, against edits made by mistake and not by design.

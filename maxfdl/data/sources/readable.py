@@ -1,4 +1,4 @@
-"""A source for readers that take documents in an order of their own."""
+"""A source that skips bad documents."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What every source of text is."""
+"""The interface of sources of text."""
 
 import abc
 

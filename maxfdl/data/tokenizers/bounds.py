@@ -1,4 +1,4 @@
-"""Token ids that a model has no row for."""
+"""Check of token ids against the model's vocabulary size."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What tokenizers that stand on the `tokenizers` library share."""
+"""Base of tokenizers that use the `tokenizers` library."""
 
 import contextlib
 import functools
@@ -122,7 +122,7 @@ def explained(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_panic_messages() -> Iterator[None]:
-    """Holds back what comes on stderr inside, and drops it if the block raises.
+    """Buffers stderr inside, and drops it if the block raises.
 
     A panic of the `tokenizers` library writes a page of Rust there before Python sees
     the exception. One thread at a time may do this: stderr belongs to all.

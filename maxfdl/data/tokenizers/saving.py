@@ -1,4 +1,4 @@
-"""Our own tokenizers as a folder that transformers loads."""
+"""Saves our own tokenizers as a folder that transformers loads."""
 
 import json
 import pathlib

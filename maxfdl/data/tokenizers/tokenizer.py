@@ -1,4 +1,4 @@
-"""What every tokenizer is."""
+"""The interface of tokenizers."""
 
 import abc
 import pathlib
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Tokenizer(abc.ABC):
-    """What data and generation need of a tokenizer.
+    """Base: what data and generation need of a tokenizer.
 
     Text becomes ids in three ways, and BOS has one rule: a text that stands alone, be
     it a prompt or a document of the training data, begins with the tokens that

@@ -1,9 +1,8 @@
-"""One layout of config.json for all that read it.
+"""Normalises config.json.
 
-Files on the hub spell rotary embeddings in two ways: `rope_parameters` (transformers
-5), and `rope_theta`, `rope_scaling` and others beside it. They leave out what is a
-default of their class, and give patterns as a period or as a list. `normalised` makes
-one of all.
+Files on the hub write rotary embeddings in two ways: `rope_parameters` (transformers
+5), or `rope_theta`, `rope_scaling` and others. They leave out defaults of their class,
+and give patterns of layers as a period or as a list. `normalised` returns one form.
 """
 
 import dataclasses
@@ -43,15 +42,14 @@ _KNOW_ORIGINAL_LENGTH = ("llama3", "yarn", "longrope")
 def normalised(config: Mapping[str, Any], file: str = "config.json") -> Config:
     """Returns `config` with every default written out, in the layout of transformers 5.
 
-    Of a multimodal model, it is that of the text part. Keys that it does not know are
-    kept as they are.
+    Of a multimodal model, it is that of the text part. Unknown keys are kept.
 
     Args:
       config: What config.json holds.
       file: Its name, for errors.
 
     Raises:
-      UserError: If there is no such model type here, or if a value cannot be right.
+      UserError: If the model type is not supported, or a value cannot be right.
     """
     values = _text_part(Values(file, config))
     kind = _model_type(values)
@@ -126,7 +124,7 @@ def _fill_heads(config: Config, values: Values) -> None:
 
 
 def _fill_patterns(config: Config) -> None:
-    """Writes out which layers are of which kind."""
+    """Writes out the kind of each layer."""
     layers = range(config.get("num_hidden_layers", 0))
     if config.get("mlp_only_layers", ()) is None:
         config["mlp_only_layers"] = []

@@ -24,7 +24,7 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 class Folder:
-    """A model folder on disk. Nothing is fetched, and no code in it is run.
+    """A model folder on disk. Nothing is downloaded, and no code in it is run.
 
     Args:
       path: The folder.
@@ -47,10 +47,10 @@ class Folder:
 
     @functools.cached_property
     def config(self) -> Config:
-        """config.json in the one layout that graphs are made from.
+        """The normalised config.json, from which graphs are made.
 
-        It says that the head is not tied to the embedding where the files have one
-        that differs, whatever config.json says: transformers 5 keeps it, too.
+        If config.json ties the head to the embedding but the files have a head that
+        differs, it says that the head is not tied, as transformers 5 does.
 
         Raises:
           UserError: If there is no such model type here, or weights are quantised.
@@ -78,7 +78,7 @@ class Folder:
 
     @property
     def remarks(self) -> list[str]:
-        """What a user may not expect of the weights that are read, a line each."""
+        """Lines about choices between weights that a user may not expect."""
         lines = []
         if self._has(WHOLE) and self._has(INDEX):
             lines.append(
