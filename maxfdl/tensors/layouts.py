@@ -1,6 +1,5 @@
 """Layouts: how the values of tensors in a checkpoint are arranged in our parameters.
 
-
 "Theirs" are tensors of the checkpoint, "ours" arrays of the model. Ours is what a
 `Declaration` says: kernels are [*batch, *inputs, *outputs]. Theirs, unless a layout
 says otherwise, follows from that: torch's Linear keeps [outputs, inputs], each

@@ -15,6 +15,14 @@ from tests.run.conftest import SOON
 CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
 
 
+@pytest.fixture(autouse=True)
+def not_ignored():
+    """Under nohup a process, and so a test, begins with SIGHUP ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture
 def codes() -> queue.Queue[int]:
     """The codes that the process would have ended with at once."""
