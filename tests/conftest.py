@@ -37,6 +37,7 @@ jaxtyping.install_import_hook("maxfdl.ops", "beartype.beartype")
 # Programs of several CPU devices deadlock when they come from the cache, see
 # maxfdl/run/runtime.py; commands that tests start on one device use it.
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 from tests.times import CpuTimes  # noqa: E402
 
@@ -47,7 +48,11 @@ def pytest_configure(config):
     config.pluginmanager.register(CpuTimes())
 
 
-def pytest_collection_finish():
-    # What is imported stays: the collector need not look at it again and again.
-    gc.collect()
+@pytest.fixture(autouse=True, scope="module")
+def frozen_heap():
+    """What earlier tests left is cached for later ones; the collector need not look.
+
+    With the whole suite in one process a full collection takes a second, and a restore
+    of a damaged checkpoint asks for one.
+    """
     gc.freeze()

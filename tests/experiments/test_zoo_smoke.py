@@ -65,6 +65,7 @@ def test_unrolled_layers_train_alike(family):
         np.testing.assert_allclose(left["grad_norm"], right["grad_norm"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_routers_have_all_their_losses():
     reports = trajectory("deepseek_v3")
     terms = {"cross_entropy", "sequence_balance", "batch_balance", "router_z"}

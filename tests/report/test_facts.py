@@ -171,7 +171,9 @@ def whole_numbers() -> dict:
     return found
 
 
-@pytest.mark.parametrize("absurd", [10**30, 10**12])
+@pytest.mark.parametrize(
+    "absurd", [pytest.param(10**30, marks=pytest.mark.slow), 10**12]
+)
 def test_absurd_sizes_are_refused_or_counted_and_never_allocated(absurd):
     refused = []
     for family, path in whole_numbers().values():

@@ -259,6 +259,7 @@ def test_a_nan_anywhere_leaves_replicas_as_they_were(name):
     assert metrics["skipped"] == 1 and not np.isfinite(metrics["loss"])
 
 
+@pytest.mark.slow
 def test_biases_of_routers_move_alike_however_a_batch_is_cut():
     for _, parts in (of_whole_batch("mixtral"), on_mesh(*REPLICAS)):
         variables = {"params": {}, "state": parts.layer_state}
