@@ -24,7 +24,7 @@ from maxfdl.sharding.sharding import Sharding
 from maxfdl.train import observed
 from maxfdl.train.goal import LossGoal
 from maxfdl.train.gradients import Accumulate, Parts, WholeBatch
-from maxfdl.train.guard import Proposal, SkipNonFinite
+from maxfdl.train.guard import Guard, Proposal
 from maxfdl.train.loss import STUDENT, Batch, Loss, Term, total
 from maxfdl.train.placement import Placement
 from maxfdl.train.replicas import on_replicas
@@ -59,7 +59,7 @@ class Trainer:
         goal: LossGoal | None = None,
         sample_tokens: int = 0,
         gradients: WholeBatch | Accumulate,
-        guard: SkipNonFinite,
+        guard: Guard,
         placement: Placement,
         updates: Sequence[Update] = (),
         model: Annotated[Model, FromParent],
