@@ -9,6 +9,7 @@ from typing import Any
 
 import fiddle as fdl
 import jax
+import jax.numpy as jnp
 
 from maxfdl import graph
 from maxfdl.data import HuggingFaceTokenizer
@@ -152,4 +153,6 @@ def _model(network: Any) -> Model:
 
 
 def _dtype(variables: Mapping[str, Any]) -> str:
-    return str(jax.tree.leaves(variables["params"])[0].dtype)
+    """Returns a type that holds all weights, for readers that load all in one type."""
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(variables["params"])}
+    return str(jnp.result_type(*dtypes))

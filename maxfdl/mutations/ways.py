@@ -13,7 +13,7 @@ from maxfdl.optim.transforms import UpdateRule, WeightDecay
 from maxfdl.sharding.mesh import MeshShape
 from maxfdl.train.auxiliary import AuxiliaryLoss
 from maxfdl.train.gradients import Accumulate, WholeBatch
-from maxfdl.train.guard import SkipNonFinite
+from maxfdl.train.guard import Guard
 from maxfdl.train.placement import Placement
 from maxfdl.train.updates import Update
 
@@ -36,7 +36,7 @@ WAYS: dict[type, str] = {
     AuxiliaryLoss: "the mutation router_losses(...)",
     WholeBatch: "the mutation gradient_accumulation(steps=...)",
     Accumulate: "the mutation gradient_accumulation(steps=...)",
-    SkipNonFinite: "the mutation skip_spikes",
+    Guard: "the mutation skip_spikes",
     Placement: "the mutation zero1, offload_optimizer or offload_parameters",
     Frozen: "the mutation freeze(roles=...) or freeze(paths=...)",
     Update: "the mutation average_weights or selection_bias(rate=...)",

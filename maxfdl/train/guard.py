@@ -28,8 +28,38 @@ class Proposal(NamedTuple):
     reach: jax.Array
 
 
+class Guard:
+    """Base: accepts or rejects a step; its state holds counts of rejected ones.
+
+    The run ends after `stop_after` rejected steps in a row. The state must have the
+    keys `skipped` and `skipped_in_a_row`.
+    """
+
+    stop_after: int
+
+    def init(self) -> State:
+        """Returns the initial state."""
+        raise NotImplementedError
+
+    def __call__(self, state: State, step: Proposal) -> tuple[jax.Array, State]:
+        """Returns whether the step is accepted, and the new state."""
+        raise NotImplementedError
+
+    def scaled(self, state: State, weights: dict[str, jax.Array]) -> Any:
+        """Returns the weights of the loss terms, divided by the loss scale."""
+        return weights
+
+    def unscaled(self, state: State, grads: Any) -> Any:
+        """Returns gradients with the loss scale removed, in float32 at least."""
+        return grads
+
+    def metrics(self, state: State) -> dict[str, jax.Array]:
+        """Returns the metrics of the state."""
+        return {name: state[name] for name in ("skipped", "skipped_in_a_row")}
+
+
 @dataclasses.dataclass(frozen=True)
-class SkipNonFinite:
+class SkipNonFinite(Guard):
     """Rejects a step whose loss, gradients or parameters are not finite.
 
     Also rejects a step that would move parameters by 1e10 or more, an estimate that is
@@ -50,7 +80,6 @@ class SkipNonFinite:
             yield f"SkipNonFinite stop_after ({node.stop_after}) must be at least 1."
 
     def init(self) -> State:
-        """Returns the initial state: counts of rejected steps, in all and in a row."""
         zero = jnp.zeros((), jnp.int32)
         state: State = {"skipped": zero, "skipped_in_a_row": zero}
         if self.loss_scale is not None:
@@ -58,7 +87,6 @@ class SkipNonFinite:
         return state
 
     def __call__(self, state: State, step: Proposal) -> tuple[jax.Array, State]:
-        """Returns whether the step is accepted, and the new state."""
         norms = step.loss, step.grad_norm, step.param_norm
         accepted = jnp.all(jnp.isfinite(jnp.stack(norms))) & (step.reach < _FURTHEST)
         if self.loss_scale is not None:
@@ -69,13 +97,11 @@ class SkipNonFinite:
         return accepted, state | self._counted(state, accepted)
 
     def scaled(self, state: State, weights: dict[str, jax.Array]) -> Any:
-        """Returns the weights of the loss terms, divided by the loss scale."""
         if self.loss_scale is None:
             return weights
         return {k: w / state["loss_scale"]["scale"] for k, w in weights.items()}
 
     def unscaled(self, state: State, grads: Any) -> Any:
-        """Returns gradients with the loss scale removed, in float32 at least."""
         if self.loss_scale is None:
             return grads
 
@@ -86,8 +112,7 @@ class SkipNonFinite:
         return jax.tree.map(unscaled, grads)
 
     def metrics(self, state: State) -> dict[str, jax.Array]:
-        """Returns the metrics of the state."""
-        metrics = {name: state[name] for name in ("skipped", "skipped_in_a_row")}
+        metrics = super().metrics(state)
         if self.loss_scale is not None:
             metrics["loss_scale"] = state["loss_scale"]["scale"]
         return metrics

@@ -25,7 +25,7 @@ from maxfdl.sharding.sharding import Sharding
 from maxfdl.train import observed
 from maxfdl.train.goal import LossGoal
 from maxfdl.train.gradients import Accumulate, Parts, WholeBatch
-from maxfdl.train.guard import Proposal, SkipNonFinite
+from maxfdl.train.guard import Guard, Proposal
 from maxfdl.train.loss import STUDENT, Batch, Loss, Term, total
 from maxfdl.train.placement import Placement
 from maxfdl.train.replicas import on_replicas
@@ -60,7 +60,7 @@ class Trainer:
         goal: Annotated[LossGoal | None, Operational] = None,
         sample_tokens: Annotated[int, Operational] = 0,
         gradients: Annotated[WholeBatch | Accumulate, Operational("adds_up")],
-        guard: SkipNonFinite,
+        guard: Guard,
         placement: Annotated[Placement, Operational],
         updates: Sequence[Update] = (),
         model: Annotated[Model, FromParent],

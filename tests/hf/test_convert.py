@@ -12,10 +12,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from maxfdl import graph
+from maxfdl import graph, hf
 from maxfdl.checkpoint.checkpointer import Checkpointer
 from maxfdl.errors import UserError
-from maxfdl.mutations import offload_optimizer, offload_parameters, use_schedule_free
+from maxfdl.mutations import (
+    freeze,
+    offload_optimizer,
+    offload_parameters,
+    use_schedule_free,
+)
 from maxfdl.run.first_state import first_state
 from maxfdl.saved_run import read_run
 from tests import goldens, tiny
@@ -184,6 +189,23 @@ def test_a_run_begins_with_the_weights_of_a_folder(devices, offload):
     jax.tree.map(lambda x, a: x.sharding.is_equivalent_to(a.sharding, x.ndim) or 1 / 0,
                  state, wanted)  # fmt: skip
     assert int(state["step"]) == 0
+
+
+def test_frozen_weights_of_a_folder_come_and_go_in_their_own_type(tmp_path):
+    paths = ("embedding", "**.attention")
+    config = freeze(loaded("llama3").config, paths=paths, dtype="bfloat16")
+    state = first_state(tiny.program(config), str(FOLDER))
+    types = jax.tree.map(lambda leaf: leaf.dtype.name, state["params"])
+    assert types["embedding"]["table"] == "bfloat16"
+    assert types["final_norm"]["scale"] == "float32"
+    hf.save(tmp_path, config, {"params": state["params"], "state": state["state"]})
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "float32"
+    written, source = (
+        load_file(folder / "model.safetensors") for folder in (tmp_path, FOLDER)
+    )
+    assert written.keys() == source.keys()
+    for name, values in written.items():
+        np.testing.assert_array_equal(values, source[name].astype(values.dtype))
 
 
 @pytest.mark.parametrize("offload", [False, True], ids=["device", "host"])
