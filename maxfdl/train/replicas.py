@@ -14,14 +14,15 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from maxfdl.layers.sinks import across
+from maxfdl.ops.state import States
 from maxfdl.sharding.sharding import REPLICAS, Sharding
-from maxfdl.train.gradients import Merge, Parts
+from maxfdl.train.gradients import Parts
 
 Gradients = Callable[..., tuple[Any, Parts]]
 
 
 def on_replicas(
-    gradients: Gradients, sharding: Sharding, cuts: Any, merge: Merge
+    gradients: Gradients, sharding: Sharding, cuts: Any, states: States
 ) -> Gradients:
     """Returns `gradients` of the whole batch, a function of arrays alone.
 
@@ -32,8 +33,7 @@ def on_replicas(
       cuts: Specs of the dims along which gradients end up sharded over replicas
         (ZeRO-1), a tree like them. A gradient costs one reduce-scatter, or, without
         such a dim, one all-reduce, of its float32 bytes.
-      merge: `merge(before, parts)` makes one of the states of layers that the replicas
-        leave, `parts`, whose leading dim counts replicas.
+      states: Makes one of the states of layers that the replicas leave.
     """
 
     def whole(params, layer_state, batch, *others):
@@ -59,8 +59,8 @@ def on_replicas(
         grads, parts = gradients(here, params, layer_state, batch, *others)
         sums = jax.lax.psum(parts.sums, REPLICAS)
         sinks = across(parts.sinks, here.apart)
-        states = jax.lax.all_gather(parts.layer_state, REPLICAS)
-        whole = Parts(sums, merge(layer_state, states), sinks)
+        of_replicas = jax.lax.all_gather(parts.layer_state, REPLICAS)
+        whole = Parts(sums, states.merged(layer_state, of_replicas), sinks)
         return jax.tree.map(_added_up, grads, cuts), whole
 
     return whole
