@@ -15,12 +15,12 @@ class AxisRules:
     over `fsdp`, with Megatron's cuts (Shoeybi et al. 2019) over `tensor`.
 
     Where a mesh axis cuts both a weight and the tokens, the weight is gathered over it
-    for use, for each device needs all of it for its own tokens. Dims in `stay_cut` are
+    for use, for each device needs all of it for its own tokens. Dims in `cut_in_use` are
     not: their weights stay where they lie, and tokens travel to them, as they do to
     experts (Lepikhin et al. 2020, https://arxiv.org/abs/2006.16668).
 
     Args:
-      stay_cut: Logical dims along which weights are never gathered for use.
+      cut_in_use: Logical dims along which weights are never gathered for use.
     """
 
     batch: MeshAxes = ("data", "fsdp")
@@ -40,7 +40,7 @@ class AxisRules:
     latent: MeshAxes = ()
     pair: MeshAxes = ()
     layers: MeshAxes = ()
-    stay_cut: tuple[str, ...] = ("experts",)
+    cut_in_use: tuple[str, ...] = ("experts",)
 
     @staticmethod
     def check_config(node):
@@ -51,10 +51,10 @@ class AxisRules:
                         f"AxisRules {dim} names the mesh axis {axis!r}, which"
                         f" must be one of {', '.join(axis_names())}."
                     )
-        for dim in node.stay_cut:
+        for dim in node.cut_in_use:
             if dim not in dims():
                 yield (
-                    f"AxisRules stay_cut names the dim {dim!r}, which must be one of"
+                    f"AxisRules cut_in_use names the dim {dim!r}, which must be one of"
                     f" {', '.join(dims())}."
                 )
 
@@ -62,4 +62,4 @@ class AxisRules:
 def dims() -> tuple[str, ...]:
     """Returns the names of the logical dims that there are rules for."""
     names = [field.name for field in dataclasses.fields(AxisRules)]
-    return tuple(name for name in names if name != "stay_cut")
+    return tuple(name for name in names if name != "cut_in_use")

@@ -117,7 +117,7 @@ class Sharding:
         of_tokens = {*self.rules.batch, *self.rules.sequence}
 
         def in_use(axis: str, entry: Any) -> Any:
-            if entry is None or axis in self.rules.stay_cut:
+            if entry is None or axis in self.rules.cut_in_use:
                 return entry
             names = (entry,) if isinstance(entry, str) else entry
             left = tuple(name for name in names if name not in of_tokens)

@@ -304,7 +304,7 @@ def test_experts_on_an_axis_that_cuts_the_batch_too_are_not_gathered():
 
     actual, gathers = on_mesh()
     jax.tree.map(assert_close, actual, expected)
-    gathered, gathers_of_all = on_mesh(stay_cut=())
+    gathered, gathers_of_all = on_mesh(cut_in_use=())
     jax.tree.map(assert_close, gathered, expected)
     assert gathers_of_all - gathers == 3  # gate, up and down
 

@@ -63,15 +63,15 @@ def test_a_weight_is_gathered_over_all_axes_that_cut_the_tokens(on):
     assert on(fsdp=4, tensor=2).spec_in_use(("vocab", "embed")) == P("tensor", None)
 
 
-def test_dims_that_stay_cut_are_not_gathered(on):
+def test_dims_that_cut_in_use_are_not_gathered(on):
     axes = ("experts", "embed", "expert_mlp")
     rules = AxisRules(experts=("fsdp",))
     assert on(rules, fsdp=4, tensor=2).spec_in_use(axes) == P("fsdp", None, "tensor")
     # Of an axis that another dim has taken, they do not get a part in use either.
     assert on(rules, fsdp=8).spec_in_use(("embed", "experts")) == P(None, None)
-    whole = AxisRules(experts=("fsdp",), stay_cut=())
+    whole = AxisRules(experts=("fsdp",), cut_in_use=())
     assert on(whole, fsdp=4, tensor=2).spec_in_use(axes) == P(None, None, "tensor")
-    mixed = AxisRules(embed=("fsdp", "tensor"), stay_cut=("embed",))
+    mixed = AxisRules(embed=("fsdp", "tensor"), cut_in_use=("embed",))
     assert on(mixed, fsdp=4, tensor=2).spec_in_use(("embed",)) == P(("fsdp", "tensor"))
 
 
@@ -105,13 +105,13 @@ def test_axes_that_run_apart_add_up(on):
 
 def test_rules_name_mesh_axes_and_dims_that_there_are():
     config = tiny.experiment()
-    config.sharding.mlp, config.sharding.stay_cut = ("model",), ("expert",)
+    config.sharding.mlp, config.sharding.cut_in_use = ("model",), ("expert",)
     with pytest.raises(ConfigError) as error:
         graph.build(config)
     assert "AxisRules mlp names the mesh axis 'model', which must be one of data" in (
         str(error.value)
     )
-    assert "AxisRules stay_cut names the dim 'expert', which must be one of batch" in (
+    assert "AxisRules cut_in_use names the dim 'expert', which must be one of batch" in (
         str(error.value)
     )
 
