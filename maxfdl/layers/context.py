@@ -43,12 +43,12 @@ class Outbox:
     """Where the layers of one call leave what is no activation, during one trace.
 
     Attributes:
-      sinks: Side results by path.
+      sinks: Side results.
       kept: Caches for the next call, by path.
     """
 
     def __init__(self):
-        self.sinks: dict[str, Any] = {}
+        self.sinks: dict[SinkKey, Any] = {}
         self.kept: dict[str, Any] = {}
 
 
@@ -81,8 +81,8 @@ class Context:
         return self.rows.places
 
     @property
-    def sinks(self) -> dict[str, Any]:
-        """Side results so far, by path."""
+    def sinks(self) -> dict[SinkKey, Any]:
+        """Side results so far."""
         return self.outbox.sinks
 
     @property

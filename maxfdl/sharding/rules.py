@@ -15,9 +15,9 @@ class AxisRules:
     over `fsdp`, with Megatron's cuts (Shoeybi et al. 2019) over `tensor`.
 
     Where a mesh axis cuts both a weight and the tokens, the weight is gathered over it
-    for use, for each device needs all of it for its own tokens. Dims in `cut_in_use` are
-    not: their weights stay where they lie, and tokens travel to them, as they do to
-    experts (Lepikhin et al. 2020, https://arxiv.org/abs/2006.16668).
+    for use, for each device needs all of it for its own tokens. The dims in
+    `cut_in_use` are not: such weights stay where they lie, and tokens travel to them,
+    as they do to experts (Lepikhin et al. 2020, https://arxiv.org/abs/2006.16668).
 
     Args:
       cut_in_use: Logical dims along which weights are never gathered for use.
