@@ -26,6 +26,7 @@ from maxfdl.layers.context import Context
 from maxfdl.layers.linen.module import Declared
 from maxfdl.layers.nnx.module import State, declaration_of, flat_names
 from maxfdl.layers.parameter import Parameter, map_parameters, path_hash
+from maxfdl.layers.state import StateDeclaration
 from maxfdl.markers import FromParent
 from maxfdl.ops.mask import NOWHERE
 from maxfdl.ops.rope import LongRope
@@ -92,6 +93,10 @@ class Model:
         """Returns the declaration of each parameter, as a tree like `params`."""
         return self._declared[0]
 
+    def state(self) -> Tree:
+        """Returns the declaration of each state of a layer, as a tree like `state`."""
+        return self._declared[1]
+
     def init(self, key: jax.Array) -> Tree:
         """Returns fresh variables: each leaf follows from the key and its own path.
 
@@ -102,9 +107,7 @@ class Model:
             values = parameter.draw(jax.random.fold_in(key, path_hash(path)))
             return values.astype(self.network.param_dtype)
 
-        state = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self._state
-        )
+        state = jax.tree.map(StateDeclaration.first, self.state())
         return {"params": map_parameters(draw, self.parameters()), "state": state}
 
     def apply(
@@ -224,12 +227,8 @@ class Model:
 
     @functools.cached_property
     def _declared(self) -> tuple[Tree, Tree]:
-        """Declarations of the parameters, and abstract state."""
+        """Declarations of parameters and of state."""
         raise NotImplementedError
-
-    @property
-    def _state(self) -> Tree:
-        return self._declared[1]
 
     def _run(self, variables, tokens, context) -> tuple[Any, Tree]:
         """Returns what the network gives, and its new state."""
@@ -264,10 +263,7 @@ class NnxModel(Model):
     @functools.cached_property
     def _declared(self) -> tuple[Tree, Tree]:
         _, params, state = self._abstract
-        return (
-            _nested(params, declaration_of),
-            _nested(state, lambda variable: variable.get_value()),
-        )
+        return _nested(params, declaration_of), _nested(state, declaration_of)
 
     def _run(self, variables, tokens, context):
         graphdef, params, state = self._abstract
@@ -297,12 +293,15 @@ class LinenModel(Model):
             return self.network.init(jax.random.key(0), tokens, context)
 
         variables = jax.eval_shape(init, tokens)
-        params = jax.tree.map(
-            lambda box: box.declaration,
-            variables["params"],
-            is_leaf=lambda node: isinstance(node, Declared),
+        params, state = (
+            jax.tree.map(
+                lambda box: box.declaration,
+                variables.get(collection, {}),
+                is_leaf=lambda node: isinstance(node, Declared),
+            )
+            for collection in ("params", "state")
         )
-        return params, _without_empty(variables.get("state", {}))
+        return params, _without_empty(state)
 
     def _run(self, variables, tokens, context):
         collections = {"params": variables["params"], "state": variables["state"]}

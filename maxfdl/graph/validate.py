@@ -62,7 +62,12 @@ def _problems(nodes: list[tuple[str, fdl.Buildable]]) -> Iterator[str]:
     fields of all of those are sound.
     """
     faults = {
-        id(node): [*_misplaced(path, node), *_wrong(path, node), *_unset(path, node)]
+        id(node): [
+            *_misplaced(path, node),
+            *_wrong(path, node),
+            *_mixed(path, node),
+            *_unset(path, node),
+        ]
         for path, node in nodes
     }
     is_sound = not any(faults.values())
@@ -136,9 +141,33 @@ def _is_misused_module(value: Any, expected: Any) -> bool:
     """A Flax layer is made by its parent, even where its instance is callable too."""
     if not isinstance(value, fdl.Config) or not accepts(value, expected):
         return False
-    made = fdl.get_callable(value)
-    is_module = isinstance(made, type) and issubclass(made, nnx.Module | linen.Module)
-    return is_module and any(map(wants_callable, alternatives(expected)))
+    return _family(value) is not None and any(
+        map(wants_callable, alternatives(expected))
+    )
+
+
+def _mixed(path: str, node: fdl.Buildable) -> Iterator[str]:
+    """Layers of one Flax family directly inside a layer of the other."""
+    family = _family(node)
+    for name, value in node.__arguments__.items():
+        for each in value if isinstance(value, list | tuple) else [value]:
+            other = _family(each)
+            if family and other and family != other:
+                yield (
+                    f"{paths.join(path, str(name))} is a layer of {other} inside one of"
+                    f" {family}; to_nnx and to_linen change all layers at once"
+                    f"{_set_at(node, name)}"
+                )
+
+
+def _family(value: Any) -> str | None:
+    """Returns which family of Flax a node makes a layer of."""
+    made = fdl.get_callable(value) if isinstance(value, fdl.Buildable) else None
+    families = {"NNX": nnx.Module, "Linen": linen.Module}
+    is_class = isinstance(made, type)
+    return next(
+        (n for n, f in families.items() if is_class and issubclass(made, f)), None
+    )
 
 
 def _complaint(value: Any, expected: Any) -> str:

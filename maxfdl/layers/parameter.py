@@ -46,6 +46,15 @@ class Parameter:
     batched: int = 0
     repeats: int | None = None
 
+    @classmethod
+    def of_dims(
+        cls, *dims: Mapping[str, int], init: Initializer, role: Role, **kwargs: int
+    ) -> "Parameter":
+        """Returns the declaration of an array by the name and size of each dim."""
+        named = [pair for group in dims for pair in group.items()]
+        shape = tuple(size for _, size in named)
+        return cls(shape, tuple(name for name, _ in named), init, role, **kwargs)
+
     def __post_init__(self):
         assert len(self.shape) == len(self.axes), (self.shape, self.axes)
         # Here, because to draw it, even abstractly, fails in ways that tell nothing.

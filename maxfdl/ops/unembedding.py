@@ -34,7 +34,7 @@ class Unembedding:
     """
 
     weights: jax.Array
-    axes: tuple[str, str] = _static()
+    axes: tuple[str, ...] = _static()
     dtype: str = _static()
     dot: Dot = _static()
     scale: float = _static(default=1.0)

@@ -11,6 +11,9 @@ from flax import nnx as flax_nnx
 
 from maxfdl.errors import ConfigError
 from maxfdl.graph import dump_json, load_json, validate
+from maxfdl.layers import linen, nnx
+from maxfdl.ops.dot import Dot
+from maxfdl.ops.initializers import FanIn
 from tests.graph.toys import TRUST, mutations, ops, root
 from tests.graph.toys.experiments import small
 from tests.graph.toys.nnx import layers
@@ -131,6 +134,15 @@ def test_values_that_do_not_fit_are_named(field, value, complaint):
             "layer is a Config of Linear, whose features, rngs the parent passes"
         )
     assert complaint in problems(fdl.Config(Typed, **{field: value}))
+
+
+def test_a_layer_of_one_family_inside_one_of_the_other_is_refused():
+    linear = {"dot": fdl.Config(Dot), "initializer": fdl.Config(FanIn)}
+    nnx_linear = fdl.Partial(nnx.Linear, **linear)
+    mlp = fdl.Partial(linen.Mlp, hidden=8, activation="gelu", down=nnx_linear)
+    mlp.up = fdl.Partial(linen.Linear, **linear)
+    assert "down is a layer of NNX inside one of Linen; to_nnx and" in problems(mlp)
+    assert "up is" not in problems(mlp)
 
 
 def test_all_problems_come_at_once_with_paths_and_lines():

@@ -408,7 +408,11 @@ CASES = {
         _WIDTH,
         on_vectors,
     ),
-    "RMSNorm": Case(lambda family: family.RMSNorm, _WIDTH, on_vectors),
+    "RMSNorm": Case(
+        lambda family: functools.partial(family.RMSNorm, epsilon=0.3),
+        _WIDTH,
+        on_vectors,
+    ),
     "Router": Case(router, _WIDTH | _EXPERTS, weights_of),
     "ScaledEmbedding": Case(
         lambda family: functools.partial(family.ScaledEmbedding, initializer=Normal()),

@@ -16,10 +16,12 @@ from maxfdl.layers import nnx
 from maxfdl.layers.execution import Scan, Unroll
 from maxfdl.layers.linen.module import Module as LinenModule
 from maxfdl.layers.linen.module import param as linen_param
+from maxfdl.layers.linen.module import state as linen_state
 from maxfdl.layers.nnx.module import Module as NnxModule
-from maxfdl.layers.nnx.module import State
 from maxfdl.layers.nnx.module import param as nnx_param
+from maxfdl.layers.nnx.module import state as nnx_state
 from maxfdl.layers.parameter import Parameter
+from maxfdl.layers.state import StateDeclaration
 from maxfdl.ops.initializers import Normal
 from tests.layers.families import (
     FAMILIES,
@@ -51,6 +53,10 @@ def scale_of(features):
     return Parameter((features,), ("norm",), Normal(1.0), "scale")
 
 
+def mean_of(features):
+    return StateDeclaration((features,), ("norm",), merge="last")
+
+
 def remember(mean, x):
     """Returns the new running mean."""
     return 0.5 * mean + 0.5 * jnp.mean(x, axis=(0, 1))
@@ -59,7 +65,7 @@ def remember(mean, x):
 class NnxMemory(NnxModule):
     def __init__(self, *, features, rngs):
         self.scale = nnx_param(scale_of(features), rngs)
-        self.mean = State(jnp.zeros(features))
+        self.mean = nnx_state(mean_of(features))
 
     def __call__(self, x, context):
         context.emit("peak", jnp.max(jnp.abs(x)))
@@ -73,7 +79,7 @@ class LinenMemory(LinenModule, kw_only=True):
     @flax_linen.compact
     def __call__(self, x, context):
         scale = linen_param(self, "scale", scale_of(self.features))
-        mean = self.variable("state", "mean", jnp.zeros, self.features)
+        mean = linen_state(self, "mean", mean_of(self.features))
         context.emit("peak", jnp.max(jnp.abs(x)))
         mean.value = remember(mean.value, x)
         return jnp.tanh(x) * scale + mean.value

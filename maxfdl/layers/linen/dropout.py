@@ -1,25 +1,8 @@
-"""Dropout."""
+"""Dropout, see `maxfdl.layers.dropout`."""
 
-import jax
-
-from maxfdl.layers.checks import check_dropout
-from maxfdl.layers.context import Context
+from maxfdl.layers import dropout
 from maxfdl.layers.linen.module import Module
-from maxfdl.ops.dropout import dropout
 
 
-class Dropout(Module, kw_only=True):
-    """Zeroes each element with probability `rate` and scales the rest to keep the mean.
-
-    The mask follows from step, layer, path and row alone. Without a key in the context
-    (evaluation, generation) nothing is dropped. Srivastava et al. 2014.
-    """
-
-    check_config = staticmethod(check_dropout)
-
-    rate: float = 0.0
-
-    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
-        if self.rate == 0.0 or context.key is None:
-            return x
-        return dropout(x, self.rate, context.row_keys())
+class Dropout(dropout.Dropout, Module, kw_only=True):
+    pass

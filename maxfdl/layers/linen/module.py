@@ -1,24 +1,157 @@
 """What Linen layers are made of: parameters and state that know themselves."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any, cast
 
 import jax
 from flax import linen as nn
 from flax import struct
 
+from maxfdl.layers.context import Context
+from maxfdl.layers.layer import Cell, Factory, Maker, StackedLayers, Weight
+from maxfdl.layers.layer import Module as AnyModule
 from maxfdl.layers.parameter import Parameter
+from maxfdl.layers.state import StateDeclaration
 
 
-class Module(nn.Module):
-    """Base of the layers of this family."""
+class Module(nn.Module, AnyModule):
+    """Base of the layers of this family.
+
+    A subclass of a `Layer` too has the fields of the layer. The parts are made at each
+    call, for Linen cannot keep a child under the name of the field that holds its
+    factory.
+    """
+
+    @nn.compact
+    def call_with_parts(self, method: Callable[..., Any], *args: Any) -> Any:
+        maker = LinenMaker(self)
+        self.make(maker)
+        return method(self, maker.parts, *args)
+
+
+class Param(Weight):
+    """A parameter's value beside its declaration."""
+
+    def __init__(self, value: jax.Array, declaration: Parameter):
+        self._value = value
+        self._declaration = declaration
+
+    @property
+    def stored(self) -> jax.Array:
+        return self._value
+
+    @property
+    def declared(self) -> Parameter:
+        return self._declaration
+
+
+class State(Cell):
+    """State in Linen's variable for it."""
+
+    def __init__(self, variable: nn.Variable):
+        self._variable = variable
+
+    def read(self) -> jax.Array:
+        return self._variable.value
+
+    def write(self, value: jax.Array) -> None:
+        self._variable.value = value
+
+
+class LinenStackedLayers(StackedLayers):
+    """Layers without a place of their own, and their arrays as variables of a module.
+
+    Each layer's tree of parameters, of all repeats, is one variable, and so is that of
+    its state, if it has some.
+    """
+
+    def __init__(self, module: nn.Module, layers: dict[str, nn.Module], repeats: int):
+        self._module = module
+        self._layers = layers
+        self._repeats = repeats
+
+    def arrays(self, x: jax.Array, context: Context) -> tuple[Any, Any]:
+        if self._module.is_initializing():
+            for name, layer in self._layers.items():
+                self._start(name, layer, x, context.for_layer(0).at(name))
+        return self._trees("params"), self._trees("state")
+
+    def _start(
+        self, name: str, layer: nn.Module, x: jax.Array, context: Context
+    ) -> None:
+        keys = jax.random.split(self._module.make_rng("params"), self._repeats)
+        trees = jax.vmap(lambda key: layer.init(key, x, context))(keys)
+        for collection in ("params", "state"):
+            tree = _declared_stacked(trees.get(collection, {}), self._repeats)
+            self._put_if_any(collection, name, tree)
+
+    def _trees(self, collection: str) -> dict[str, Any]:
+        get = self._module.get_variable
+        return {n: nn.meta.unbox(get(collection, n, {})) for n in self._layers}
+
+    def run(
+        self, params: Any, state: Any, x: jax.Array, context: Context
+    ) -> tuple[jax.Array, Any]:
+        new_state = {}
+        for name, layer in self._layers.items():
+            arrays = {"params": params[name], "state": state[name]}
+            x, new = layer.apply(arrays, x, context.at(name), mutable=["state"])
+            new_state[name] = new.get("state", {})
+        return x, new_state
+
+    def keep(self, state: Any) -> None:
+        if self._module.is_initializing():
+            return  # `init` returns the values before the first step
+        for name in self._layers:
+            self._put_if_any("state", name, state[name])
+
+    def _put_if_any(self, collection: str, name: str, tree: Any) -> None:
+        if jax.tree.leaves(tree):
+            self._module.put_variable(collection, name, tree)
+
+
+class LinenMaker(Maker):
+    """Makes parts of a module that runs, and collects them in `parts`."""
+
+    def __init__(self, module: Module):
+        self._module = module
+        self.parts = SimpleNamespace()
+
+    def _keep(self, name: str, part: Any) -> None:
+        setattr(self.parts, name, part)
+
+    def child(self, name: str, factory: Factory | None, **fields: Any) -> None:
+        self._keep(name, factory and factory(**fields, name=name))
+
+    def children(self, name: str, factories: Sequence[Factory], **fields: Any) -> None:
+        named = enumerate(factories)
+        self._keep(name, [make(**fields, name=f"{name}_{i}") for i, make in named])
+
+    def stacked(
+        self, name: str, factories: Sequence[Factory], repeats: int, **fields: Any
+    ) -> None:
+        layers = {
+            f"{name}_{i}": factory(**fields, parent=None)
+            for i, factory in enumerate(factories)
+        }
+        self._keep(name, LinenStackedLayers(self._module, layers, repeats))
+
+    def parameter(self, name: str, declaration: Parameter | None) -> None:
+        self._keep(name, declaration and self._param(name, declaration))
+
+    def _param(self, name: str, declaration: Parameter) -> Param:
+        return Param(param(self._module, name, declaration), declaration)
+
+    def state(self, name: str, declaration: StateDeclaration | None) -> None:
+        self._keep(name, declaration and State(state(self._module, name, declaration)))
 
 
 class Declared(struct.PyTreeNode, nn.meta.AxisMetadata):
-    """A parameter's value in the box that carries its declaration out of `init`."""
+    """A variable's value in the box that carries its declaration out of `init`."""
 
     value: Any
-    declaration: Parameter = struct.field(pytree_node=False)
+    declaration: Parameter | StateDeclaration = struct.field(pytree_node=False)
 
     def unbox(self, apply_constraint: bool = True) -> Any:
         return self.value
@@ -42,33 +175,15 @@ def param(module: nn.Module, name: str, declaration: Parameter) -> jax.Array:
     return cast(jax.Array, module.param(name, draw))  # Linen unboxes it
 
 
-def stacked_variable(
-    module: nn.Module,
-    collection: str,
-    name: str,
-    repeats: int,
-    init: Callable[[jax.Array], Any],
-) -> Any:
-    """Returns the arrays of `repeats` layers as one variable, a tree of its own.
+def state(
+    module: nn.Module, name: str, declaration: StateDeclaration
+) -> nn.Variable[Any]:
+    """Returns the state `name` of `module` as a variable, at its start under `init`."""
 
-    `init(key)` gives the variables of one layer, by collection. A layer that has
-    none in this collection has an empty tree.
-    """
+    def start() -> Declared:
+        return Declared(declaration.first(), declaration)
 
-    def draw_one(key: jax.Array) -> Any:
-        return init(key).get(collection, {})
-
-    if module.is_initializing():
-        keys = jax.random.split(module.make_rng("params"), repeats)
-        tree = _declared_stacked(jax.vmap(draw_one)(keys), repeats)
-        put_if_any(module, collection, name, tree)
-    return nn.meta.unbox(module.get_variable(collection, name, {}))
-
-
-def put_if_any(module: nn.Module, collection: str, name: str, tree: Any) -> None:
-    """Stores a tree of variables, unless it has no leaves."""
-    if jax.tree.leaves(tree):
-        module.put_variable(collection, name, tree)
+    return module.variable("state", name, start)
 
 
 def _declared_stacked(tree: Any, repeats: int) -> Any:

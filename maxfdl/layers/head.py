@@ -1,0 +1,66 @@
+"""Heads: where the weights that make logits come from.
+
+`scale` multiplies the logits and `soft_cap` bounds them, see `ops.unembedding`.
+"""
+
+from typing import Annotated
+
+from maxfdl.layers.context import Context
+from maxfdl.layers.layer import Layer, Maker, Weight, with_parts
+from maxfdl.layers.parameter import Parameter
+from maxfdl.markers import FromParent
+from maxfdl.ops.dot import Dot
+from maxfdl.ops.initializers import Initializer
+from maxfdl.ops.unembedding import Unembedding
+from maxfdl.sharding.memory import on_device
+
+
+class Head(Layer):
+    """A kernel of its own, [D, V]."""
+
+    dot: Dot
+    initializer: Initializer
+    scale: float = 1.0
+    soft_cap: float | None = None
+    features: Annotated[int, FromParent]
+    vocab_size: Annotated[int, FromParent]
+    dtype: Annotated[str, FromParent]
+
+    def make(self, maker: Maker):
+        dims = {"embed": self.features, "vocab": self.vocab_size}
+        kernel = Parameter.of_dims(
+            dims, init=self.initializer, role="kernel", contracted=1
+        )
+        maker.parameter("kernel", kernel)
+
+    @with_parts
+    def __call__(self, parts, table_VD: Weight, context: Context) -> Unembedding:
+        return _unembedding(self, parts.kernel, context)
+
+
+class TiedHead(Layer):
+    """The embedding table, transposed (Press & Wolf 2017)."""
+
+    dot: Dot
+    scale: float = 1.0
+    soft_cap: float | None = None
+    features: Annotated[int, FromParent]
+    vocab_size: Annotated[int, FromParent]
+    dtype: Annotated[str, FromParent]
+
+    def __call__(self, table_VD: Weight, context: Context) -> Unembedding:
+        return _unembedding(self, table_VD, context)
+
+
+def _unembedding(
+    head: Head | TiedHead, weights: Weight, context: Context
+) -> Unembedding:
+    return Unembedding(
+        weights=on_device(weights.stored),
+        axes=weights.declared.axes,
+        dtype=head.dtype,
+        dot=head.dot,
+        scale=head.scale,
+        soft_cap=head.soft_cap,
+        sharding=context.sharding,
+    )

@@ -1,0 +1,139 @@
+"""What a layer is, for both families: fields, parts and forward pass, written once.
+
+`layers/attention.py` and its neighbours hold the layers. `layers/nnx` and
+`layers/linen` make NNX and Linen modules of them: each has, in `module.py`, a `Maker`
+that makes the parts of a layer, and a base class that calls its methods with them.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar, dataclass_transform
+
+import jax
+from jax.typing import DTypeLike
+
+from maxfdl.layers.context import Context
+from maxfdl.layers.parameter import Parameter
+from maxfdl.layers.state import StateDeclaration
+
+Factory = Callable[..., Any]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Weight:
+    """A parameter as a layer sees it: its value, which knows its declaration."""
+
+    @property
+    def stored(self) -> jax.Array:
+        """The value as it is stored: in its own type, cut as the rules say."""
+        raise NotImplementedError
+
+    @property
+    def declared(self) -> Parameter:
+        """The declaration that the parameter was made with."""
+        raise NotImplementedError
+
+    def ready(self, context: Context, dtype: DTypeLike | None = None) -> jax.Array:
+        """Returns the value ready for use: cast to `dtype`, then gathered.
+
+        Without a `dtype` it keeps the type that it is stored in.
+        """
+        value = self.stored
+        return context.weight(value, self.declared.axes, dtype or value.dtype)
+
+
+class Cell:
+    """A value that a layer changes as it runs, and that no gradient reaches."""
+
+    def read(self) -> jax.Array:
+        raise NotImplementedError
+
+    def write(self, value: jax.Array) -> None:
+        """Replaces the value, for whoever reads after, in this call or the next."""
+        raise NotImplementedError
+
+
+class StackedLayers:
+    """Layers that run one after the other, with the arrays of several repeats."""
+
+    def arrays(self, x: jax.Array, context: Context) -> tuple[Any, Any]:
+        """Returns parameters and state of all repeats, before they run on `x`."""
+        raise NotImplementedError
+
+    def run(
+        self, params: Any, state: Any, x: jax.Array, context: Context
+    ) -> tuple[jax.Array, Any]:
+        """Runs each layer once, with the arrays of one repeat; returns new state."""
+        raise NotImplementedError
+
+    def keep(self, state: Any) -> None:
+        """Replaces the state of all repeats."""
+        raise NotImplementedError
+
+
+class Maker:
+    """Makes the parts of one layer. A part that is given as None stays None."""
+
+    def child(self, name: str, factory: Factory | None, **fields: Any) -> None:
+        """Makes the layer `name`, called with the fields that its parent supplies."""
+        raise NotImplementedError
+
+    def children(self, name: str, factories: Sequence[Factory], **fields: Any) -> None:
+        """Makes a list of layers, whose names are `name_0`, `name_1` and so on."""
+        raise NotImplementedError
+
+    def stacked(
+        self, name: str, factories: Sequence[Factory], repeats: int, **fields: Any
+    ) -> None:
+        """Makes `StackedLayers`, named as `children` are."""
+        raise NotImplementedError
+
+    def parameter(self, name: str, declaration: Parameter | None) -> None:
+        """Makes a `Weight`."""
+        raise NotImplementedError
+
+    def state(self, name: str, declaration: StateDeclaration | None) -> None:
+        """Makes a `Cell`."""
+        raise NotImplementedError
+
+
+class Module:
+    """Base of all modules of both families, those that are no `Layer` included."""
+
+    def call_with_parts(self, method: Callable[..., R], *args: Any) -> R:
+        """Returns `method(self, parts, *args)`. Each family has its own way."""
+        raise NotImplementedError
+
+
+@dataclass_transform(kw_only_default=True, eq_default=False)
+class Layer(Module):
+    """Base of the layers that are written once for both families.
+
+    A subclass annotates its fields, as a dataclass does. `make` says what it is made
+    of, and a method that is marked `with_parts` gets these parts, as attributes of one
+    object, before its own arguments.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any):
+        if cls.__doc__ is None:  # Python does not inherit it
+            cls.__doc__ = next(base.__doc__ for base in cls.__mro__ if base.__doc__)
+        super().__init_subclass__(**kwargs)
+        if "__init__" not in vars(cls):  # a family has constructors of its own
+            dataclasses.dataclass(kw_only=True, eq=False, repr=False)(cls)
+
+    def make(self, maker: Maker) -> None:
+        """Makes the children, parameters and state of the layer."""
+
+
+def with_parts(
+    method: Callable[Concatenate[Any, Any, P], R],
+) -> Callable[Concatenate[Any, P], R]:
+    """Turns `f(self, parts, ...)` into a method that is called without the parts."""
+
+    @functools.wraps(method)
+    def call(self: Any, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.call_with_parts(functools.partial(method, **kwargs), *args)
+
+    return call

@@ -1,0 +1,94 @@
+"""Linear projections.
+
+Dims: I contracted dims of the input, O dims of the output; each may be several, so
+that a projection to heads has the kernel [D, H, K].
+"""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import jax
+from jax.typing import DTypeLike
+
+from maxfdl.layers.context import Context
+from maxfdl.layers.layer import Layer, Maker, Module, with_parts
+from maxfdl.layers.parameter import Parameter
+from maxfdl.markers import FromParent
+from maxfdl.ops.dot import Dot
+from maxfdl.ops.initializers import Constant, Initializer
+
+Dims = dict[str, int]
+
+
+class Linear(Layer):
+    """`y = x kernel + bias`, over named dims.
+
+    Holds `prod(I) prod(O)` weights and spends twice that in FLOPs per token.
+
+    Args:
+      dot: The matrix product.
+      initializer: How the kernel is drawn.
+      use_bias: Whether to add a bias, which starts at 0.
+      inputs: Name and size of each contracted dim, the last dims of `x`.
+      outputs: Name and size of each dim of the result.
+    """
+
+    dot: Dot
+    initializer: Initializer
+    use_bias: bool = False
+    inputs: Annotated[Dims, FromParent]
+    outputs: Annotated[Dims, FromParent]
+
+    def make(self, maker: Maker):
+        kernel = Parameter.of_dims(
+            self.inputs,
+            self.outputs,
+            init=self.initializer,
+            role="kernel",
+            contracted=len(self.inputs),
+        )
+        bias = Parameter.of_dims(self.outputs, init=Constant(), role="bias")
+        maker.parameter("kernel", kernel)
+        maker.parameter("bias", bias if self.use_bias else None)
+
+    @with_parts
+    def ready(self, parts, dtype: DTypeLike, context: Context) -> jax.Array:
+        """Returns the kernel ready for use, [*inputs, *outputs]."""
+        return parts.kernel.ready(context, dtype)
+
+    @with_parts
+    def __call__(self, parts, x: jax.Array, context: Context) -> jax.Array:
+        kernel = parts.kernel.ready(context, x.dtype)
+        y = self.dot(x, kernel, contract=parts.kernel.declared.contracted)
+        return y if parts.bias is None else y + parts.bias.ready(context, x.dtype)
+
+
+class LowRankLinear(Layer):
+    """`up(norm(down(x)))`: a projection through `rank` features.
+
+    Holds `rank (prod(I) + prod(O))` weights and those of the norm.
+
+    Args:
+      down, norm, up: The parts.
+      rank: Features in the middle.
+      inputs: Name and size of each contracted dim, the last dims of `x`.
+      outputs: Name and size of each dim of the result.
+    """
+
+    down: Callable[..., Linear]
+    norm: Callable[..., Module]
+    up: Callable[..., Linear]
+    rank: int
+    inputs: Annotated[Dims, FromParent]
+    outputs: Annotated[Dims, FromParent]
+
+    def make(self, maker: Maker):
+        middle = {"rank": self.rank}
+        maker.child("down", self.down, inputs=self.inputs, outputs=middle)
+        maker.child("norm", self.norm, features=self.rank)
+        maker.child("up", self.up, inputs=middle, outputs=self.outputs)
+
+    @with_parts
+    def __call__(self, parts, x: jax.Array, context: Context) -> jax.Array:
+        x = parts.norm(parts.down(x, context.at("down")), context.at("norm"))
+        return parts.up(x, context.at("up"))

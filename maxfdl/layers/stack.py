@@ -1,0 +1,53 @@
+"""A cycle of layers, repeated."""
+
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+import jax
+
+from maxfdl.layers.checks import check_stack
+from maxfdl.layers.context import Context
+from maxfdl.layers.execution import Execution, Remat, run_stack
+from maxfdl.layers.layer import Layer, Maker, Module, with_parts
+from maxfdl.markers import FromParent
+
+
+class Stack(Layer):
+    """`repeats` times the cycle `layers`, with weights of their own each time.
+
+    The arrays of all repeats lie in one, along a leading dim. See `execution.py` for
+    how the repeats run.
+
+    Args:
+      layers: The layers of one cycle, in order.
+      repeats: How often the cycle comes.
+      execution: As a loop (`Scan`) or one after the other (`Unroll`).
+      remat: What the backward pass keeps.
+    """
+
+    named_tensors = ("layer_in",)
+    check_config = staticmethod(check_stack)
+
+    layers: Sequence[Callable[..., Module]]
+    repeats: int
+    execution: Execution
+    remat: Remat = "none"
+    features: Annotated[int, FromParent]
+
+    def make(self, maker: Maker):
+        maker.stacked("layers", self.layers, self.repeats, features=self.features)
+
+    @with_parts
+    def __call__(self, parts, x: jax.Array, context: Context) -> jax.Array:
+        params, state = parts.layers.arrays(x, context)
+        x, state = run_stack(
+            parts.layers.run,
+            params,
+            state,
+            x,
+            context,
+            execution=self.execution,
+            remat=self.remat,
+        )
+        parts.layers.keep(state)
+        return x
