@@ -26,10 +26,10 @@ from maxfdl.layers.context import Context
 from maxfdl.layers.linen.module import Declared
 from maxfdl.layers.nnx.module import State, declaration_of, flat_names
 from maxfdl.layers.parameter import Parameter, map_parameters, path_hash
-from maxfdl.layers.state import StateDeclaration
 from maxfdl.markers import FromParent
 from maxfdl.ops.mask import NOWHERE
 from maxfdl.ops.rope import LongRope
+from maxfdl.ops.state import StateDeclaration
 from maxfdl.ops.unembedding import Unembedding
 from maxfdl.sharding.sharding import Sharding
 

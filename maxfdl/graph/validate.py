@@ -164,10 +164,9 @@ def _family(value: Any) -> str | None:
     """Returns which family of Flax a node makes a layer of."""
     made = fdl.get_callable(value) if isinstance(value, fdl.Buildable) else None
     families = {"NNX": nnx.Module, "Linen": linen.Module}
-    is_class = isinstance(made, type)
-    return next(
-        (n for n, f in families.items() if is_class and issubclass(made, f)), None
-    )
+    if not isinstance(made, type):
+        return None
+    return next((n for n, base in families.items() if issubclass(made, base)), None)
 
 
 def _complaint(value: Any, expected: Any) -> str:

@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from maxfdl.hf.table import Leaves, Slot
 from maxfdl.model import Model
+from maxfdl.ops.state import StateDeclaration
 from maxfdl.sharding.sharding import Sharding
 
 Key = tuple[str, tuple[str, ...]]
@@ -32,19 +33,21 @@ class Arrays:
     def __init__(self, leaves: Leaves, model: Model, sharding: Sharding | None):
         self._leaves = leaves
         self._sharding = sharding
-        self._dtypes = {
-            "params": jnp.dtype(model.network.param_dtype),
-            "state": jnp.dtype(jnp.float32),  # what routers and the like are kept in
-        }
+        self._param_dtype = jnp.dtype(model.network.param_dtype)
         self._arrays: dict[Key, jax.Array] = {}
-        for (collection, path), parameter in leaves.items():
-            if sharding is not None and collection == "params":
-                shape, axes = parameter.full_shape, parameter.full_axes
+        for (_, path), declared in leaves.items():
+            if sharding is not None:
+                shape, axes = declared.full_shape, declared.full_axes
                 sharding.check("/".join(path), shape, axes)
 
     def dtype(self, slot: Slot) -> np.dtype:
         """Returns the type that values at a slot will have."""
-        return self._dtypes[slot.collection]
+        return self._dtype((slot.collection, slot.path))
+
+    def _dtype(self, key: Key) -> np.dtype:
+        declared = self._leaves[key]
+        is_state = isinstance(declared, StateDeclaration)
+        return jnp.dtype(declared.dtype) if is_state else self._param_dtype
 
     def fill(self, slot: Slot, values: np.ndarray) -> None:
         key = slot.collection, slot.path
@@ -63,7 +66,7 @@ class Arrays:
         """Returns the shape, type and place of each array."""
         return [
             jax.ShapeDtypeStruct(
-                leaf.full_shape, self._dtypes[key[0]], sharding=self._place(key)
+                leaf.full_shape, self._dtype(key), sharding=self._place(key)
             )
             for key, leaf in self._leaves.items()
         ]
@@ -79,14 +82,12 @@ class Arrays:
 
     def _empty(self, key: Key) -> jax.Array:
         shape = self._leaves[key].full_shape
-        return _zeros(shape, self._dtypes[key[0]], self._place(key))
+        return _zeros(shape, self._dtype(key), self._place(key))
 
     def _place(self, key: Key, skip: int = 0) -> jax.sharding.Sharding:
         """Returns where an array lies, or a part of it without its first dims."""
         if self._sharding is None:
             return SingleDeviceSharding(jax.local_devices()[0])
-        if key[0] == "state":
-            return self._sharding.named(())
         # A part is cut as the whole is: the rules might cut it otherwise.
         spec = self._sharding.spec(self._leaves[key].full_axes)
         return NamedSharding(self._sharding.mesh, PartitionSpec(*spec[skip:]))

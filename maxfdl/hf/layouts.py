@@ -1,11 +1,11 @@
 """How the values of their tensors lie in ours.
 
-Ours is what a `Parameter` declares: kernels are [*batch, *inputs, *outputs]. Theirs,
+Ours is what a `Declaration` says: kernels are [*batch, *inputs, *outputs]. Theirs,
 unless a layout says otherwise, follows from that: torch's Linear keeps [outputs,
 inputs], each flattened into one dim, and vectors are flat.
 
 A layout goes both ways: `to_ours(theirs, declared, config)` and `to_theirs(ours,
-declared, config)`, where `declared` has the Parameter of each of ours, and `config` is
+declared, config)`, where `declared` has the declaration of each of ours and `config` is
 the normalised config.json. Only shapes are changed, never values, so both ways
 together are the identity. They work on NumPy arrays and on abstract JAX ones.
 """
@@ -18,10 +18,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from maxfdl.layers.parameter import Parameter
+from maxfdl.ops.state import Declaration
 
 Arrays = list[Any]
-Declared = Sequence[Parameter]
+Declared = Sequence[Declaration]
 Config = Mapping[str, Any]
 
 
@@ -63,7 +63,7 @@ class AsDeclared(Layout):
         return x.swapaxes(-1, -2) if parameter.contracted and self.transposed else x
 
 
-def flat_shape(parameter: Parameter) -> tuple[int, ...]:
+def flat_shape(parameter: Declaration) -> tuple[int, ...]:
     """Returns [*batch, inputs, outputs] of a kernel, [*batch, all] of a vector."""
     if parameter.role == "embedding":
         return parameter.shape
@@ -116,7 +116,7 @@ class Fused(Layout):
         x = _concatenate(parts, 1)
         return [_moved(x.reshape(-1, *x.shape[2:]), 0, axis)]
 
-    def _axis(self, parameter: Parameter) -> int:
+    def _axis(self, parameter: Declaration) -> int:
         """Their dim of outputs, counted from the front."""
         last = len(flat_shape(parameter)) - 1
         return last - 1 if parameter.contracted and self.transposed else last
@@ -124,7 +124,7 @@ class Fused(Layout):
     def _groups(self, config: Config) -> int:
         return 1 if self.groups is None else config[self.groups]
 
-    def _outputs(self, parameter: Parameter) -> int:
+    def _outputs(self, parameter: Declaration) -> int:
         return flat_shape(parameter)[-1]
 
 
@@ -168,7 +168,7 @@ class Alternating(Layout):
         return [_rows_last(x, declared[0], self.transposed)]
 
 
-def _rows_last(x, parameter: Parameter, transposed: bool):
+def _rows_last(x, parameter: Declaration, transposed: bool):
     return x.swapaxes(-1, -2) if parameter.contracted and transposed else x
 
 

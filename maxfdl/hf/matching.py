@@ -20,7 +20,7 @@ from maxfdl.hf.table import (
     why_left_out,
 )
 from maxfdl.hf.tensors import TensorReader, is_supported
-from maxfdl.layers.parameter import Parameter
+from maxfdl.ops.state import Declaration
 
 _MOST_NAMED = 10
 
@@ -116,7 +116,7 @@ def their_shapes(bindings: list[Binding], config: Config) -> dict[str, tuple[int
 
     # Once for all layers and experts that are alike.
     @functools.cache
-    def shapes(layout: Layout, declared: tuple[Parameter, ...]):
+    def shapes(layout: Layout, declared: tuple[Declaration, ...]):
         ours = [jax.ShapeDtypeStruct(p.shape, jnp.float32) for p in declared]
         theirs = jax.eval_shape(lambda xs: layout.to_theirs(xs, declared, config), ours)
         return [tuple(x.shape) for x in theirs]

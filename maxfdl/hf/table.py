@@ -8,15 +8,12 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
-
-import jax
+from typing import Any, Literal, cast
 
 from maxfdl.errors import UserError
 from maxfdl.hf.layouts import AsDeclared, Config, Layout
-from maxfdl.layers.parameter import Parameter
 from maxfdl.model import Model
-from maxfdl.ops.initializers import Constant
+from maxfdl.ops.state import Declaration
 
 Names = str | tuple[str, ...]
 
@@ -102,7 +99,7 @@ class Slot:
     collection: str
     path: tuple[str, ...]
     index: tuple[int, ...]
-    declared: Parameter
+    declared: Declaration
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +111,7 @@ class Binding:
     layout: Layout
 
     @property
-    def declared(self) -> tuple[Parameter, ...]:
+    def declared(self) -> tuple[Declaration, ...]:
         return tuple(slot.declared for slot in self.slots)
 
     def to_ours(self, theirs: list[Any], config: Config) -> list[Any]:
@@ -124,24 +121,18 @@ class Binding:
         return self.layout.to_theirs(ours, self.declared, config)
 
 
-Leaves = dict[tuple[str, tuple[str, ...]], Parameter]
+Leaves = dict[tuple[str, tuple[str, ...]], Declaration]
 """(collection, path) of each array of a model to its declaration."""
 
 
 def leaves_of(model: Model) -> Leaves:
-    """Returns every array of the variables; state is declared by its shape."""
-    leaves: Leaves = {}
-    for path, parameter in _flat(model.parameters()):
-        leaves["params", path] = parameter
-    state = jax.eval_shape(model.init, jax.random.key(0))["state"]
-    for path, leaf in _flat(state):
-        repeats = leaf.shape[0] if _in_stack(path) else None
-        shape = leaf.shape if repeats is None else leaf.shape[1:]
-        axes = ("norm",) * len(shape)
-        leaves["state", path] = Parameter(
-            shape, axes, Constant(), "bias", repeats=repeats
-        )
-    return leaves
+    """Returns the declaration of every array of the variables."""
+    collections = {"params": model.parameters(), "state": model.state()}
+    return {
+        (collection, path): declaration
+        for collection, tree in collections.items()
+        for path, declaration in _flat(tree)
+    }
 
 
 def bind(table: NameTable, leaves: Leaves) -> list[Binding]:
@@ -212,9 +203,9 @@ def _in_stack(path: tuple[str, ...]) -> bool:
     return len(path) > 2 and path[0] == "decoder" and path[1].startswith("stacks_")
 
 
-def _one_expert(parameter: Parameter) -> Parameter:
+def _one_expert(parameter: Declaration) -> Declaration:
     return dataclasses.replace(
-        parameter,
+        cast(Any, parameter),
         shape=parameter.shape[1:],
         axes=parameter.axes[1:],
         batched=parameter.batched - 1,

@@ -173,7 +173,7 @@ def run_stack(
         return x, (state, inner.sinks, inner.kept)
 
     one_repeat = rematerialised(one_repeat, remat, not execution.in_loop)
-    repeats = jax.tree.leaves(params)[0].shape[0]
+    repeats = jax.tree.leaves((params, state))[0].shape[0]
 
     def body(x, per_repeat):
         return one_repeat(x, *per_repeat)

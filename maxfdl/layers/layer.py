@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from maxfdl.layers.context import Context
 from maxfdl.layers.parameter import Parameter
-from maxfdl.layers.state import StateDeclaration
+from maxfdl.ops.state import StateDeclaration
 
 Factory = Callable[..., Any]
 P = ParamSpec("P")
@@ -47,11 +47,29 @@ class Weight:
 class Cell:
     """A value that a layer changes as it runs, and that no gradient reaches."""
 
+    @property
+    def declared(self) -> StateDeclaration:
+        """The declaration that the state was made with."""
+        raise NotImplementedError
+
     def read(self) -> jax.Array:
         raise NotImplementedError
 
     def write(self, value: jax.Array) -> None:
-        """Replaces the value, for whoever reads after, in this call or the next."""
+        """Replaces the value, for whoever reads after, in this call or the next.
+
+        Raises:
+          ValueError: If the declaration says that layers only read it.
+        """
+        if self.declared.merge == "same":
+            raise ValueError(
+                "A layer writes state that is declared with merge 'same', which layers"
+                " only read; declare how the values of microbatches and replicas become"
+                " one: 'max', 'sum', 'mean' or 'last'."
+            )
+        self._replace(jax.lax.stop_gradient(value).astype(self.declared.dtype))
+
+    def _replace(self, value: jax.Array) -> None:
         raise NotImplementedError
 
 

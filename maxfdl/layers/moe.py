@@ -18,7 +18,6 @@ from maxfdl.layers.linear import Linear
 from maxfdl.layers.mlp import GatedMlp
 from maxfdl.layers.parameter import Parameter
 from maxfdl.layers.sinks import Counts, Mean, RouterLoad
-from maxfdl.layers.state import StateDeclaration
 from maxfdl.markers import FromParent
 from maxfdl.ops import balance
 from maxfdl.ops.experts import Dispatch, Groups
@@ -26,6 +25,7 @@ from maxfdl.ops.glu import ClampedSwiGlu, Glu
 from maxfdl.ops.grouped_dot import GroupedDot
 from maxfdl.ops.initializers import Constant, Initializer
 from maxfdl.ops.routing import Choice, TopK, router_logits
+from maxfdl.ops.state import StateDeclaration
 
 
 class Router(Layer):

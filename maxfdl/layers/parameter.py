@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from maxfdl.errors import UserError
 from maxfdl.ops.initializers import Initializer
+from maxfdl.ops.state import Declaration
 
 _LONGEST = 2**31 - 1  # what int32, the type of indices, counts to
 _MOST = 2**60  # whose bytes int64 counts, in every type
@@ -23,7 +24,7 @@ Role = Literal["kernel", "embedding", "scale", "bias"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Parameter:
+class Parameter(Declaration):
     """The declaration of one array of weights.
 
     Args:
@@ -68,23 +69,6 @@ class Parameter:
                 f" {_LONGEST}, and all together at most {_MOST} numbers."
             )
 
-    @property
-    def full_shape(self) -> tuple[int, ...]:
-        return self.shape if self.repeats is None else (self.repeats, *self.shape)
-
-    @property
-    def full_axes(self) -> tuple[str, ...]:
-        return self.axes if self.repeats is None else ("layers", *self.axes)
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.full_shape)
-
-    def stacked(self, repeats: int) -> "Parameter":
-        """Returns the declaration of `repeats` of these under one leading dim."""
-        assert self.repeats is None, "a stack cannot hold a stack"
-        return dataclasses.replace(self, repeats=repeats)
-
     def draw(self, key: jax.Array) -> jax.Array:
         """Returns fresh float32 values; each layer of a stack has a key of its own.
 
@@ -110,13 +94,16 @@ def path_hash(path: str) -> int:
 
 
 def map_parameters(
-    function: Callable[[str, Parameter], Any], tree: Mapping[str, Any], prefix: str = ""
+    function: Callable[[str, Any], Any], tree: Mapping[str, Any], prefix: str = ""
 ) -> dict[str, Any]:
-    """Returns the nested dict `tree` with `function(path, parameter)` at each leaf."""
+    """Returns the nested dict `tree` with `function(path, declaration)` at each leaf.
+
+    The leaves are declarations, of parameters or of state.
+    """
     result = {}
     for name, value in tree.items():
         path = f"{prefix}{name}"
-        if isinstance(value, Parameter):
+        if isinstance(value, Declaration):
             result[name] = function(path, value)
         else:
             result[name] = map_parameters(function, value, f"{path}/")

@@ -26,6 +26,9 @@ class Parts(NamedTuple):
     sinks: dict[str, Any]
 
 
+Merge = Callable[[Any, Any], Any]
+"""From the state before a batch, and that after each of its parts, to one."""
+
 Objective = Callable[..., tuple[jax.Array, Parts]]
 
 
@@ -52,6 +55,7 @@ class WholeBatch:
         layer_state: Any,
         batch: Any,
         sharding: Sharding,
+        merge: Merge,
     ) -> tuple[Any, Parts]:
         """Returns the gradients, and the parts of the objective."""
         return _gradient(objective)(params, layer_state, batch)
@@ -63,8 +67,9 @@ class Accumulate:
 
     Memory of activations is that of one microbatch. Row i of microbatch j is row
     `i * steps + j` of the batch, so that no row changes its device; what is random in
-    it follows from its number in the batch. State of layers goes from one microbatch
-    to the next; sinks become one by their kind.
+    it follows from its number in the batch. Each microbatch begins with the state that
+    the layers had before the step; states become one by the rules of their
+    declarations, sinks by their kind.
     """
 
     steps: int
@@ -84,6 +89,7 @@ class Accumulate:
         layer_state: Any,
         batch: Any,
         sharding: Sharding,
+        merge: Merge,
     ) -> tuple[Any, Parts]:
         """Returns the gradients, and the parts of the objective."""
         gradient = _gradient(objective)
@@ -93,17 +99,15 @@ class Accumulate:
             axes = (None, "batch", "sequence")[: x.ndim]
             return sharding.constrain(x.swapaxes(0, 1), axes)
 
-        def body(carry, rows):
-            total, layer_state = carry
+        def body(total, rows):
             grads, parts = gradient(params, layer_state, rows)
-            total = jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, grads)
-            return (total, parts.layer_state), (parts.sums, parts.sinks)
+            return jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, grads), parts
 
         zeros = jax.tree.map(
             lambda p: jnp.zeros_like(p, jnp.promote_types(p.dtype, jnp.float32)), params
         )
-        (total, layer_state), (sums, sinks) = jax.lax.scan(
-            body, (zeros, layer_state), jax.tree.map(microbatches, dict(batch))
+        total, (sums, states, sinks) = jax.lax.scan(
+            body, zeros, jax.tree.map(microbatches, dict(batch))
         )
         sums = {name: jnp.sum(values) for name, values in sums.items()}
-        return total, Parts(sums, layer_state, merged(sinks))
+        return total, Parts(sums, merge(layer_state, states), merged(sinks))

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from jax.sharding import NamedSharding, PartitionSpec
 
 from maxfdl.layers.parameter import Parameter, map_parameters
+from maxfdl.ops.state import StateDeclaration
 from maxfdl.sharding.memory import HOST
 from maxfdl.sharding.sharding import REPLICAS, Sharding
 
@@ -67,6 +68,15 @@ class Placement:
             return _in(self.param_memory, sharding.named(parameter.full_axes))
 
         return map_parameters(place, parameters)
+
+    def of_state(self, declared: dict, sharding: Sharding) -> Any:
+        """Returns where each state of a layer lies: on the device, as the rules say."""
+
+        def place(path: str, state: StateDeclaration) -> NamedSharding:
+            sharding.check(path, state.full_shape, state.full_axes)
+            return sharding.named(state.full_axes)
+
+        return map_parameters(place, declared)
 
     def _cut(
         self, spec: PartitionSpec, parameter: Parameter, sharding: Sharding

@@ -14,12 +14,14 @@ from jax.sharding import PartitionSpec
 
 from maxfdl.layers.sinks import across
 from maxfdl.sharding.sharding import REPLICAS, Sharding
-from maxfdl.train.gradients import Parts
+from maxfdl.train.gradients import Merge, Parts
 
 Gradients = Callable[..., tuple[Any, Parts]]
 
 
-def on_replicas(gradients: Gradients, sharding: Sharding, cuts: Any) -> Gradients:
+def on_replicas(
+    gradients: Gradients, sharding: Sharding, cuts: Any, merge: Merge
+) -> Gradients:
     """Returns `gradients` of the whole batch, a function of arrays alone.
 
     Args:
@@ -29,6 +31,8 @@ def on_replicas(gradients: Gradients, sharding: Sharding, cuts: Any) -> Gradient
       cuts: Specs like the gradients, of the dims that replicas share out among them;
         a gradient without one is whole on each. Costs one reduce-scatter, or one
         all-reduce, of its float32 bytes.
+      merge: From the state of the layers before the batch, and that which each replica
+        leaves, along a leading dim, to one.
     """
 
     def whole(params, layer_state, batch, *others):
@@ -54,9 +58,9 @@ def on_replicas(gradients: Gradients, sharding: Sharding, cuts: Any) -> Gradient
         grads, parts = gradients(here, params, layer_state, batch, *others)
         sums = jax.lax.psum(parts.sums, REPLICAS)
         sinks = across(parts.sinks, here.apart)
-        return jax.tree.map(_added_up, grads, cuts), Parts(
-            sums, parts.layer_state, sinks
-        )
+        states = jax.lax.all_gather(parts.layer_state, REPLICAS)
+        whole = Parts(sums, merge(layer_state, states), sinks)
+        return jax.tree.map(_added_up, grads, cuts), whole
 
     return whole
 

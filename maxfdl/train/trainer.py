@@ -15,6 +15,7 @@ from maxfdl.errors import UserError
 from maxfdl.layers.parameter import path_hash
 from maxfdl.markers import FromParent
 from maxfdl.model import Model, Output
+from maxfdl.ops.state import merged_state
 from maxfdl.optim.optimizer import Optimizer
 from maxfdl.sharding.memory import on_device
 from maxfdl.sharding.sharding import Sharding
@@ -169,6 +170,7 @@ class Trainer:
             self._gradients_of_rows,
             self.sharding,
             self._placement.cuts(self.model.parameters(), self.sharding),
+            self._merge_states,
         )
         weights = self.guard.scaled(state["guard"], self.weights(batch))
         grads, parts = whole(state["params"], state["state"], rows, weights, key)
@@ -190,7 +192,12 @@ class Trainer:
             sums = self._loss.sums(output, rows, sharding.everywhere)
             return total(sums, weights), Parts(sums, output.state, output.sinks)
 
-        return self._gradients(objective, params, layer_state, rows, sharding)
+        return self._gradients(
+            objective, params, layer_state, rows, sharding, self._merge_states
+        )
+
+    def _merge_states(self, before: Any, parts: Any) -> Any:
+        return merged_state(self.model.state(), before, parts)
 
     def evaluate(
         self, variables: Mapping[str, Any], batch: Batch
@@ -235,7 +242,7 @@ class Trainer:
             "guard": jax.tree.map(lambda _: whole, abstract["guard"]),
             "params": params,
             "param_norm": whole,
-            "state": jax.tree.map(lambda _: whole, abstract["state"]),
+            "state": self._placement.of_state(self.model.state(), self.sharding),
             "optimizer": self._optimizer.shardings(abstract["params"], moments, whole),
             "updates": {
                 each.name: each.shardings(moments, whole) for each in self._updates

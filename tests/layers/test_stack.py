@@ -21,8 +21,8 @@ from maxfdl.layers.nnx.module import Module as NnxModule
 from maxfdl.layers.nnx.module import param as nnx_param
 from maxfdl.layers.nnx.module import state as nnx_state
 from maxfdl.layers.parameter import Parameter
-from maxfdl.layers.state import StateDeclaration
 from maxfdl.ops.initializers import Normal
+from maxfdl.ops.state import StateDeclaration
 from tests.layers.families import (
     FAMILIES,
     FEATURES,

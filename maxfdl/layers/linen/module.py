@@ -12,7 +12,7 @@ from maxfdl.layers.context import Context
 from maxfdl.layers.layer import Cell, Factory, Maker, StackedLayers, Weight
 from maxfdl.layers.layer import Module as AnyModule
 from maxfdl.layers.parameter import Parameter
-from maxfdl.layers.state import StateDeclaration
+from maxfdl.ops.state import StateDeclaration
 
 
 class Module(nn.Module, AnyModule):
@@ -47,15 +47,20 @@ class Param(Weight):
 
 
 class State(Cell):
-    """State in Linen's variable for it."""
+    """State in Linen's variable for it, beside its declaration."""
 
-    def __init__(self, variable: nn.Variable):
+    def __init__(self, variable: nn.Variable, declaration: StateDeclaration):
         self._variable = variable
+        self._declaration = declaration
+
+    @property
+    def declared(self) -> StateDeclaration:
+        return self._declaration
 
     def read(self) -> jax.Array:
         return self._variable.value
 
-    def write(self, value: jax.Array) -> None:
+    def _replace(self, value: jax.Array) -> None:
         self._variable.value = value
 
 
@@ -144,7 +149,10 @@ class LinenMaker(Maker):
         return Param(param(self._module, name, declaration), declaration)
 
     def state(self, name: str, declaration: StateDeclaration | None) -> None:
-        self._keep(name, declaration and State(state(self._module, name, declaration)))
+        self._keep(name, declaration and self._state(name, declaration))
+
+    def _state(self, name: str, declaration: StateDeclaration) -> State:
+        return State(state(self._module, name, declaration), declaration)
 
 
 class Declared(struct.PyTreeNode, nn.meta.AxisMetadata):

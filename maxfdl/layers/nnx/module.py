@@ -13,7 +13,7 @@ from maxfdl.layers.context import Context
 from maxfdl.layers.layer import Cell, Factory, Layer, Maker, StackedLayers, Weight
 from maxfdl.layers.layer import Module as AnyModule
 from maxfdl.layers.parameter import Parameter
-from maxfdl.layers.state import StateDeclaration
+from maxfdl.ops.state import StateDeclaration
 
 
 class Module(nnx.Module, AnyModule):
@@ -76,10 +76,14 @@ class Param(nnx.Param, Weight):
 class State(nnx.Variable, Cell):
     """A value that a layer changes as it runs, and that carries its declaration."""
 
+    @property
+    def declared(self) -> StateDeclaration:
+        return declaration_of(self)
+
     def read(self) -> jax.Array:
         return self[...]
 
-    def write(self, value: jax.Array) -> None:
+    def _replace(self, value: jax.Array) -> None:
         self[...] = value
 
 
