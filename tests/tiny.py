@@ -6,7 +6,6 @@ from typing import Any
 
 import fiddle as fdl
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fdl_configs import data, optimizers
@@ -15,6 +14,7 @@ from fdl_configs.runs import pretrain
 from maxfdl import graph
 from maxfdl.experiment import Experiment
 from maxfdl.layers.parameter import Parameter, map_parameters, path_hash
+from maxfdl.ops.state import StateDeclaration
 from maxfdl.train.program import Program
 
 VOCAB, ROWS, LENGTH = 64, 8, 16
@@ -81,9 +81,7 @@ def begin(program: Program) -> Any:
         lambda path, parameter: _drawn(path, parameter).astype(dtype),
         trainer.model.parameters(),
     )
-    state = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), program.abstract_state()["state"]
-    )
+    state = jax.tree.map(StateDeclaration.first, trainer.model.state())
     began = trainer.start_from({"params": params, "state": state})
     # A step overwrites its state, so each leaf needs memory of its own.
     own = jax.tree.map(lambda x: np.array(x), began)

@@ -5,11 +5,12 @@
 
 from typing import Annotated
 
+from maxfdl.errors import UserError
 from maxfdl.layers.context import Context
 from maxfdl.layers.layer import Layer, Maker, Weight, with_parts
 from maxfdl.layers.parameter import Parameter
 from maxfdl.markers import FromParent
-from maxfdl.ops.dot import Dot
+from maxfdl.ops.dot import MatrixProduct
 from maxfdl.ops.initializers import Initializer
 from maxfdl.ops.unembedding import Unembedding
 from maxfdl.sharding.memory import on_device
@@ -18,7 +19,7 @@ from maxfdl.sharding.memory import on_device
 class Head(Layer):
     """A kernel of its own, [D, V]."""
 
-    dot: Dot
+    dot: MatrixProduct
     initializer: Initializer
     scale: float = 1.0
     soft_cap: float | None = None
@@ -41,7 +42,7 @@ class Head(Layer):
 class TiedHead(Layer):
     """The embedding table, transposed (Press & Wolf 2017)."""
 
-    dot: Dot
+    dot: MatrixProduct
     scale: float = 1.0
     soft_cap: float | None = None
     features: Annotated[int, FromParent]
@@ -55,6 +56,12 @@ class TiedHead(Layer):
 def _unembedding(
     head: Head | TiedHead, weights: Weight, context: Context
 ) -> Unembedding:
+    if head.dot.declare(weights.declared):
+        raise UserError(
+            f"{type(head).__name__} dot ({type(head.dot).__name__}) must be a product"
+            " that keeps no state, for logits are formed after the layers have run;"
+            " leave the head its plain dot."
+        )
     return Unembedding(
         weights=on_device(weights.stored),
         axes=weights.declared.axes,

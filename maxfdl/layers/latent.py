@@ -20,7 +20,7 @@ from maxfdl.layers.linear import Linear, LowRankLinear
 from maxfdl.layers.watch import WatchScores
 from maxfdl.markers import FromParent
 from maxfdl.ops.attention import DotProductAttention
-from maxfdl.ops.latent import absorbed_attention
+from maxfdl.ops.latent import latent_attention
 from maxfdl.ops.mask import Causal
 from maxfdl.ops.rope import Rope
 
@@ -99,11 +99,11 @@ class LatentAttention(Layer):
         c_BTL = parts.latent_norm(parts.latent(x_BTD, at("latent")), at("latent_norm"))
         (c_BSL, k_BS1R), mask = with_past(context, self.mask, (c_BTL, k_BT1R))
         if x_BTD.shape[1] == 1 and not mask.same:
-            key_LHN = parts.key.ready(x_BTD.dtype, at("key"))
-            value_LHV = parts.value.ready(x_BTD.dtype, at("value"))
-            mixed_BTHV = absorbed_attention(
-                self.attention, q_BTHN, q_BTHR, c_BSL, k_BS1R, key_LHN, value_LHV, mask
+            q_BTHL = parts.key.einsum("bthn,lhn->bthl", q_BTHN, at("key"))
+            mixed_BTHL = latent_attention(
+                self.attention, q_BTHL, q_BTHR, c_BSL, k_BS1R, mask, q_BTHQ.shape[-1]
             )
+            mixed_BTHV = parts.value.einsum("bthl,lhv->bthv", mixed_BTHL, at("value"))
         else:
             k_BSHN = parts.key(c_BSL, at("key"))
             v_BSHV = parts.value(c_BSL, at("value"))

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import Annotated
 
 import jax
-from jax.typing import DTypeLike
 
 from maxfdl.layers.context import Context
 from maxfdl.layers.layer import Layer, Maker, Module, with_parts
 from maxfdl.layers.parameter import Parameter
+from maxfdl.layers.product import make_kernel, multiply
 from maxfdl.markers import FromParent
-from maxfdl.ops.dot import Dot
+from maxfdl.ops.dot import MatrixProduct
 from maxfdl.ops.initializers import Constant, Initializer
 
 Dims = dict[str, int]
@@ -33,7 +33,7 @@ class Linear(Layer):
       outputs: Name and size of each dim of the result.
     """
 
-    dot: Dot
+    dot: MatrixProduct
     initializer: Initializer
     use_bias: bool = False
     inputs: Annotated[Dims, FromParent]
@@ -48,18 +48,18 @@ class Linear(Layer):
             contracted=len(self.inputs),
         )
         bias = Parameter.of_dims(self.outputs, init=Constant(), role="bias")
-        maker.parameter("kernel", kernel)
+        make_kernel(maker, self.dot, kernel)
         maker.parameter("bias", bias if self.use_bias else None)
 
     @with_parts
-    def ready(self, parts, dtype: DTypeLike, context: Context) -> jax.Array:
-        """Returns the kernel ready for use, [*inputs, *outputs]."""
-        return parts.kernel.ready(context, dtype)
+    def einsum(self, parts, equation: str, x: jax.Array, context: Context) -> jax.Array:
+        """Returns another product of `x` and the kernel, [*inputs, *outputs]."""
+        return multiply(self.dot, parts, x, context, equation=equation)
 
     @with_parts
     def __call__(self, parts, x: jax.Array, context: Context) -> jax.Array:
-        kernel = parts.kernel.ready(context, x.dtype)
-        y = self.dot(x, kernel, contract=parts.kernel.declared.contracted)
+        contract = parts.kernel.declared.contracted
+        y = multiply(self.dot, parts, x, context, contract=contract)
         return y if parts.bias is None else y + parts.bias.ready(context, x.dtype)
 
 

@@ -17,12 +17,13 @@ from maxfdl.layers.layer import Layer, Maker, with_parts
 from maxfdl.layers.linear import Linear
 from maxfdl.layers.mlp import GatedMlp
 from maxfdl.layers.parameter import Parameter
+from maxfdl.layers.product import make_kernel, multiply
 from maxfdl.layers.sinks import Counts, Mean, RouterLoad
 from maxfdl.markers import FromParent
 from maxfdl.ops import balance
 from maxfdl.ops.experts import Dispatch, Groups
 from maxfdl.ops.glu import ClampedSwiGlu, Glu
-from maxfdl.ops.grouped_dot import GroupedDot
+from maxfdl.ops.grouped_dot import GroupedProduct
 from maxfdl.ops.initializers import Constant, Initializer
 from maxfdl.ops.routing import Choice, TopK, router_logits
 from maxfdl.ops.state import StateDeclaration
@@ -107,7 +108,7 @@ class GroupedLinear(Layer):
       outputs: Name and size of the dim of the result.
     """
 
-    dot: GroupedDot
+    dot: GroupedProduct
     initializer: Initializer
     use_bias: bool = False
     num_experts: Annotated[int, FromParent]
@@ -128,14 +129,14 @@ class GroupedLinear(Layer):
         bias = Parameter.of_dims(
             experts, self.outputs, init=Constant(), role="bias", batched=1
         )
-        maker.parameter("kernel", kernel)
+        make_kernel(maker, self.dot, kernel)
         maker.parameter("bias", bias if self.use_bias else None)
 
     @with_parts
     def __call__(
         self, parts, x: jax.Array, groups: Groups, context: Context
     ) -> jax.Array:
-        y = self.dot(x, parts.kernel.ready(context, x.dtype), groups.sizes)
+        y = multiply(self.dot, parts, x, context, groups.sizes)
         if parts.bias is not None:
             y = y + parts.bias.ready(context, x.dtype)[groups.experts]
         return y

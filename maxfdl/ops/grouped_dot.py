@@ -1,9 +1,10 @@
 """Products of groups of rows with a kernel each, as a leaf op.
 
-A quantised product is another class in the same field. Letters: M rows, D contracted, F
-outputs, E groups.
+A quantised product is another `GroupedProduct` in the same field. Letters: M rows, D
+contracted, F outputs, E groups.
 """
 
+import abc
 import dataclasses
 from typing import Literal
 
@@ -13,12 +14,42 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from maxfdl.ops.cost import declare_flops
+from maxfdl.ops.dot import State
+from maxfdl.ops.state import Declaration, StateDeclaration
 
 Implementation = Literal["auto", "ragged", "blocks"]
 
 
+class GroupedProduct(abc.ABC):
+    """What multiplies rows by the kernel of their group, as a `MatrixProduct` does."""
+
+    def declare(self, kernel: Declaration) -> dict[str, StateDeclaration]:
+        """Returns the state that a product with these kernels keeps, by name."""
+        return {}
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        x_MD: Float[Array, "M D"],
+        kernel_EDF: Float[Array, "E D F"],
+        state: State,
+        sizes_E: Int[Array, " E"] | None,
+    ) -> tuple[Float[Array, "M F"], State]:
+        """Multiplies rows that lie in the order of their groups.
+
+        Args:
+          x_MD: The rows.
+          kernel_EDF: A kernel for each group.
+          state: A value for each name that was declared.
+          sizes_E: How many rows each group has, M in all. None: equally many.
+
+        Returns:
+          The product, in the type of the rows, and what is new of the state.
+        """
+
+
 @dataclasses.dataclass(frozen=True)
-class GroupedDot:
+class GroupedDot(GroupedProduct):
     """Each row times the kernel of its group, in the type of `x`.
 
     Cost: `2 M D F` FLOPs forward, three times that with gradients.
@@ -42,25 +73,19 @@ class GroupedDot:
         self,
         x_MD: Float[Array, "M D"],
         kernel_EDF: Float[Array, "E D F"],
+        state: State,
         sizes_E: Int[Array, " E"] | None,
-    ) -> Float[Array, "M F"]:
-        """Multiplies rows that lie in the order of their groups.
-
-        Args:
-          x_MD: The rows.
-          kernel_EDF: A kernel for each group.
-          sizes_E: How many rows each group has, M in all. None: equally many.
-        """
+    ) -> tuple[Float[Array, "M F"], State]:
         kernel_EDF = kernel_EDF.astype(x_MD.dtype)
         rows, width = x_MD.shape
         groups, _, outputs = kernel_EDF.shape
         if sizes_E is None:
             x_EMD = x_MD.reshape(groups, rows // groups, width)
             y_EMF = jnp.einsum("emd,edf->emf", x_EMD, kernel_EDF)
-            return y_EMF.reshape(rows, outputs)
+            return y_EMF.reshape(rows, outputs), {}
         product = {"ragged": lax.ragged_dot, "blocks": _blocks}[self.resolve()]
         flops = 2 * rows * width * outputs
-        return declare_flops(product, flops)(x_MD, kernel_EDF, sizes_E)
+        return declare_flops(product, flops)(x_MD, kernel_EDF, sizes_E), {}
 
 
 _ROWS = 64  # of one block; 32 to 128 are within a fifth of each other

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, cast
 import jax
 import jax.numpy as jnp
 
+Tree = dict[str, Any]
 Merge = Literal["same", "max", "sum", "mean", "last"]
 
 
@@ -63,6 +64,9 @@ class StateDeclaration(Declaration):
         greatest. `sum`: what each added to the value from before the step, added up.
         `mean`: their mean, for parts have equally many rows. `last`: that of the last
         rows. `same`: layers only read it; an update of the trainer may write it.
+      backward: Whether the backward pass leaves the next value, as the gradient of this
+        one: 0 where no gradient came by. One product of a forward pass may read it, for
+        gradients add up.
       repeats: Layers of the stack that holds it; the array has them as leading dim.
         None outside stacks.
     """
@@ -76,6 +80,7 @@ class StateDeclaration(Declaration):
     dtype: str = "float32"
     initial: float = 0.0
     merge: Merge = "same"
+    backward: bool = False
     repeats: int | None = None
 
     def __post_init__(self):
@@ -105,11 +110,30 @@ class StateDeclaration(Declaration):
                 return parts[-1]
 
 
-def merged_state(
-    declared: Mapping[str, Any], before: Mapping[str, Any], parts: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Returns the state after a batch of parts, whose arrays have a leading dim.
+@dataclasses.dataclass(frozen=True)
+class States:
+    """What a step does with all state of a model, as a nested dict.
 
-    The three are trees of the same form: declarations, values, and values of all parts.
+    Args:
+      declared: The declarations, in a nested dict of the same form.
     """
-    return jax.tree.map(StateDeclaration.merged, dict(declared), before, parts)
+
+    declared: Mapping[str, Any]
+
+    def merged(self, before: Tree, parts: Tree) -> Tree:
+        """Returns the state after a batch of parts, whose arrays have a leading dim."""
+        return jax.tree.map(StateDeclaration.merged, dict(self.declared), before, parts)
+
+    def of_backward(self, state: Tree) -> list[jax.Array]:
+        """Returns the values whose next ones the backward pass leaves."""
+        pairs = zip(self._flat(), jax.tree.leaves(state), strict=True)
+        return [value for declared, value in pairs if declared.backward]
+
+    def with_backward(self, state: Tree, values: list[jax.Array]) -> Tree:
+        """Returns the state with these in place of those that `of_backward` gives."""
+        leaves, form = jax.tree.flatten(state)
+        new, pairs = iter(values), zip(self._flat(), leaves, strict=True)
+        return form.unflatten([next(new) if d.backward else old for d, old in pairs])
+
+    def _flat(self) -> list[StateDeclaration]:
+        return jax.tree.leaves(dict(self.declared))

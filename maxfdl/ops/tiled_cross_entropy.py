@@ -216,8 +216,14 @@ def _on_device(loss, unembedding, gradients, hidden, stored, targets, weights):
         if unembedding.scale != 1.0:
             d_logits = d_logits * unembedding.scale
         d_logits = d_logits.astype(hidden.dtype)
-        d_tile = jnp.einsum("btv,dv->btd", d_logits, kernel).astype(hidden.dtype)
-        d_stored = d_stored + _d_stored(unembedding, tile, d_logits)
+        d_tile, d_weights = unembedding.dot.backward(
+            tile,
+            kernel,
+            d_logits,
+            kernel_dtype=jnp.float32,
+            outputs_first=unembedding.axes[0] != "embed",
+        )
+        d_tile, d_stored = d_tile.astype(hidden.dtype), d_stored + d_weights
         # A tile is read once, so its gradient can take its place: one array for both.
         hidden = lax.dynamic_update_slice_in_dim(hidden, d_tile, start, axis=1)
         return (whole, z_loss, hidden, d_stored), None
@@ -232,18 +238,3 @@ def _on_device(loss, unembedding, gradients, hidden, stored, targets, weights):
     if d_stored is None:
         return whole, z_loss, None
     return whole, z_loss, (d_hidden[:, :tokens], d_stored)
-
-
-def _d_stored(unembedding, hidden_BTD, d_logits_BTV) -> jax.Array:
-    """Returns the float32 gradient of the weights, in the order they are stored.
-
-    It is not a transposed product: XLA:CPU folds a transpose into a product of
-    bfloat16 with a float32 result, and has no code for what comes of it on CPUs that
-    multiply bfloat16 natively (JAX 0.10.2 and 0.12.0).
-    """
-    operands = hidden_BTD, d_logits_BTV
-    first, second = operands if unembedding.axes[0] == "embed" else operands[::-1]
-    tokens = ((0, 1), (0, 1))
-    return lax.dot_general(
-        first, second, (tokens, ((), ())), preferred_element_type=jnp.float32
-    )

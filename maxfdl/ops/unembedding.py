@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from maxfdl.ops.dot import Dot
+from maxfdl.ops.dot import MatrixProduct
 
 
 def _static(**kwargs: Any) -> Any:
@@ -27,7 +27,7 @@ class Unembedding:
         the embedding table [V, D].
       axes: Logical names of its dims, `embed` and `vocab` in their order.
       dtype: Type that the product is formed in.
-      dot: The matrix product.
+      dot: The matrix product, which keeps no state.
       scale: Factor of the logits.
       soft_cap: Logits become `soft_cap tanh(logit / soft_cap)`; None leaves them.
       sharding: Where arrays lie, a `maxfdl.sharding.Sharding`; None on one device.
@@ -36,7 +36,7 @@ class Unembedding:
     weights: jax.Array
     axes: tuple[str, ...] = _static()
     dtype: str = _static()
-    dot: Dot = _static()
+    dot: MatrixProduct = _static()
     scale: float = _static(default=1.0)
     soft_cap: float | None = _static(default=None)
     sharding: Any = _static(default=None)
@@ -58,7 +58,7 @@ class Unembedding:
         self, hidden: Float[Array, "... D"], kernel_DV: Float[Array, "D V"]
     ) -> Float[Array, "... V"]:
         """Returns the logits by a kernel that is ready for use."""
-        logits = self.dot(hidden, kernel_DV, out_dtype=jnp.float32)
+        logits, _ = self.dot(hidden, kernel_DV, {}, out_dtype=jnp.float32)
         logits = logits if self.scale == 1.0 else logits * self.scale
         if self.soft_cap is None:
             return logits

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from maxfdl.layers.sinks import merged
+from maxfdl.ops.state import States
 from maxfdl.sharding.memory import on_device
 from maxfdl.sharding.sharding import Sharding
 
@@ -26,18 +27,25 @@ class Parts(NamedTuple):
     sinks: dict[str, Any]
 
 
-Merge = Callable[[Any, Any], Any]
-"""From the state before a batch, and that after each of its parts, to one."""
-
 Objective = Callable[..., tuple[jax.Array, Parts]]
 
 
-def _gradient(objective: Objective) -> Callable[..., tuple[Any, Parts]]:
-    """Returns the function to the gradients, in the memory of the device, and parts."""
+def _gradient(objective: Objective, states: States) -> Objective:
+    """Returns the function to the gradients, in the memory of the device, and parts.
 
-    def gradient(*args):
-        grads, parts = jax.grad(objective, has_aux=True)(*args)
-        return on_device(grads), parts
+    The state in the parts is that which the forward and the backward pass leave.
+    """
+
+    def of_values(params, values, layer_state, rows):
+        return objective(params, states.with_backward(layer_state, values), rows)
+
+    def gradient(params, layer_state, rows):
+        values = states.of_backward(layer_state)
+        (grads, left), parts = jax.grad(of_values, (0, 1), has_aux=True)(
+            params, values, layer_state, rows
+        )
+        layer_state = states.with_backward(parts.layer_state, left)
+        return on_device(grads), parts._replace(layer_state=layer_state)
 
     return gradient
 
@@ -55,10 +63,10 @@ class WholeBatch:
         layer_state: Any,
         batch: Any,
         sharding: Sharding,
-        merge: Merge,
+        states: States,
     ) -> tuple[Any, Parts]:
         """Returns the gradients, and the parts of the objective."""
-        return _gradient(objective)(params, layer_state, batch)
+        return _gradient(objective, states)(params, layer_state, batch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,10 +97,10 @@ class Accumulate:
         layer_state: Any,
         batch: Any,
         sharding: Sharding,
-        merge: Merge,
+        states: States,
     ) -> tuple[Any, Parts]:
         """Returns the gradients, and the parts of the objective."""
-        gradient = _gradient(objective)
+        gradient = _gradient(objective, states)
 
         def microbatches(x: jax.Array) -> jax.Array:
             x = x.reshape(x.shape[0] // self.steps, self.steps, *x.shape[1:])
@@ -106,8 +114,10 @@ class Accumulate:
         zeros = jax.tree.map(
             lambda p: jnp.zeros_like(p, jnp.promote_types(p.dtype, jnp.float32)), params
         )
-        total, (sums, states, sinks) = jax.lax.scan(
+        total, (sums, layer_states, sinks) = jax.lax.scan(
             body, zeros, jax.tree.map(microbatches, dict(batch))
         )
         sums = {name: jnp.sum(values) for name, values in sums.items()}
-        return total, Parts(sums, merge(layer_state, states), merged(sinks))
+        return total, Parts(
+            sums, states.merged(layer_state, layer_states), merged(sinks)
+        )

@@ -13,14 +13,15 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from maxfdl.layers.sinks import across
+from maxfdl.ops.state import States
 from maxfdl.sharding.sharding import REPLICAS, Sharding
-from maxfdl.train.gradients import Merge, Parts
+from maxfdl.train.gradients import Parts
 
 Gradients = Callable[..., tuple[Any, Parts]]
 
 
 def on_replicas(
-    gradients: Gradients, sharding: Sharding, cuts: Any, merge: Merge
+    gradients: Gradients, sharding: Sharding, cuts: Any, states: States
 ) -> Gradients:
     """Returns `gradients` of the whole batch, a function of arrays alone.
 
@@ -31,8 +32,7 @@ def on_replicas(
       cuts: Specs like the gradients, of the dims that replicas share out among them;
         a gradient without one is whole on each. Costs one reduce-scatter, or one
         all-reduce, of its float32 bytes.
-      merge: From the state of the layers before the batch, and that which each replica
-        leaves, along a leading dim, to one.
+      states: Make one of the states of the layers that the replicas leave.
     """
 
     def whole(params, layer_state, batch, *others):
@@ -58,8 +58,8 @@ def on_replicas(
         grads, parts = gradients(here, params, layer_state, batch, *others)
         sums = jax.lax.psum(parts.sums, REPLICAS)
         sinks = across(parts.sinks, here.apart)
-        states = jax.lax.all_gather(parts.layer_state, REPLICAS)
-        whole = Parts(sums, merge(layer_state, states), sinks)
+        of_replicas = jax.lax.all_gather(parts.layer_state, REPLICAS)
+        whole = Parts(sums, states.merged(layer_state, of_replicas), sinks)
         return jax.tree.map(_added_up, grads, cuts), whole
 
     return whole

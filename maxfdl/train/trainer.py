@@ -15,7 +15,7 @@ from maxfdl.errors import UserError
 from maxfdl.layers.parameter import path_hash
 from maxfdl.markers import FromParent
 from maxfdl.model import Model, Output
-from maxfdl.ops.state import merged_state
+from maxfdl.ops.state import States
 from maxfdl.optim.optimizer import Optimizer
 from maxfdl.sharding.memory import on_device
 from maxfdl.sharding.sharding import Sharding
@@ -170,7 +170,7 @@ class Trainer:
             self._gradients_of_rows,
             self.sharding,
             self._placement.cuts(self.model.parameters(), self.sharding),
-            self._merge_states,
+            States(self.model.state()),
         )
         weights = self.guard.scaled(state["guard"], self.weights(batch))
         grads, parts = whole(state["params"], state["state"], rows, weights, key)
@@ -193,11 +193,8 @@ class Trainer:
             return total(sums, weights), Parts(sums, output.state, output.sinks)
 
         return self._gradients(
-            objective, params, layer_state, rows, sharding, self._merge_states
+            objective, params, layer_state, rows, sharding, States(model.state())
         )
-
-    def _merge_states(self, before: Any, parts: Any) -> Any:
-        return merged_state(self.model.state(), before, parts)
 
     def evaluate(
         self, variables: Mapping[str, Any], batch: Batch

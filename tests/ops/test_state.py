@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 from maxfdl.layers.layer import Layer, Maker, with_parts
 from maxfdl.layers.linen.module import Module as LinenModule
 from maxfdl.layers.nnx.module import Module as NnxModule
-from maxfdl.ops.state import Merge, StateDeclaration, merged_state
+from maxfdl.ops.state import Merge, StateDeclaration, States
 from maxfdl.sharding.mesh import MeshShape
 from maxfdl.sharding.rules import AxisRules
 from maxfdl.sharding.sharding import Sharding
@@ -46,14 +46,14 @@ def objective(params, state, rows):
 def test_a_state_is_the_same_however_the_batch_is_cut(way, devices):
     shape = MeshShape(data=devices)
     sharding = Sharding(shape.build(jax.devices()[:devices]), AxisRules())
-    merge = functools.partial(merged_state, DECLARED)
+    states = States(DECLARED)
 
     def gradients(sharding, params, state, batch):
-        return way(objective, params, state, batch, sharding, merge)
+        return way(objective, params, state, batch, sharding, states)
 
     x = np.random.default_rng(0).integers(0, 20, (64, 2)).astype(np.float32)
     before = {name: declared.first() for name, declared in DECLARED.items()}
-    run = on_replicas(gradients, sharding, PartitionSpec(), merge)
+    run = on_replicas(gradients, sharding, PartitionSpec(), states)
     _, parts = jax.jit(run)(jnp.ones(2), before, {"x": x})
     expected = after(before, x)
     for name, value in parts.layer_state.items():
