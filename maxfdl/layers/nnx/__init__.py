@@ -1,46 +1,17 @@
 """The NNX family of layers: `maxfdl.layers.linen` is its twin."""
 
-from maxfdl.layers.nnx.attention import (
-    Attention,
-    Sinks,
-)
+from maxfdl.layers.nnx.attention import Attention, Sinks
 from maxfdl.layers.nnx.convolution import CausalConvolution
-from maxfdl.layers.nnx.decoder import (
-    Decoder,
-    DecoderLayer,
-    ParallelDecoderLayer,
-)
+from maxfdl.layers.nnx.decoder import Decoder, DecoderLayer, ParallelDecoderLayer
 from maxfdl.layers.nnx.delta import GatedDeltaNet, GatedRMSNorm
-from maxfdl.layers.nnx.dropout import (
-    Dropout,
-)
-from maxfdl.layers.nnx.embedding import (
-    Embedding,
-    PositionEmbedding,
-    ScaledEmbedding,
-)
-from maxfdl.layers.nnx.head import (
-    Head,
-    TiedHead,
-)
-from maxfdl.layers.nnx.latent import (
-    LatentAttention,
-)
+from maxfdl.layers.nnx.dropout import Dropout
+from maxfdl.layers.nnx.embedding import Embedding, PositionEmbedding, ScaledEmbedding
+from maxfdl.layers.nnx.head import Head, TiedHead
+from maxfdl.layers.nnx.latent import LatentAttention
 from maxfdl.layers.nnx.later_token import LaterToken
-from maxfdl.layers.nnx.linear import (
-    Linear,
-    LowRankLinear,
-)
-from maxfdl.layers.nnx.mlp import (
-    GatedMlp,
-    Mlp,
-)
-from maxfdl.layers.nnx.moe import (
-    Experts,
-    GroupedLinear,
-    MoE,
-    Router,
-)
+from maxfdl.layers.nnx.linear import Linear, LowRankLinear
+from maxfdl.layers.nnx.mlp import GatedMlp, Mlp
+from maxfdl.layers.nnx.moe import Experts, GroupedLinear, MoE, Router
 from maxfdl.layers.nnx.norm import (
     AcrossHeads,
     LayerNorm,
@@ -49,12 +20,8 @@ from maxfdl.layers.nnx.norm import (
     UnitRMSNorm,
     ZeroCentredRMSNorm,
 )
-from maxfdl.layers.nnx.stack import (
-    Stack,
-)
-from maxfdl.layers.nnx.transformer import (
-    Transformer,
-)
+from maxfdl.layers.nnx.stack import Stack
+from maxfdl.layers.nnx.transformer import Transformer
 
 __all__ = [
     "AcrossHeads",
