@@ -30,9 +30,12 @@ class Sharding:
     apart: tuple[str, ...] = ()
 
     def within(self, axes: tuple[str, ...]) -> "Sharding":
-        """Returns the sharding inside a `shard_map` over these mesh axes."""
+        """Returns the sharding inside a `shard_map` over these mesh axes.
+
+        Inside another one, the axes of both run apart.
+        """
         mesh = cast(jax.sharding.Mesh, jax.sharding.get_abstract_mesh())
-        return dataclasses.replace(self, mesh=mesh, apart=axes)
+        return dataclasses.replace(self, mesh=mesh, apart=(*self.apart, *axes))
 
     @property
     def num_replicas(self) -> int:
@@ -84,9 +87,14 @@ class Sharding:
         return jax.lax.with_sharding_constraint(x, sharding)
 
     def gather(self, weight: jax.Array, axes: Sequence[str]) -> jax.Array:
-        """Pins a weight for use: whole over the axes that cut the batch."""
-        spec = self.spec(axes, skip=self.rules.batch)
-        return jax.lax.with_sharding_constraint(weight, NamedSharding(self.mesh, spec))
+        """Pins a weight for use: whole over the axes that cut the batch, except along
+        the dims that the rules leave cut."""
+        spec = self.spec(axes)
+        whole = self.spec(axes, skip=self.rules.batch)
+        left = [axis in self.rules.cut_in_use for axis in axes]
+        entries = (s if cut else w for s, w, cut in zip(spec, whole, left, strict=True))
+        sharding = NamedSharding(self.mesh, PartitionSpec(*entries))
+        return jax.lax.with_sharding_constraint(weight, sharding)
 
     def check(self, path: str, shape: Sequence[int], axes: Sequence[str]) -> None:
         """Refuses an array that its rules cannot cut evenly.

@@ -53,6 +53,41 @@ def test_a_weight_is_whole_for_use_but_for_its_tensor_parts(on):
     assert used.addressable_shards[0].data.shape == (8, 3)
 
 
+def test_experts_stay_where_they_are_if_the_rules_say_so(on):
+    dims, experts = ("experts", "embed", "expert_mlp"), ("fsdp",)
+    for cut_in_use, kept in (((), (4, 8, 3)), (("experts",), (1, 8, 3))):
+        rules = AxisRules(experts=experts, cut_in_use=cut_in_use)
+        sharding = on(rules, fsdp=4, tensor=2)
+        stored = jax.device_put(jnp.ones((4, 8, 6)), sharding.named(dims))
+        assert stored.addressable_shards[0].data.shape == (1, 8, 3)
+        used = jax.jit(lambda x, s=sharding: s.gather(x, dims))(stored)
+        assert used.addressable_shards[0].data.shape == kept
+        # Other weights are gathered from the same axis.
+        stored = jax.device_put(jnp.ones((8, 6)), sharding.named(("embed", "mlp")))
+        used = jax.jit(lambda x, s=sharding: s.gather(x, ("embed", "mlp")))(stored)
+        assert used.addressable_shards[0].data.shape == (8, 3)
+
+
+def test_axes_that_run_apart_add_up(on):
+    sharding = on(data=2, fsdp=2, tensor=2)
+
+    def inner(x):
+        both = sharding.within(("data",)).within(("fsdp",))
+        assert both.apart == ("data", "fsdp") and both.batch_axes() == ()
+        assert both.spec(("embed", "mlp")) == P(None, "tensor")
+        return both.everywhere(x)
+
+    run = jax.shard_map(
+        inner,
+        mesh=sharding.mesh,
+        in_specs=P(("data", "fsdp")),
+        out_specs=P(),
+        axis_names={"data", "fsdp"},
+        check_vma=False,
+    )
+    np.testing.assert_array_equal(jax.jit(run)(jnp.arange(4.0)), [6.0])
+
+
 def test_activations_lie_where_their_rows_do(on):
     sharding = on(data=2, fsdp=2, tensor=2)
     x = jnp.ones((4, 3, 8))
