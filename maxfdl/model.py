@@ -22,7 +22,7 @@ from maxfdl.errors import UserError
 from maxfdl.layers import linen as linen_layers
 from maxfdl.layers import nnx as nnx_layers
 from maxfdl.layers.cache import EmptyCache
-from maxfdl.layers.context import Context
+from maxfdl.layers.context import Context, Rows
 from maxfdl.layers.linen.module import Declared
 from maxfdl.layers.nnx.module import State, declaration_of, flat_names
 from maxfdl.layers.parameter import Parameter, map_parameters, path_hash
@@ -148,7 +148,8 @@ class Model:
             self.check_positions(_most_known(positions) + 1)
         if rows is None:
             rows = jnp.arange(tokens.shape[0])
-        context = Context(positions, segment_ids, key, rows, self.sharding, cache=cache)
+        of_rows = Rows(positions, segment_ids, rows)
+        context = Context(of_rows, key, self.sharding, cache=cache)
         (hidden, unembedding, ahead), state = self._run(variables, tokens, context)
         sinks, kept = context.sinks, context.kept
         return Output(hidden, unembedding, state, sinks, kept, ahead)
@@ -289,7 +290,7 @@ class LinenModel(Model):
         tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
 
         def init(tokens):
-            context = Context(positions=jnp.zeros_like(tokens))
+            context = Context(Rows(jnp.zeros_like(tokens)))
             return self.network.init(jax.random.key(0), tokens, context)
 
         variables = jax.eval_shape(init, tokens)

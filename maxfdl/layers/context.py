@@ -15,36 +15,79 @@ from maxfdl.sharding.memory import on_device
 from maxfdl.sharding.sharding import Sharding
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Context:
-    """Passed along with the activations; a child gets `context.at(its name)`.
+class Rows:
+    """What a call is told of its rows: arrays whose first dim counts them.
+
+    Whatever cuts a batch into parts cuts these along with the activations.
 
     Args:
       positions: [B, T] position of each token in its document.
       segment_ids: [B, T] document of each token in its row, or None if a row is one.
-      key: Randomness of this step; None switches dropout off.
-      rows: [B] number of each row in its batch: with the key, it decides what of the
+      numbers: [B] number of each row in its batch: with the key, it decides what of the
         row is random. Needed where there is a key.
-      sharding: Where arrays lie; None on a single device.
-      path: Names from the model down to the layer that holds this context.
-      cache: What earlier calls left for this one, by path; None: nothing is kept.
-      sinks: Side results by path, filled by `emit` during one trace.
-      kept: Caches for the next call by path, filled by `store` during one trace.
     """
 
     positions: jax.Array
     segment_ids: jax.Array | None = None
-    key: jax.Array | None = None
-    rows: jax.Array | None = None
-    sharding: Sharding | None = None
-    path: tuple[str, ...] = ()
-    cache: Mapping[str, Any] | EmptyCache | None = None
-    sinks: dict[str, Any] = dataclasses.field(default_factory=dict)
-    kept: dict[str, Any] = dataclasses.field(default_factory=dict)
+    numbers: jax.Array | None = None
 
     @property
     def places(self) -> Places:
         return Places(self.positions, self.segment_ids)
+
+
+class Outbox:
+    """Where the layers of one call leave what is no activation, during one trace.
+
+    Attributes:
+      sinks: Side results by path.
+      kept: Caches for the next call, by path.
+    """
+
+    def __init__(self):
+        self.sinks: dict[str, Any] = {}
+        self.kept: dict[str, Any] = {}
+
+
+@dataclasses.dataclass(eq=False)
+class Context:
+    """Passed along with the activations; a child gets `context.at(its name)`.
+
+    Args:
+      rows: What belongs to the rows of the call.
+      key: Randomness of this step; None switches dropout off.
+      sharding: Where arrays lie; None on a single device.
+      path: Names from the model down to the layer that holds this context.
+      cache: What earlier calls left for this one, by path; None: nothing is kept.
+      outbox: What `emit` and `store` fill, the same for all layers of the call.
+    """
+
+    rows: Rows
+    key: jax.Array | None = None
+    sharding: Sharding | None = None
+    path: tuple[str, ...] = ()
+    cache: Mapping[str, Any] | EmptyCache | None = None
+    outbox: Outbox = dataclasses.field(default_factory=Outbox)
+
+    @property
+    def positions(self) -> jax.Array:
+        return self.rows.positions
+
+    @property
+    def places(self) -> Places:
+        return self.rows.places
+
+    @property
+    def sinks(self) -> dict[str, Any]:
+        """Side results so far, by path."""
+        return self.outbox.sinks
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """Caches for the next call so far, by path."""
+        return self.outbox.kept
 
     def at(self, name: str) -> "Context":
         """Returns the context of the child called `name`."""
@@ -54,7 +97,8 @@ class Context:
         """Returns the context in which only tokens count that have another of their
         document `steps` further on."""
         places = places_with_later(self.places, steps)
-        return dataclasses.replace(self, segment_ids=places.segment_ids)
+        rows = dataclasses.replace(self.rows, segment_ids=places.segment_ids)
+        return dataclasses.replace(self, rows=rows)
 
     def for_layer(
         self, index: jax.Array | int, cache: Mapping[str, Any] | None = None
@@ -65,7 +109,7 @@ class Context:
         """
         key = None if self.key is None else jax.random.fold_in(self.key, index)
         kept = cache if isinstance(self.cache, Mapping) else self.cache
-        return dataclasses.replace(self, key=key, cache=kept, sinks={}, kept={})
+        return dataclasses.replace(self, key=key, cache=kept, outbox=Outbox())
 
     def row_keys(self) -> jax.Array:
         """Returns a key for each row at this place.
@@ -73,9 +117,9 @@ class Context:
         It follows from step, repeat, path and the row's number in the batch, and never
         from the order of calls, or from how the batch is cut.
         """
-        assert self.key is not None and self.rows is not None
+        assert self.key is not None and self.rows.numbers is not None
         here = jax.random.fold_in(self.key, path_hash("/".join(self.path)))
-        return jax.vmap(jax.random.fold_in, (None, 0))(here, self.rows)
+        return jax.vmap(jax.random.fold_in, (None, 0))(here, self.rows.numbers)
 
     def emit(self, name: str, value: Any) -> None:
         """Leaves a side result, to be found under this layer's path and `name`."""

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maxfdl.layers.context import Context
+from maxfdl.layers.context import Context, Rows
 from maxfdl.layers.look_up import look_up
 from maxfdl.sharding.mesh import MeshShape
 from maxfdl.sharding.rules import AxisRules
@@ -42,6 +42,6 @@ def test_rows_and_gradients_are_those_of_one_device(mesh, rules, dtype):
         return jax.jit(jax.grad(objective, has_aux=True))(table)
 
     sharding = Sharding(mesh.build(jax.devices()), rules)
-    alone = rows_and_gradient(Context(tokens))
-    assert_same_bits(rows_and_gradient(Context(tokens, sharding=sharding)), alone)
+    alone = rows_and_gradient(Context(Rows(tokens)))
+    assert_same_bits(rows_and_gradient(Context(Rows(tokens), sharding=sharding)), alone)
     np.testing.assert_array_equal(alone[1], np.asarray(table)[np.asarray(tokens)])
