@@ -131,7 +131,7 @@ class Layer(Module):
 
     A subclass annotates its fields, as a dataclass does. `make` says what it is made
     of, and a method that is marked `with_parts` gets these parts, as attributes of one
-    object, before its own arguments.
+    object, before its own arguments. The norms in `norm.py` are short examples.
     """
 
     def __init_subclass__(cls, **kwargs: Any):

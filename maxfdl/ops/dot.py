@@ -7,6 +7,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,9 @@ class MatrixProduct(abc.ABC):
     pass finds out, such as the largest gradient, it leaves as the gradient of a value
     that is declared with `backward`: see `leave_gradient`.
     """
+
+    is_plain: ClassVar[bool] = False
+    """Whether a reader expects this one, so that reports need not name it."""
 
     def declare(self, kernel: Declaration) -> dict[str, StateDeclaration]:
         """Returns the state that a product with this kernel keeps, by name."""
@@ -86,6 +90,8 @@ class Dot(MatrixProduct):
     Cost: `2 * prod(kernel.shape)` FLOPs per token forward, three times that with
     gradients.
     """
+
+    is_plain = True
 
     def __call__(
         self,

@@ -6,7 +6,7 @@ contracted, F outputs, E groups.
 
 import abc
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,8 @@ Implementation = Literal["auto", "ragged", "blocks"]
 
 class GroupedProduct(abc.ABC):
     """What multiplies rows by the kernel of their group, as a `MatrixProduct` does."""
+
+    is_plain: ClassVar[bool] = False
 
     def declare(self, kernel: Declaration) -> dict[str, StateDeclaration]:
         """Returns the state that a product with these kernels keeps, by name."""
@@ -59,6 +61,8 @@ class GroupedDot(GroupedProduct):
         `blocks` a loop over 64 rows at a time. XLA:CPU computes the first as E whole
         products, see `resolve`.
     """
+
+    is_plain = True
 
     implementation: Implementation = "auto"
 

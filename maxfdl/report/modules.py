@@ -65,12 +65,12 @@ def _children(field: str, value: Any) -> list[tuple[str, fdl.Partial]]:
 
 
 def _is_plain_op(value: Any, annotation: Any) -> bool:
-    """Says whether a leaf op is what a reader expects: `dot: Dot`, as it comes."""
-    return (
-        isinstance(value, fdl.Config)
-        and not value.__arguments__
-        and fdl.get_callable(value) in alternatives(annotation)
-    )
+    """Says whether a leaf op is what a reader expects: the class that the field names,
+    or the plain one of an abstract class that it names, as it comes."""
+    if not isinstance(value, fdl.Config) or value.__arguments__:
+        return False
+    made = fdl.get_callable(value)
+    return made in alternatives(annotation) or getattr(made, "is_plain", False)
 
 
 def _brief(value: Any) -> str:

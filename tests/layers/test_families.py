@@ -14,6 +14,7 @@ from flax import nnx as flax_nnx
 
 import maxfdl.graph  # noqa: F401 (publishes the constructors of NNX classes)
 from maxfdl.layers import linen, nnx
+from maxfdl.layers.layer import Layer
 from tests.layers.families import (
     CASES,
     FAMILIES,
@@ -71,6 +72,16 @@ def test_files_and_classes_say_the_same_of_themselves(file):
         twin = classes(theirs)[name]
         assert ast.get_docstring(cls) == ast.get_docstring(twin)
         assert documented(cls) == documented(twin)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_class_says_what_the_layer_says_that_both_families_make_of(name):
+    ours, theirs = getattr(nnx, name), getattr(linen, name)
+    (plain,) = (each for each in ours.__bases__ if each in theirs.__bases__)
+    assert issubclass(plain, Layer) and plain.__module__.count(".") == 2
+    assert ours.__doc__ == theirs.__doc__ == plain.__doc__ is not None
+    # The forward pass is that of the layer, in both.
+    assert ours.__call__ is theirs.__call__ is plain.__call__
 
 
 def documented(cls):
