@@ -40,8 +40,8 @@ LIBRARY = {
     "experiment": WORDS
     | {"sharding", "layers.frozen", "model", "data", "optim", "checkpoint", "train"},
     "tensors": WORDS
-    | {"ops.initializers", "layers.parameter", "layers.checks", "model", "sharding"}
-    | {"outside", "data.tokenizers"},
+    | {"ops.initializers", "ops.state", "layers.parameter", "layers.checks", "model"}
+    | {"sharding", "outside", "data.tokenizers"},
     "run": WORDS
     | {"files", "ops", "layers.sinks", "sharding", "data", "checkpoint", "train"}
     | {"experiment", "inference", "outside", "terminal"}
