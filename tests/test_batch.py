@@ -41,9 +41,9 @@ class RewardLoss(Loss):
         rows = jnp.float32(batch["rewards"].shape[0])
         return {**self.inner.weights(batch, later_tokens), "features": rows}
 
-    def sums(self, outputs, batch, everywhere):
+    def sums(self, outputs, batch, psum):
         weights = batch["weights"] * batch["rewards"][:, None]
-        terms = self.inner.sums(outputs, {**batch, "weights": weights}, everywhere)
+        terms = self.inner.sums(outputs, {**batch, "weights": weights}, psum)
         ones = jnp.sum(jnp.mean(outputs[STUDENT].hidden, axis=(1, 2)) * 0.0 + 1.0)
         return {**terms, "features": ones * jnp.mean(jnp.float32(batch["features"]))}
 

@@ -45,8 +45,8 @@ class Sharding:
         cut_by = {dim for dim in dims() if REPLICAS in getattr(self.rules, dim)}
         return self.mesh.shape[REPLICAS] if cut_by == {"batch"} else 1
 
-    def everywhere(self, x: jax.Array) -> jax.Array:
-        """Returns `x` added up over the shards that run apart; no gradient flows."""
+    def psum(self, x: jax.Array) -> jax.Array:
+        """Returns the `psum` of `x` over the manual mesh axes; no gradient flows."""
         x = jax.lax.stop_gradient(x)
         return jax.lax.psum(x, self.apart) if self.apart else x
 

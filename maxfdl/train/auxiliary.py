@@ -12,7 +12,7 @@ from maxfdl.layers.sinks import RouterLoad, SinkKey, Sinks
 from maxfdl.ops import balance
 from maxfdl.ops.mask import Places
 
-Everywhere = Callable[[jax.Array], jax.Array]
+Psum = Callable[[jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +40,12 @@ class AuxiliaryLoss:
         """Returns what the sum is divided by, from the data alone."""
         raise NotImplementedError
 
-    def sum(self, sinks: Sinks, everywhere: Everywhere) -> jax.Array:
+    def sum(self, sinks: Sinks, psum: Psum) -> jax.Array:
         """Returns the term's sum over the tokens or rows of these sinks, and layers.
 
         Args:
           sinks: Side results of layers.
-          everywhere: Sums a number over the mesh axes that are manual (a `psum`).
+          psum: Sums a number over the manual mesh axes.
         """
         raise NotImplementedError
 
@@ -87,7 +87,7 @@ class SequenceBalance(RouterLoss):
         rows = jnp.any(_counted(batch), axis=1)
         return jnp.sum(rows, dtype=jnp.float32)
 
-    def sum(self, sinks: Sinks, everywhere: Everywhere) -> jax.Array:
+    def sum(self, sinks: Sinks, psum: Psum) -> jax.Array:
         sums = [jnp.sum(load.sequence_balance.sum) for load in self.loads(sinks)]
         return self.coefficient * sum(sums, jnp.zeros(()))
 
@@ -101,7 +101,7 @@ class RouterZ(RouterLoss):
     def weight(self, batch: Mapping[str, jax.Array]) -> jax.Array:
         return jnp.sum(_counted(batch), dtype=jnp.float32)
 
-    def sum(self, sinks: Sinks, everywhere: Everywhere) -> jax.Array:
+    def sum(self, sinks: Sinks, psum: Psum) -> jax.Array:
         sums = [jnp.sum(load.z.sum) for load in self.loads(sinks)]
         return self.coefficient * sum(sums, jnp.zeros(()))
 
@@ -123,10 +123,10 @@ class BatchBalance(RouterLoss):
     def weight(self, batch: Mapping[str, jax.Array]) -> jax.Array:
         return jnp.sum(_counted(batch), dtype=jnp.float32)
 
-    def sum(self, sinks: Sinks, everywhere: Everywhere) -> jax.Array:
+    def sum(self, sinks: Sinks, psum: Psum) -> jax.Array:
         loads = self.loads(sinks)
-        counts = [jnp.atleast_2d(everywhere(load.counts.value)) for load in loads]
-        tokens = [jnp.atleast_1d(everywhere(load.probability.weight)) for load in loads]
+        counts = [jnp.atleast_2d(psum(load.counts.value)) for load in loads]
+        tokens = [jnp.atleast_1d(psum(load.probability.weight)) for load in loads]
         shares = [jnp.atleast_2d(load.probability.sum) for load in loads]
         of_layers = [jnp.concatenate(parts) for parts in (counts, shares, tokens)]
         return self.coefficient * tokens[0][0] * balance.load_balance(*of_layers)

@@ -13,7 +13,7 @@ from maxfdl.model import Output
 from maxfdl.ops.cross_entropy import CrossEntropy
 from maxfdl.ops.later import has_later, later
 from maxfdl.ops.mask import Places
-from maxfdl.train.auxiliary import AuxiliaryLoss, Everywhere
+from maxfdl.train.auxiliary import AuxiliaryLoss, Psum
 
 Batch = Mapping[str, jax.Array]
 Sums = dict[str, jax.Array]
@@ -107,14 +107,14 @@ class Loss:
         """
         raise NotImplementedError
 
-    def sums(self, outputs: Outputs, batch: Batch, everywhere: Everywhere) -> Sums:
+    def sums(self, outputs: Outputs, batch: Batch, psum: Psum) -> Sums:
         """Returns each term's sum; those of the parts of a batch add up.
 
         Args:
           outputs: Of the forward passes, by the name of the network: `STUDENT` is the
             one that is trained.
           batch: Its rows.
-          everywhere: Sums a number over the mesh axes that are manual (a `psum`).
+          psum: Sums a number over the manual mesh axes.
         """
         raise NotImplementedError
 
@@ -158,7 +158,7 @@ class NextTokenLoss(Loss):
             weights["z_loss"] = weights["cross_entropy"]
         return weights | {each.name: each.weight(batch) for each in self.auxiliary}
 
-    def sums(self, outputs: Outputs, batch: Batch, everywhere: Everywhere) -> Sums:
+    def sums(self, outputs: Outputs, batch: Batch, psum: Psum) -> Sums:
         output = outputs[STUDENT]
         sums = self.cross_entropy(
             output.hidden, output.unembedding, batch["targets"], batch["weights"]
@@ -166,7 +166,7 @@ class NextTokenLoss(Loss):
         if self.later_tokens is not None:
             sums |= self.later_tokens.sums(output, batch, self.cross_entropy)
         return sums | {
-            each.name: each.sum(output.sinks, everywhere) for each in self.auxiliary
+            each.name: each.sum(output.sinks, psum) for each in self.auxiliary
         }
 
     def notes(self, microbatches: int) -> Iterator[str]:

@@ -214,7 +214,7 @@ class Trainer:
         def objective(changing, layer_state, rows):
             variables = {"params": joined(changing, fixed), "state": layer_state}
             output = _forward(model, variables, rows, key=key, rows=rows["rows"])
-            sums = self._loss.sums({STUDENT: output}, rows, sharding.everywhere)
+            sums = self._loss.sums({STUDENT: output}, rows, sharding.psum)
             return total(sums, weights), Parts(sums, output.state, output.sinks)
 
         changing = self._trained(params)
