@@ -56,6 +56,11 @@ class TiedHead(Layer):
 def _unembedding(
     head: Head | TiedHead, weights: Weight, context: Context
 ) -> Unembedding:
+    """Returns `weights` with what a head does with them.
+
+    Raises:
+      UserError: If the product of the head keeps state.
+    """
     if head.dot.declare(weights.declared):
         raise UserError(
             f"{type(head).__name__} dot ({type(head.dot).__name__}) must be a product"

@@ -87,6 +87,12 @@ class StateDeclaration(Declaration):
 
     def __post_init__(self):
         assert len(self.shape) == len(self.axes), (self.shape, self.axes)
+        if self.backward and self.merge == "same":
+            raise ValueError(
+                "State that the backward pass leaves is declared with merge 'same',"
+                " which nothing in a step writes; declare how the values of"
+                " microbatches and replicas become one: 'max', 'sum', 'mean' or 'last'."
+            )
 
     def first(self) -> jax.Array:
         """Returns the value before the first step."""
@@ -107,7 +113,7 @@ class StateDeclaration(Declaration):
             case "sum":
                 return before + jnp.sum(parts - before, axis=0, dtype=before.dtype)
             case "mean":
-                return jnp.mean(parts, axis=0)
+                return jnp.mean(parts, axis=0).astype(before.dtype)
             case "last":
                 return parts[-1]
 

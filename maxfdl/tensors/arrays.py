@@ -69,12 +69,17 @@ class Arrays:
         ]
 
     def nested(self) -> dict[str, Any]:
+        """Returns the variables; state that nothing filled is as it starts."""
         tree: dict[str, Any] = {"params": {}, "state": {}}
-        for collection, path in self._leaves:
+        for key, declared in self._leaves.items():
+            collection, path = key
             node = tree[collection]
             for name in path[:-1]:
                 node = node.setdefault(name, {})
-            node[path[-1]] = self._arrays[collection, path]
+            if key not in self._arrays and isinstance(declared, StateDeclaration):
+                first = jax.jit(declared.first, out_shardings=self._place(key))
+                self._arrays[key] = first()
+            node[path[-1]] = self._arrays[key]
         return tree
 
     def _empty(self, key: Key) -> jax.Array:

@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 
 from maxfdl.errors import UserError
 from maxfdl.model import Model
-from maxfdl.ops.state import Declaration
+from maxfdl.ops.state import Declaration, StateDeclaration
 from maxfdl.tensors.layouts import AsDeclared, Config, Layout
 
 Names = str | tuple[str, ...]
@@ -138,6 +138,9 @@ def leaves_of(model: Model) -> Leaves:
 def bind(table: NameTable, leaves: Leaves) -> list[Binding]:
     """Returns the bindings of a model: outside the layers first, then by layer.
 
+    State that layers write as they run, such as the greatest number that a product has
+    seen, needs no tensor: it starts as declared, and is no part of an export.
+
     Raises:
       UserError: If a parameter is in no row, such as one that a mutation added.
     """
@@ -151,13 +154,21 @@ def bind(table: NameTable, leaves: Leaves) -> list[Binding]:
         for binding in _bindings(row, leaves, stack, repeat, number)
     ]
     bound = {(slot.collection, slot.path) for b in bindings for slot in b.slots}
-    missing = ["/".join(path) for _, path in leaves if (_, path) not in bound]
+    missing = [
+        "/".join(key[1])
+        for key, declared in leaves.items()
+        if key not in bound and not _is_written_by_layers(declared)
+    ]
     if missing:
         raise UserError(
             f"Hugging Face's {table.model_types[0]} has no tensor for"
             f" {', '.join(missing)}; save the run as a checkpoint instead."
         )
     return bindings
+
+
+def _is_written_by_layers(declared: Declaration) -> bool:
+    return isinstance(declared, StateDeclaration) and declared.merge != "same"
 
 
 def _bindings(row, leaves, stack, repeat, number) -> Iterator[Binding]:

@@ -61,6 +61,11 @@ def test_a_state_is_the_same_however_the_batch_is_cut(way, devices):
         assert value.dtype == DECLARED[name].dtype
 
 
+def test_what_the_backward_pass_leaves_is_written_and_so_not_the_same():
+    with pytest.raises(ValueError, match="backward pass leaves is declared with merge"):
+        StateDeclaration((), (), backward=True)
+
+
 class Switch(Layer):
     """Multiplies by a number, its state, which grows by 1 before."""
 

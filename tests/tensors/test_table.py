@@ -7,9 +7,12 @@ from fdl_configs.families import FAMILIES
 from maxfdl.errors import UserError
 from maxfdl.layers.parameter import Parameter
 from maxfdl.ops.initializers import Constant
+from maxfdl.ops.state import StateDeclaration
+from maxfdl.tensors.arrays import Arrays
 from maxfdl.tensors.hugging_face.defaults import DEFAULTS
 from maxfdl.tensors.names import TABLES
 from maxfdl.tensors.table import NameTable, Row, bind, canonical_names, why_left_out
+from tests.layers.families import CASES
 
 BUFFERS, OTHERS = "buffers", "other modalities"
 LATER = "modules that predict later tokens"
@@ -132,6 +135,21 @@ def test_a_parameter_without_a_row_is_refused():
     message = "toy has no tensor for decoder/stacks_0/layers_0/lora/a; save the run"
     with pytest.raises(UserError, match=message):
         bind(table(), leaves(at_0_0=(1, {"lora/a": NORM})))
+
+
+def test_state_that_layers_write_needs_no_tensor_and_starts_as_declared():
+    seen = StateDeclaration((), (), initial=7.0, merge="max")
+    with_seen = leaves(at_0_0=(2, {"state:query/dot_x": seen}))
+    (binding,) = bind(table(), with_seen)
+    assert binding.theirs == ("model.norm.weight",)
+    read_only = StateDeclaration((), ())
+    with pytest.raises(UserError, match="no tensor for .*/query/scale; save the run"):
+        bind(table(), leaves(at_0_0=(2, {"state:query/scale": read_only})))
+
+    arrays = Arrays(with_seen, CASES["RMSNorm"].model("nnx"), None)
+    arrays.fill(binding.slots[0], np.ones(4, np.float32))
+    tree = arrays.nested()["state"]["decoder"]["stacks_0"]["layers_0"]["query"]
+    np.testing.assert_array_equal(tree["dot_x"], [7.0, 7.0])
 
 
 def test_names_are_found_under_their_other_spellings():

@@ -88,7 +88,16 @@ def two_steps(name=None):
     return losses, jax.device_get(state)
 
 
-@pytest.mark.parametrize("name", CASES)
+SLOW = ("unrolled remat", "fsdp", "tiled loss")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
+        for name in CASES
+    ],
+)
 def test_a_product_remembers_the_same_however_the_step_runs(name):
     (losses, state), (expected_losses, expected) = two_steps(name), two_steps()
     np.testing.assert_allclose(losses, expected_losses, rtol=2e-6)

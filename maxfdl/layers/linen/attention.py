@@ -4,9 +4,7 @@ from maxfdl.layers import attention
 from maxfdl.layers.linen.module import Module
 
 
-class Sinks(attention.Sinks, Module, kw_only=True):
-    pass
+class Sinks(attention.Sinks, Module, kw_only=True): ...
 
 
-class Attention(attention.Attention, Module, kw_only=True):
-    pass
+class Attention(attention.Attention, Module, kw_only=True): ...

@@ -4,5 +4,4 @@ from maxfdl.layers import convolution
 from maxfdl.layers.linen.module import Module
 
 
-class CausalConvolution(convolution.CausalConvolution, Module, kw_only=True):
-    pass
+class CausalConvolution(convolution.CausalConvolution, Module, kw_only=True): ...

@@ -4,13 +4,10 @@ from maxfdl.layers import decoder
 from maxfdl.layers.linen.module import Module
 
 
-class DecoderLayer(decoder.DecoderLayer, Module, kw_only=True):
-    pass
+class DecoderLayer(decoder.DecoderLayer, Module, kw_only=True): ...
 
 
-class ParallelDecoderLayer(decoder.ParallelDecoderLayer, Module, kw_only=True):
-    pass
+class ParallelDecoderLayer(decoder.ParallelDecoderLayer, Module, kw_only=True): ...
 
 
-class Decoder(decoder.Decoder, Module, kw_only=True):
-    pass
+class Decoder(decoder.Decoder, Module, kw_only=True): ...

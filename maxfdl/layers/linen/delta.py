@@ -4,9 +4,7 @@ from maxfdl.layers import delta
 from maxfdl.layers.linen.module import Module
 
 
-class GatedRMSNorm(delta.GatedRMSNorm, Module, kw_only=True):
-    pass
+class GatedRMSNorm(delta.GatedRMSNorm, Module, kw_only=True): ...
 
 
-class GatedDeltaNet(delta.GatedDeltaNet, Module, kw_only=True):
-    pass
+class GatedDeltaNet(delta.GatedDeltaNet, Module, kw_only=True): ...

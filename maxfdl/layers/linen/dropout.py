@@ -4,5 +4,4 @@ from maxfdl.layers import dropout
 from maxfdl.layers.linen.module import Module
 
 
-class Dropout(dropout.Dropout, Module, kw_only=True):
-    pass
+class Dropout(dropout.Dropout, Module, kw_only=True): ...

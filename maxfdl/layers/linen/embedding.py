@@ -4,13 +4,10 @@ from maxfdl.layers import embedding
 from maxfdl.layers.linen.module import Module
 
 
-class Embedding(embedding.Embedding, Module, kw_only=True):
-    pass
+class Embedding(embedding.Embedding, Module, kw_only=True): ...
 
 
-class ScaledEmbedding(embedding.ScaledEmbedding, Embedding, kw_only=True):
-    pass
+class ScaledEmbedding(embedding.ScaledEmbedding, Embedding, kw_only=True): ...
 
 
-class PositionEmbedding(embedding.PositionEmbedding, Module, kw_only=True):
-    pass
+class PositionEmbedding(embedding.PositionEmbedding, Module, kw_only=True): ...

@@ -4,5 +4,4 @@ from maxfdl.layers import latent
 from maxfdl.layers.linen.module import Module
 
 
-class LatentAttention(latent.LatentAttention, Module, kw_only=True):
-    pass
+class LatentAttention(latent.LatentAttention, Module, kw_only=True): ...

@@ -4,5 +4,4 @@ from maxfdl.layers import later_token
 from maxfdl.layers.linen.module import Module
 
 
-class LaterToken(later_token.LaterToken, Module, kw_only=True):
-    pass
+class LaterToken(later_token.LaterToken, Module, kw_only=True): ...

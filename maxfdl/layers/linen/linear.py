@@ -4,9 +4,7 @@ from maxfdl.layers import linear
 from maxfdl.layers.linen.module import Module
 
 
-class Linear(linear.Linear, Module, kw_only=True):
-    pass
+class Linear(linear.Linear, Module, kw_only=True): ...
 
 
-class LowRankLinear(linear.LowRankLinear, Module, kw_only=True):
-    pass
+class LowRankLinear(linear.LowRankLinear, Module, kw_only=True): ...

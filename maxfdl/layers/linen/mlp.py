@@ -4,9 +4,7 @@ from maxfdl.layers import mlp
 from maxfdl.layers.linen.module import Module
 
 
-class GatedMlp(mlp.GatedMlp, Module, kw_only=True):
-    pass
+class GatedMlp(mlp.GatedMlp, Module, kw_only=True): ...
 
 
-class Mlp(mlp.Mlp, Module, kw_only=True):
-    pass
+class Mlp(mlp.Mlp, Module, kw_only=True): ...

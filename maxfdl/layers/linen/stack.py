@@ -4,5 +4,4 @@ from maxfdl.layers import stack
 from maxfdl.layers.linen.module import Module
 
 
-class Stack(stack.Stack, Module, kw_only=True):
-    pass
+class Stack(stack.Stack, Module, kw_only=True): ...

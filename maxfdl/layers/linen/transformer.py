@@ -4,5 +4,4 @@ from maxfdl.layers import transformer
 from maxfdl.layers.linen.module import Module
 
 
-class Transformer(transformer.Transformer, Module, kw_only=True):
-    pass
+class Transformer(transformer.Transformer, Module, kw_only=True): ...

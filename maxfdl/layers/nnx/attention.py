@@ -4,9 +4,7 @@ from maxfdl.layers import attention
 from maxfdl.layers.nnx.module import Module
 
 
-class Sinks(attention.Sinks, Module):
-    pass
+class Sinks(attention.Sinks, Module): ...
 
 
-class Attention(attention.Attention, Module):
-    pass
+class Attention(attention.Attention, Module): ...

@@ -4,5 +4,4 @@ from maxfdl.layers import convolution
 from maxfdl.layers.nnx.module import Module
 
 
-class CausalConvolution(convolution.CausalConvolution, Module):
-    pass
+class CausalConvolution(convolution.CausalConvolution, Module): ...

@@ -4,13 +4,10 @@ from maxfdl.layers import decoder
 from maxfdl.layers.nnx.module import Module
 
 
-class DecoderLayer(decoder.DecoderLayer, Module):
-    pass
+class DecoderLayer(decoder.DecoderLayer, Module): ...
 
 
-class ParallelDecoderLayer(decoder.ParallelDecoderLayer, Module):
-    pass
+class ParallelDecoderLayer(decoder.ParallelDecoderLayer, Module): ...
 
 
-class Decoder(decoder.Decoder, Module):
-    pass
+class Decoder(decoder.Decoder, Module): ...

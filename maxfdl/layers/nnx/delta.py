@@ -4,9 +4,7 @@ from maxfdl.layers import delta
 from maxfdl.layers.nnx.module import Module
 
 
-class GatedRMSNorm(delta.GatedRMSNorm, Module):
-    pass
+class GatedRMSNorm(delta.GatedRMSNorm, Module): ...
 
 
-class GatedDeltaNet(delta.GatedDeltaNet, Module):
-    pass
+class GatedDeltaNet(delta.GatedDeltaNet, Module): ...

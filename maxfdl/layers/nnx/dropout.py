@@ -4,5 +4,4 @@ from maxfdl.layers import dropout
 from maxfdl.layers.nnx.module import Module
 
 
-class Dropout(dropout.Dropout, Module):
-    pass
+class Dropout(dropout.Dropout, Module): ...

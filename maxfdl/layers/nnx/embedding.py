@@ -4,13 +4,10 @@ from maxfdl.layers import embedding
 from maxfdl.layers.nnx.module import Module
 
 
-class Embedding(embedding.Embedding, Module):
-    pass
+class Embedding(embedding.Embedding, Module): ...
 
 
-class ScaledEmbedding(embedding.ScaledEmbedding, Embedding):
-    pass
+class ScaledEmbedding(embedding.ScaledEmbedding, Embedding): ...
 
 
-class PositionEmbedding(embedding.PositionEmbedding, Module):
-    pass
+class PositionEmbedding(embedding.PositionEmbedding, Module): ...

@@ -4,9 +4,7 @@ from maxfdl.layers import head
 from maxfdl.layers.nnx.module import Module
 
 
-class Head(head.Head, Module):
-    pass
+class Head(head.Head, Module): ...
 
 
-class TiedHead(head.TiedHead, Module):
-    pass
+class TiedHead(head.TiedHead, Module): ...

@@ -4,5 +4,4 @@ from maxfdl.layers import latent
 from maxfdl.layers.nnx.module import Module
 
 
-class LatentAttention(latent.LatentAttention, Module):
-    pass
+class LatentAttention(latent.LatentAttention, Module): ...

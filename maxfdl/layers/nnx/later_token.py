@@ -4,5 +4,4 @@ from maxfdl.layers import later_token
 from maxfdl.layers.nnx.module import Module
 
 
-class LaterToken(later_token.LaterToken, Module):
-    pass
+class LaterToken(later_token.LaterToken, Module): ...

@@ -4,9 +4,7 @@ from maxfdl.layers import linear
 from maxfdl.layers.nnx.module import Module
 
 
-class Linear(linear.Linear, Module):
-    pass
+class Linear(linear.Linear, Module): ...
 
 
-class LowRankLinear(linear.LowRankLinear, Module):
-    pass
+class LowRankLinear(linear.LowRankLinear, Module): ...

@@ -4,9 +4,7 @@ from maxfdl.layers import mlp
 from maxfdl.layers.nnx.module import Module
 
 
-class GatedMlp(mlp.GatedMlp, Module):
-    pass
+class GatedMlp(mlp.GatedMlp, Module): ...
 
 
-class Mlp(mlp.Mlp, Module):
-    pass
+class Mlp(mlp.Mlp, Module): ...

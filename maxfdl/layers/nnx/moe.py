@@ -4,17 +4,13 @@ from maxfdl.layers import moe
 from maxfdl.layers.nnx.module import Module
 
 
-class Router(moe.Router, Module):
-    pass
+class Router(moe.Router, Module): ...
 
 
-class GroupedLinear(moe.GroupedLinear, Module):
-    pass
+class GroupedLinear(moe.GroupedLinear, Module): ...
 
 
-class Experts(moe.Experts, Module):
-    pass
+class Experts(moe.Experts, Module): ...
 
 
-class MoE(moe.MoE, Module):
-    pass
+class MoE(moe.MoE, Module): ...

@@ -4,25 +4,19 @@ from maxfdl.layers import norm
 from maxfdl.layers.nnx.module import Module
 
 
-class RMSNorm(norm.RMSNorm, Module):
-    pass
+class RMSNorm(norm.RMSNorm, Module): ...
 
 
-class ZeroCentredRMSNorm(norm.ZeroCentredRMSNorm, Module):
-    pass
+class ZeroCentredRMSNorm(norm.ZeroCentredRMSNorm, Module): ...
 
 
-class UnitRMSNorm(norm.UnitRMSNorm, Module):
-    pass
+class UnitRMSNorm(norm.UnitRMSNorm, Module): ...
 
 
-class LayerNorm(norm.LayerNorm, Module):
-    pass
+class LayerNorm(norm.LayerNorm, Module): ...
 
 
-class PerHead(norm.PerHead, Module):
-    pass
+class PerHead(norm.PerHead, Module): ...
 
 
-class AcrossHeads(norm.AcrossHeads, Module):
-    pass
+class AcrossHeads(norm.AcrossHeads, Module): ...

@@ -4,5 +4,4 @@ from maxfdl.layers import stack
 from maxfdl.layers.nnx.module import Module
 
 
-class Stack(stack.Stack, Module):
-    pass
+class Stack(stack.Stack, Module): ...

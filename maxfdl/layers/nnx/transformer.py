@@ -4,5 +4,4 @@ from maxfdl.layers import transformer
 from maxfdl.layers.nnx.module import Module
 
 
-class Transformer(transformer.Transformer, Module):
-    pass
+class Transformer(transformer.Transformer, Module): ...
