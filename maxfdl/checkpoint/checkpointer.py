@@ -7,8 +7,6 @@ import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
-import jax
-
 from maxfdl.checkpoint.failure import (
     SaveError,
     gist,
@@ -25,6 +23,7 @@ from maxfdl.checkpoint.record import (
 )
 from maxfdl.checkpoint.steps import remove_unfinished, set_aside_from, steps_in
 from maxfdl.checkpoint.structure import listed
+from maxfdl.data.places import joined
 from maxfdl.errors import UserError
 from maxfdl.markers import FromParent
 
@@ -138,8 +137,9 @@ class Checkpointer:
         Args:
           step: One of the steps on disk.
           abstract_state: Tree of `jax.ShapeDtypeStruct` with shardings, which need not
-            be those that were saved.
-          data_iterator: An iterator over the same data; set through `set_state`.
+            be those that were saved, nor on as many devices or processes.
+          data_iterator: An iterator over the same data; its `set_state` gets the place
+            of all processes, see `maxfdl.data.places.joined`.
 
         Raises:
           UserError: If the leaves saved are not those of `abstract_state`, with the
@@ -147,7 +147,7 @@ class Checkpointer:
             refuses its place, because it is over other data.
         """
         state, record = self._load_newest(step, abstract_state, whole=True)
-        self._set_place(data_iterator, record.places[jax.process_index()])
+        self._set_place(data_iterator, joined(record.places))
         self._newest = record.step
         return state
 

@@ -76,13 +76,6 @@ def _check_fits(path: pathlib.Path, record: Record, abstract: Any, whole: bool) 
             f"Checkpoint {path} is of another experiment: {problems}; restore the"
             " experiment that was saved, or give another directory."
         )
-    processes = len(record.places)
-    if whole and processes != jax.process_count():
-        raise UserError(
-            f"Checkpoint {path} was saved by {processes} processes, and there are"
-            f" {jax.process_count()}; continue with as many, for each has its own place"
-            " in the data."
-        )
 
 
 def _placed(abstract: Any) -> Any:

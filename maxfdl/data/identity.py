@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from maxfdl.data.fingerprint import Fingerprint, fingerprint_of
@@ -60,28 +60,38 @@ class Identity:
             "source": fingerprint.to_json(),
         }
 
-    def refuse_another(self, saved: dict[str, Any]) -> None:
+    def refuse_another(self, saved: Sequence[Mapping[str, Any]]) -> None:
         """Raises a UserError that names the first difference from what was saved.
 
         The source comes first: a tokenizer that is trained on it changes with it.
+
+        Args:
+          saved: What the processes of the run saved, which all read the same source.
+            They differ in the bad documents that each has met; it is enough if the
+            source is what it was but for those of one process.
         """
         here = fingerprint_of(self._source, ())
         if here.name != self._accept:
-            without_mended = fingerprint_of(self._source, saved["mended"])
-            was = Fingerprint.from_json(saved["source"])
-            if problem := without_mended.difference(was):
+            problems = [self._difference(each) for each in saved]
+            if all(problems):
                 raise UserError(
-                    f"{self._name}.source {problem} when this run was saved; put back"
-                    " what was there, start a new run in another --run_dir, or go on"
-                    f" with what is there now by data.accept_source={here.name}."
+                    f"{self._name}.source {problems[0]} when this run was saved; put"
+                    " back what was there, start a new run in another --run_dir, or go"
+                    " on with what is there now by"
+                    f" data.accept_source={here.name}."
                 )
         for key, value in self._settings.items():
-            was = saved["settings"].get(key)
+            was = saved[0]["settings"].get(key)
             if value != was:
                 raise UserError(
                     f"{self._name}.{key} is {value}, but was {was} when this run was"
                     " saved; set it back, or start a new run in another --run_dir."
                 )
+
+    def _difference(self, saved: Mapping[str, Any]) -> str:
+        """Says what has changed in the source but for documents that were bad."""
+        now = fingerprint_of(self._source, saved["mended"])
+        return now.difference(Fingerprint.from_json(saved["source"]))
 
     @functools.cached_property
     def _settings(self) -> Mapping[str, Any]:

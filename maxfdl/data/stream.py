@@ -100,7 +100,8 @@ class SavedBatches(grain.DatasetIterator):
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        self._identity.refuse_another(state["made_of"])
+        saved = state["made_of"]
+        self._identity.refuse_another(saved if isinstance(saved, list) else [saved])
         self._parent.set_state(state["batches"])
         self._failure = None
 
@@ -157,10 +158,13 @@ class _PackedBatchesIterator(grain.DatasetIterator):
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
+        """Takes the places of this process's lanes from a state that has those of all,
+        or of as many."""
         here = self.get_state()
         self._refuse_another_stream(state, here)
         self._dataset.documents.bad.restart(state["bad"])
-        for lane, place in zip(self._lanes, state["places"], strict=True):
+        skipped = here["first_lane"] - state["first_lane"]
+        for lane, place in zip(self._lanes, state["places"][skipped:], strict=False):
             lane.seek(place)
 
     def _refuse_another_stream(self, state: dict, here: dict) -> None:
@@ -170,14 +174,13 @@ class _PackedBatchesIterator(grain.DatasetIterator):
                 f" had {state['documents']} when this run was saved; resume with the"
                 " same files and eval_fraction, or start a new run."
             )
-        shape = ("lanes", "first_lane", "tracks")
-        if [state[key] for key in shape] != [here[key] for key in shape] or len(
-            state["places"]
-        ) != len(here["places"]):
+        shapes = [(each["lanes"], each["tracks"]) for each in (state, here)]
+        if shapes[0] != shapes[1]:
             raise UserError(
-                f"TextData state holds the places of {len(state['places'])} of"
-                f" {state['lanes']} lanes, and this process runs"
-                f" {len(here['places'])} of {here['lanes']}; resume with the"
-                " batch_size, data.interleave and number of processes that the run was"
-                " saved with."
+                f"TextData state is of {shapes[0][0]} lanes of {shapes[0][1]} tracks,"
+                f" and here are {shapes[1][0]} of {shapes[1][1]}; resume with the"
+                " batch_size and data.interleave that the run was saved with."
             )
+        first, last = state["first_lane"], state["first_lane"] + len(state["places"])
+        lanes = self._plan.lanes
+        assert first <= lanes[0] and lanes[-1] < last, "join the states of all first"

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from maxfdl.data import Concatenate, FirstFit, Synthetic
+from maxfdl.data.places import joined
 from maxfdl.errors import UserError
+from maxfdl.train.ramp_up import RampedBatches
 
 PACKINGS = [Concatenate(), FirstFit(open_rows=3)]
 
@@ -101,13 +103,83 @@ def test_refuses_the_state_of_another_split(make_data):
     )
 
 
-def test_refuses_the_state_of_another_number_of_processes(make_data):
-    state = make_data().train().get_state()
-    half = make_data(process_count=2).train()
+@pytest.fixture(params=["concatenate", "first_fit", "shared_lanes", "synthetic"])
+def make_share(request, make_data, make_source, corpus):
+    """Makes the share of one process of several, by its index and their number."""
+    few = make_source(*corpus.texts[:4])
+    make = {
+        "concatenate": make_data,
+        "first_fit": lambda **share: make_data(packing=FirstFit(open_rows=3), **share),
+        "shared_lanes": lambda **share: make_data(few, **share),
+        "synthetic": lambda **share: synthetic(batch_size=8, **share),
+    }[request.param]
+    return lambda index, count: make(process_index=index, process_count=count)
+
+
+def ramped(batches):
+    """Halves of whole batches for six steps: one is half used up when a run stops."""
+    return RampedBatches(batches, lambda step: 2 if step < 7 else 1)
+
+
+@pytest.mark.parametrize("before, after", [(1, 2), (2, 1), (2, 4), (4, 2), (4, 1)])
+def test_another_number_of_processes_goes_on_with_the_next_batch(
+    make_share, before, after
+):
+    def started(count):
+        return [ramped(make_share(index, count).train()) for index in range(count)]
+
+    def next_batches(iterators):
+        parts = [next(each) for each in iterators]
+        return {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
+
+    first = started(before)
+    for _ in range(3):
+        next_batches(first)
+    states = json.loads(json.dumps([each.get_state() for each in first]))
+    second = started(after)
+    for each in second:
+        each.set_state(joined(states))
+    for _ in range(6):
+        np.testing.assert_equal(next_batches(second), next_batches(first))
+    # And back again, from what those save.
+    third = started(before)
+    for each in third:
+        each.set_state(joined([each.get_state() for each in second]))
+    np.testing.assert_equal(next_batches(third), next_batches(second))
+
+
+def test_bad_documents_of_all_processes_are_known_to_each_that_goes_on(
+    make_data, make_source
+):
+    texts = ["one two", None, "three four", "five", None, "six", "7" * 99, "8" * 99]
+    source = make_source(*texts)
+    settings = {"eval_fraction": 0, "shuffle": False, "batch_size": 2, "skip_bad": 2}
+    settings["sequence_length"] = 8
+    halves = [
+        make_data(source, process_index=i, process_count=2, **settings).train()
+        for i in range(2)
+    ]
+    for each in halves:
+        for _ in range(3):
+            next(each)
+    assert [each.bad_documents for each in halves] == [[4], [1]]
+    place = joined([each.get_state() for each in halves])
+    whole = make_data(source, **settings).train()
+    whole.set_state(place)
+    assert whole.bad_documents == [4, 1]
+    # One process met 4 and not 1; it is enough that its documents are what they were.
+    mended = make_source(*texts[:4], "new", *texts[5:])
+    make_data(mended, **settings).train().set_state(place)
+    with pytest.raises(UserError, match=r"TextData.source has changed: \[document 0\]"):
+        other = make_source("ONE", *texts[1:])
+        make_data(other, **settings).train().set_state(place)
+
+
+def test_refuses_the_state_of_other_lanes(make_data):
+    state = make_data(batch_size=2).train().get_state()
     with pytest.raises(UserError) as error:
-        half.set_state(state)
+        make_data(batch_size=2, interleave=1).train().set_state(state)
     assert str(error.value) == (
-        "TextData state holds the places of 8 of 8 lanes, and this process runs 4 of 8;"
-        " resume with the batch_size, data.interleave and number of processes that the"
-        " run was saved with."
+        "TextData state is of 2 lanes of 4 tracks, and here are 2 of 1; resume with the"
+        " batch_size and data.interleave that the run was saved with."
     )
