@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 
@@ -11,6 +11,7 @@ from maxfdl.batch import MODEL_INPUTS, check_fields
 from maxfdl.checkpoint.checkpointer import Checkpointer
 from maxfdl.data import Data
 from maxfdl.layers.frozen import trained
+from maxfdl.markers import Operational
 from maxfdl.model import Model, Network
 from maxfdl.optim.optimizer import Optimizer
 from maxfdl.sharding.mesh import MeshShape
@@ -41,26 +42,28 @@ class Experiment:
       init_from: Whose weights step 0 has: a model folder of Hugging Face, or the
         directory of a run with this network. None draws them from `seed`.
       seed: Of weights, dropout and the order of documents.
-      steps: Optimizer steps of the whole run.
+      steps: Optimizer steps of the whole run. A run may go on with another number: as
+        it is where the learning rate of the steps taken does not depend on it, else if
+        `--extend` asks for that.
       batch_size: Sequences in the global batch of one step.
       ramp_up: Smaller batches to begin with; None has whole ones from the start.
       sequence_length: Tokens in a sequence.
     """
 
-    name: str
+    name: Annotated[str, Operational]
     model: Callable[..., Network]
     backend: Callable[..., Model]
     data: Callable[..., Data]
     loss: Loss
     optimizer: Callable[..., Optimizer]
-    mesh: MeshShape
-    sharding: AxisRules
+    mesh: Annotated[MeshShape, Operational]
+    sharding: Annotated[AxisRules, Operational]
     trainer: Callable[..., Trainer]
     checkpoint: Callable[..., Checkpointer] | None
-    metrics: Callable[..., MetricWriter]
+    metrics: Annotated[Callable[..., MetricWriter], Operational]
     init_from: str | None = None
     seed: int = 0
-    steps: int
+    steps: Annotated[int, Operational]
     batch_size: int
     ramp_up: BatchRampUp | None = None
     sequence_length: int

@@ -1,7 +1,8 @@
 """Trains: `python -m maxfdl.launch --fdl_config=experiments.llama2_nnx`.
 
 Mutations and values follow, in flags (`--fiddler=to_linen --fdl_set=steps=50`) or
-alone (`to_linen steps=50`). The same command again continues the run.
+alone (`to_linen steps=50`). The same command again continues the run, and so does one
+that differs in what is operational: how often it logs, its mesh, more steps.
 """
 
 import pathlib
@@ -30,6 +31,12 @@ if "profile_steps" not in FLAGS:
         None,
         "Save and stop after this step; the same command without it goes on.",
         lower_bound=1,
+    )
+    flags.DEFINE_bool(
+        "extend",
+        False,
+        "Let a run go on to another number of steps although its learning rate has"
+        " begun to fall to the old end.",
     )
     flags.DEFINE_bool(
         "compilation_cache", True, "Keep compiled programs for the next start."
@@ -64,7 +71,7 @@ def _launch(stop: Any) -> None:
         if peers is not None:
             _check_same_run(peers, config, directory)
         start(compilation_cache=FLAGS.compilation_cache)
-        _refuse_another_graph(directory, config)
+        writes = _adopts(directory, config) and writes
         _train(config, directory, profile, writes, stop)
     finally:
         directory.unlock()
@@ -75,7 +82,7 @@ def _check_same_run(peers: Any, config: Any, directory: Any) -> None:
     from maxfdl.checkpoint.checkpointer import Checkpointer
 
     saved = Checkpointer(directory=directory.checkpoints)
-    options = ("stop_at", "profile_steps", "trust")
+    options = ("extend", "stop_at", "profile_steps", "trust")
     asked = {f"--{name}": FLAGS[name].value for name in options}
     place = {"--run_dir": str(directory.path), "newest checkpoint": saved.latest()}
     commandline.check_same_run(peers, config, place | asked)
@@ -125,29 +132,38 @@ def _profile(directory: Any, steps: int) -> Any:
     return profile
 
 
-def _refuse_another_graph(directory: Any, config: Any) -> None:
-    """Raises UserError if the directory holds results of another graph.
+def _adopts(directory: Any, config: Any) -> bool:
+    """Returns whether `config` becomes the graph of the run in `directory`.
 
-    Fields marked operational may differ.
+    It says which operational fields differ from those of an earlier start. A run that
+    has taken all its steps already keeps the graph it has.
+
+    Raises:
+      UserError: If the directory holds results of another graph.
     """
-    from maxfdl.saved_graph import differences, saved_graph
+    from maxfdl import graph
+    from maxfdl.checkpoint.checkpointer import Checkpointer
+    from maxfdl.run.progress import say
+    from maxfdl.saved_graph import check_same_run, check_schedule, saved_graph
 
     if not directory.has_results():
-        return
+        return True
     saved = saved_graph(directory, tuple(FLAGS.trust))
     if saved is None:
         raise UserError(
             f"{directory.path} holds results of a run, but nothing in it tells of which"
             " graph; put its config.json back, or give another --run_dir."
         )
-    if lines := differences(saved, config):
-        changes = "\n".join(f"  {line}" for line in lines)
-        raise UserError(
-            f"{directory.path} holds a run of another graph; give another --run_dir"
-            f" (with init_from={directory.path} it begins with the weights of this one,"
-            " but at step 0, with a new optimizer and the data from its beginning), or"
-            f" undo the difference:\n{changes}"
-        )
+    check_same_run(directory, saved, config)
+    taken = Checkpointer(directory=directory.checkpoints).latest() or 0
+    changes = graph.summary(saved, config)
+    if taken >= config.steps:
+        return not changes
+    if not FLAGS.extend:
+        check_schedule(saved, config, taken)
+    if changes:
+        say(f"continuing with {changes}")
+    return True
 
 
 if __name__ == "__main__":

@@ -13,5 +13,14 @@ class Operational:
     """Says that a run may go on with another value of this field.
 
     Written `skip_bad: Annotated[int, Operational] = 0`. Such a field changes nothing
-    that the run has learnt so far, so a graph that differs in it is the same run.
+    that the run learns from the same batches, except for the order of sums, so a graph
+    that differs in it is the same run. A class that computes what another one does, in
+    another way, says the same by a class attribute `equivalent_to`.
+
+    Args:
+      where_all: Name of a class attribute. If a node of the graph has it, and it is
+        false, the field does change what is learnt.
     """
+
+    def __init__(self, where_all: str = ""):
+        self.where_all = where_all

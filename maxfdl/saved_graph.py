@@ -1,4 +1,4 @@
-"""Which graph a run on disk has: its config and its checkpoints tell."""
+"""Which graph a run on disk has, and whether another graph may go on with it."""
 
 import json
 from collections.abc import Sequence
@@ -35,6 +35,48 @@ def saved_graph(run: RunDirectory, trust: Sequence[str] = ()) -> Any:
 def differences(old: Any, new: Any) -> list[str]:
     """Returns lines on what makes two graphs two runs; none if they are one run's."""
     return graph.diff(graph.without_operational(old), graph.without_operational(new))
+
+
+def check_same_run(run: RunDirectory, old: Any, new: Any) -> None:
+    """Raises UserError unless `new` may go on with the run of the graph `old`."""
+    if lines := differences(old, new):
+        changes = "\n".join(f"  {line}" for line in lines)
+        raise UserError(
+            f"{run.path} holds a run of another graph; give another --run_dir (with"
+            f" init_from={run.path} it begins with the weights of this one, but at step"
+            " 0, with a new optimizer and the data from its beginning), or undo the"
+            f" difference:\n{changes}"
+        )
+
+
+def check_schedule(old: Any, new: Any, taken: int) -> None:
+    """Raises UserError if `new` has other learning rates for steps that were taken.
+
+    Args:
+      old, new: Graphs of one run, which differ in operational fields alone. Those that
+        the learning rate depends on are `steps` and where its schedule ends.
+      taken: Steps that were taken.
+    """
+    schedules = [graph.build(each.optimizer.schedule) for each in (old, new)]
+    was, is_now = (
+        schedule.decay(each.steps)
+        for schedule, each in zip(schedules, (old, new), strict=True)
+    )
+    if was == is_now or taken <= min(was.start, is_now.start):
+        return
+    kind, keep = type(schedules[0]).__name__, ""
+    if was.start == 0 and hasattr(schedules[0], "decay_steps"):
+        left = max(was.stop - schedules[0].warmup_steps, 1)
+        keep = (
+            f", or optimizer.schedule.decay_steps={left} to keep the old end and go on"
+            " at the final rate"
+        )
+    raise UserError(
+        f"the learning rate of this run ({kind}) has begun to fall to its end at step"
+        f" {was.stop}, and {graph.summary(old, new)} moves that end to step"
+        f" {is_now.stop}; after step {taken} add --extend to go on with the rates that"
+        f" lead there{keep}, or undo the difference."
+    )
 
 
 def _texts(run: RunDirectory) -> dict[str, str]:

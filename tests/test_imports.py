@@ -25,7 +25,7 @@ LIBRARY = {
     "hush": NOTHING,
     "files": NOTHING,
     "outside": WORDS,
-    "ops": NOTHING,
+    "ops": frozenset({"markers"}),
     "sharding": WORDS,
     "layers": WORDS | {"ops", "sharding"},
     "model": WORDS | {"ops", "sharding", "layers"},

@@ -7,6 +7,7 @@ rest is called in this process, on its eight virtual devices.
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -226,16 +227,64 @@ def test_a_finished_run_says_so_and_changes_nothing(whole, call):
 def test_a_directory_with_another_run_is_refused_with_the_difference(whole, call):
     directory, _ = whole
     before = snapshot(directory)
-    done = call(SMOKE, f"--run_dir={directory}", "steps=30", "remat(policy=dots)")
+    changes = ("use_lion", "steps=30", "remat(policy=dots)", "--extend")
+    done = call(SMOKE, f"--run_dir={directory}", *changes)
     assert complaint(done) == (
         f"{directory} holds a run of another graph; give another --run_dir (with"
         f" init_from={directory} it begins with the weights of this one, but at step 0,"
         " with a new optimizer and the data from its beginning), or undo the"
         " difference:\n"
-        "  + model.decoder.stacks[0].remat = 'dots'\n"
-        "  ~ steps: 20 -> 30"
+        "  * maxfdl.optim.transforms.Adam -> maxfdl.optim.transforms.Lion  (1 node:"
+        " optimizer.rule)\n"
+        "  ~ optimizer.rule.b2: 0.95 -> 0.99\n"
+        "  - optimizer.rule.epsilon = 1e-08"
     )
     assert snapshot(directory) == before
+
+
+def test_more_steps_where_the_rate_has_fallen_to_the_end_need_to_be_asked_for(
+    whole, call
+):
+    directory, _ = whole
+    before = snapshot(directory)
+    text = complaint(call(SMOKE, f"--run_dir={directory}", "steps=30"))
+    assert "and steps 20 -> 30 moves that end to step 30; after step 20 add" in text
+    assert "--extend" in text and "optimizer.schedule.decay_steps=16 to keep" in text
+    assert snapshot(directory) == before
+
+
+def test_fewer_steps_than_were_taken_say_so_and_change_nothing(whole, call):
+    directory, _ = whole
+    before = snapshot(directory)
+    code, out, errors = call(SMOKE, f"--run_dir={directory}", "steps=9")
+    assert (code, errors) == (0, "")
+    assert out.splitlines()[2:] == [
+        "finished 20 steps in an earlier start, and this graph asks for 9; everything"
+        f" is in {directory}; give another --run_dir to train anew"
+    ]
+    assert snapshot(directory) == before
+
+
+def test_a_run_goes_on_with_another_mesh_more_steps_and_other_habits(
+    whole, call, tmp_path
+):
+    """The run of one device goes on with eight."""
+    shutil.copytree(whole[0], tmp_path / "run")
+    args = (SMOKE, "--run_dir=run", "mesh(data=4,tensor=2)", "steps=22", "remat(full)")
+    quiet = ("trainer.log_every=2", "trainer.eval_batches=0")
+    code, out, errors = call(*args, *quiet, "--extend", "--stop_at=21")
+    assert (code, errors) == (0, "")
+    assert out.splitlines()[:1] == [
+        "continuing with model.decoder.stacks[0].remat 'none' -> 'full', mesh.data 1 ->"
+        " 4, mesh.fsdp -1 -> 1, mesh.tensor 1 -> 2, trainer.log_every 1 -> 2,"
+        " trainer.eval_batches 2 -> 0, steps 20 -> 22"
+    ]
+    assert "continuing from step 20\n" in out
+    assert "steps = 22\n" in (tmp_path / "run/config.txt").read_text()
+    # From now on it is a run of 22 steps, although two checkpoints say otherwise.
+    code, out, errors = call(*args, *quiet)
+    assert (code, errors) == (0, "") and "continuing with" not in out
+    assert [step for step, _ in losses(tmp_path / "run")] == list(range(1, 23))
 
 
 def test_a_run_without_its_config_is_known_by_its_checkpoints(whole, call):

@@ -25,7 +25,7 @@ from maxfdl.checkpoint.steps import remove_unfinished, set_aside_from, steps_in
 from maxfdl.checkpoint.structure import listed
 from maxfdl.data.places import joined
 from maxfdl.errors import UserError
-from maxfdl.markers import FromParent
+from maxfdl.markers import FromParent, Operational
 
 
 class Checkpointer:
@@ -52,8 +52,8 @@ class Checkpointer:
 
     def __init__(
         self,
-        every_steps: int = 500,
-        keep: int = 3,
+        every_steps: Annotated[int, Operational] = 500,
+        keep: Annotated[int, Operational] = 3,
         *,
         directory: Annotated[str | os.PathLike, FromParent],
     ):

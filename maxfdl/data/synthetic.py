@@ -11,7 +11,7 @@ from maxfdl.data.packing import make_batch
 from maxfdl.data.rows import check_rows
 from maxfdl.data.tokenizers import ByteTokenizer
 from maxfdl.errors import UserError
-from maxfdl.markers import FromParent
+from maxfdl.markers import FromParent, Operational
 
 if TYPE_CHECKING:
     from maxfdl.data.stream import SavedBatches
@@ -33,7 +33,7 @@ class Synthetic(Data):
     """
 
     documents_per_row: int = 1
-    prefetch: int = 4
+    prefetch: Annotated[int, Operational] = 4
     batch_size: Annotated[int, FromParent]
     sequence_length: Annotated[int, FromParent]
     seed: Annotated[int, FromParent]

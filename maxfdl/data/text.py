@@ -79,7 +79,7 @@ class TextData(Data):
     eval_fraction: float = 0.05
     shuffle: bool = True
     interleave: int = 16
-    prefetch: int = 4
+    prefetch: Annotated[int, Operational] = 4
     skip_bad: Annotated[int, Operational] = 0
     accept_source: Annotated[str | None, Operational] = None
     batch_size: Annotated[int, FromParent]

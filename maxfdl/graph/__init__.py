@@ -14,6 +14,7 @@ from maxfdl.graph.render import as_text
 from maxfdl.graph.resolve import resolve
 from maxfdl.graph.select import iterate, nodes_of
 from maxfdl.graph.serialise import dump_json, load_json
+from maxfdl.graph.summary import summary
 from maxfdl.graph.tags import ComputeDType, ParamDType
 from maxfdl.graph.validate import validate
 
@@ -34,6 +35,7 @@ __all__ = [
     "set_tag",
     "set_value",
     "settable_paths",
+    "summary",
     "swap",
     "to_config_dict",
     "validate",

@@ -27,8 +27,8 @@ def diff(a: fdl.Buildable, b: fdl.Buildable, only: str = "") -> list[str]:
     Raises:
       ConfigError: If neither graph has the path `only`.
     """
-    old, new = _Table(flatten(a)), _Table(flatten(b))
-    together = _in_order(old.entries, new.entries)
+    old, new = Table(flatten(a)), Table(flatten(b))
+    together = in_order(old.entries, new.entries)
     if only:
         _refuse_unknown(only, together)
         together = [path for path in together if paths.is_inside(path, only)]
@@ -44,7 +44,7 @@ def diff(a: fdl.Buildable, b: fdl.Buildable, only: str = "") -> list[str]:
     return [*map(_swap_line, swaps, swaps.values()), *_change_lines(changes)]
 
 
-class _Table:
+class Table:
     """A flattened graph that also answers for paths that go through a shared node."""
 
     def __init__(self, entries: dict[str, Entry]):
@@ -62,7 +62,7 @@ class _Table:
         return None
 
 
-def _in_order(old: dict[str, Entry], new: dict[str, Entry]) -> list[str]:
+def in_order(old: dict[str, Entry], new: dict[str, Entry]) -> list[str]:
     """All paths; those of `new` alone follow the path that precedes them there."""
     out, waiting = [], iter(new)
     for path in old:

@@ -24,13 +24,29 @@ def copy(cfg: C) -> C:
 
 
 def without_operational(cfg: C) -> C:
-    """Returns a copy without the fields that may differ between starts of one run."""
+    """Returns a copy without what may differ between starts of one run.
+
+    Fields that are marked operational are left out, and a node whose class says that it
+    is `equivalent_to` another class becomes a node of that.
+    """
     out = copy(cfg)
-    for _, node in iterate(out):
+    nodes = [node for _, node in iterate(out)]
+    for node in nodes:
+        plain = getattr(fdl.get_callable(node), "equivalent_to", None)
+        if plain is not None:
+            swap(node, plain)
         for name in fields(node):
-            if name in node.__arguments__ and operational(node, name):
+            mark = operational(node, name)
+            if mark is None or name not in node.__arguments__:
+                continue
+            if all(_has(each, mark.where_all) for each in nodes):
                 delattr(node, name)
     return out
+
+
+def _has(node: fdl.Buildable, attribute: str) -> bool:
+    """Returns a class attribute of a node; true where its class has none."""
+    return not attribute or getattr(fdl.get_callable(node), attribute, True)
 
 
 def swap(node: fdl.Buildable, target: Callable, **changes: Any) -> None:

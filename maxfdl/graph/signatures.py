@@ -62,10 +62,12 @@ def hint(node: fdl.Buildable, name: str) -> Any:
     return hints(node).get(name, Any)
 
 
-def _is_marked(annotation: Any, marker: type) -> bool:
-    return get_origin(annotation) is Annotated and any(
-        mark is marker or isinstance(mark, marker) for mark in get_args(annotation)[1:]
-    )
+def _marks(annotation: Any, marker: type) -> list[Any]:
+    """Returns the marks of this kind: instances, or the class itself."""
+    if get_origin(annotation) is not Annotated:
+        return []
+    marks = get_args(annotation)[1:]
+    return [mark for mark in marks if mark is marker or isinstance(mark, marker)]
 
 
 def from_parent(node: fdl.Buildable, name: str) -> bool:
@@ -76,12 +78,14 @@ def from_parent(node: fdl.Buildable, name: str) -> bool:
             return True
     if isinstance(fn, type) and issubclass(fn, nnx.Module) and name == "rngs":
         return True
-    return _is_marked(hint(node, name), FromParent)
+    return bool(_marks(hint(node, name), FromParent))
 
 
-def operational(node: fdl.Buildable, name: str) -> bool:
-    """Says whether a run may go on with another value of `name`."""
-    return _is_marked(hint(node, name), Operational)
+def operational(node: fdl.Buildable, name: str) -> Operational | None:
+    """Returns the mark that lets a run go on with another value of `name`, if any."""
+    for mark in _marks(hint(node, name), Operational):
+        return mark() if mark is Operational else mark
+    return None
 
 
 def parameters(node: fdl.Buildable) -> dict[str, inspect.Parameter]:

@@ -39,9 +39,9 @@ def use_schedule(
 ) -> C:
     """Sets the learning rate schedule: its kind, peak, warm-up and decay.
 
-    Fields that are not given stay, if the new kind has them; see
-    `maxfdl.optim.schedules`. `wsd` needs `decay_steps`. The inverse gives the kind and
-    the values that were there.
+    Fields that are not given stay, if the new kind has them, but for `decay_steps`,
+    which stays if the kind does; see `maxfdl.optim.schedules`. `wsd` needs
+    `decay_steps`. The inverse gives the kind and the values that were there.
 
     Raises:
       MutationError: If there is no optimizer, or if the kind has no such field.
@@ -55,12 +55,11 @@ def use_schedule(
     }
     changes = {name: value for name, value in given.items() if value is not None}
     out = copy(cfg)
+    made = chosen(_SCHEDULES, kind, "use_schedule kind")
     for optimizer in nodes_of(out, is_optimizer):
-        swap(
-            optimizer.schedule,
-            chosen(_SCHEDULES, kind, "use_schedule kind"),
-            **changes,
-        )
+        if fdl.get_callable(optimizer.schedule) is not made:
+            put(optimizer.schedule, "decay_steps", None)
+        swap(optimizer.schedule, made, **changes)
     return out
 
 

@@ -8,13 +8,14 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from maxfdl.markers import Operational
 from maxfdl.ops.balance import counted
 from maxfdl.ops.cost import declare_flops
 from maxfdl.ops.mask import Mask
@@ -38,7 +39,7 @@ class DotProductAttention:
       soft_cap: Scores become `soft_cap tanh(score / soft_cap)`; None leaves them.
     """
 
-    implementation: Implementation = "auto"
+    implementation: Annotated[Implementation, Operational] = "auto"
     scale: float | None = None
     soft_cap: float | None = None
 

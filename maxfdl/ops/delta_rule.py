@@ -7,12 +7,14 @@ query and key, V width of a value; C tokens of a chunk, N chunks.
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Key
 
+from maxfdl.markers import Operational
 from maxfdl.ops.cost import declare_flops
 from maxfdl.ops.documents import document_numbers, is_token
 from maxfdl.ops.initializers import Initializer
@@ -43,7 +45,7 @@ class GatedDeltaRule:
       epsilon: Added to the squared length by which keys and queries are divided.
     """
 
-    chunk: int = 64
+    chunk: Annotated[int, Operational] = 64
     epsilon: float = 1e-6
 
     @staticmethod

@@ -6,6 +6,7 @@ token has k copies; copy number `n k + j` is that for its choice j.
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -91,6 +92,7 @@ class Capacity(Dispatch):
       factor: Rows per expert, in units of what an even spread needs.
     """
 
+    adds_up: ClassVar[bool] = False  # what microbatches drop is not what all drop
     factor: float
 
     @staticmethod

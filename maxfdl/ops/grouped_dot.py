@@ -5,13 +5,14 @@ outputs, E groups.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from maxfdl.markers import Operational
 from maxfdl.ops.cost import declare_flops
 
 Implementation = Literal["auto", "ragged", "blocks"]
@@ -29,7 +30,7 @@ class GroupedDot:
         products, see `resolve`.
     """
 
-    implementation: Implementation = "auto"
+    implementation: Annotated[Implementation, Operational] = "auto"
 
     def resolve(self, platform: str | None = None) -> str:
         """Returns what `auto` means on `platform` (default: where JAX runs now)."""

@@ -7,6 +7,7 @@ one tile.
 import dataclasses
 import functools
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,7 @@ class TiledCrossEntropy(CrossEntropy):
         follows from `num_tiles`.
     """
 
+    equivalent_to: ClassVar[type] = CrossEntropy
     num_tiles: int | None = None
     tokens_per_tile: int | None = None
 

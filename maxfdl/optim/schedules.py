@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
+
+from maxfdl.markers import Operational
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,15 @@ class Schedule:
         """Returns the fraction of the peak, `after` of `left` steps after warm-up."""
         raise NotImplementedError
 
+    def decay(self, steps: int) -> range:
+        """Returns the steps whose rate depends on where the decay ends, which is the
+        end of the range, in a run of `steps`; none if nothing decays to an end.
+
+        Two schedules that differ in their ends alone have the same rates before both of
+        these ranges.
+        """
+        return range(steps)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WarmupConstant(Schedule):
@@ -49,6 +60,9 @@ class WarmupConstant(Schedule):
 
     def part(self, after: jax.Array, left: int) -> jax.Array:
         return jnp.ones_like(after)
+
+    def decay(self, steps: int) -> range:
+        return range(0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,16 +84,22 @@ class InverseSquareRoot(Schedule):
     def part(self, after: jax.Array, left: int) -> jax.Array:
         return jax.lax.rsqrt(1.0 + after / self.warmup_steps)
 
+    def decay(self, steps: int) -> range:
+        return range(0)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decaying(Schedule):
-    """Base: decays to a fraction of the peak at the end of the run, and stays there.
+    """Base: decays to a fraction of the peak, and stays there.
 
     Args:
       final_fraction: f, that fraction.
+      decay_steps: Steps of the decay. A run may go on with another number, under the
+        same rules as for the experiment's `steps`.
     """
 
     final_fraction: float = 0.1
+    decay_steps: Annotated[int | None, Operational]
 
     @staticmethod
     def check_config(node):
@@ -89,6 +109,8 @@ class Decaying(Schedule):
                 f"Schedule final_fraction ({node.final_fraction}) must lie between 0"
                 " and 1."
             )
+        if node.decay_steps is not None and node.decay_steps < 1:
+            yield f"Schedule decay_steps ({node.decay_steps}) must be at least 1."
 
     def fallen(self, shape: jax.Array) -> jax.Array:
         """Returns the fraction of the peak for a shape that falls from 1 to 0."""
@@ -96,23 +118,42 @@ class Decaying(Schedule):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WarmupCosine(Decaying):
+class FromWarmup(Decaying):
+    """Decays from the end of the warm-up on.
+
+    Args:
+      decay_steps: Steps that the decay takes; None: all that are left of the run.
+    """
+
+    decay_steps: Annotated[int | None, Operational] = None
+
+    def progress(self, after: jax.Array, left: int) -> jax.Array:
+        """Returns how much of the decay is done, from 0 to 1."""
+        return jnp.clip(after / (self.decay_steps or left), 0.0, 1.0)
+
+    def decay(self, steps: int) -> range:
+        left = max(steps - self.warmup_steps, 1)
+        return range(self.warmup_steps + (self.decay_steps or left))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WarmupCosine(FromWarmup):
     """Half a cosine: `f + (1 - f) (1 + cos(pi p)) / 2` for p from 0 to 1.
 
     Loshchilov & Hutter 2017, https://arxiv.org/abs/1608.03983.
     """
 
     def part(self, after: jax.Array, left: int) -> jax.Array:
-        progress = jnp.clip(after / left, 0.0, 1.0)
+        progress = self.progress(after, left)
         return self.fallen(0.5 * (1.0 + jnp.cos(math.pi * progress)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WarmupLinear(Decaying):
+class WarmupLinear(FromWarmup):
     """A line: `f + (1 - f) (1 - p)` for p from 0 to 1."""
 
     def part(self, after: jax.Array, left: int) -> jax.Array:
-        return self.fallen(1.0 - jnp.clip(after / left, 0.0, 1.0))
+        return self.fallen(1.0 - self.progress(after, left))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,19 +168,17 @@ class WarmupStableDecay(Decaying):
       decay_steps: Steps of the decay; if fewer follow the warm-up, all of these.
     """
 
-    decay_steps: int
+    decay_steps: Annotated[int, Operational]
     shape: Literal["linear", "cosine", "one_minus_sqrt"] = "linear"
-
-    @staticmethod
-    def check_config(node):
-        yield from Decaying.check_config(node)
-        if node.decay_steps < 1:
-            yield f"Schedule decay_steps ({node.decay_steps}) must be at least 1."
 
     def part(self, after: jax.Array, left: int) -> jax.Array:
         decay = min(self.decay_steps, left)
         progress = jnp.clip((after - (left - decay)) / decay, 0.0, 1.0)
         return self.fallen(_SHAPES[self.shape](progress))
+
+    def decay(self, steps: int) -> range:
+        left = max(steps - self.warmup_steps, 1)
+        return range(steps - min(self.decay_steps, left), steps)
 
 
 _SHAPES = {

@@ -237,9 +237,10 @@ def _conclude(course: _Course, stop: StopRequest, directory: RunDirectory) -> No
         why = stop.requested or f"--stop_at={course.options.stop_at}"
         how = course.saves.how_to_continue(why)
         return say(f"stopped by {why} after step {step}; {how}")
-    if step == steps and step == course.first:
+    if step >= steps and step == course.first:
+        more = "" if step == steps else f", and this graph asks for {steps}"
         return say(
-            f"finished {step} steps in an earlier start; everything is in"
+            f"finished {step} steps in an earlier start{more}; everything is in"
             f" {directory.path}; give another --run_dir to train anew"
         )
     with course.rescuing():

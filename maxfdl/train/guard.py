@@ -1,11 +1,12 @@
 """Guards: accept or reject each step before any of its results is kept."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from maxfdl.markers import Operational
 from maxfdl.train.loss_scale import LossScale
 
 State = dict[str, Any]
@@ -70,7 +71,7 @@ class SkipNonFinite(Guard):
       loss_scale: Scale of the loss in the backward pass; None is no scaling.
     """
 
-    stop_after: int = 10
+    stop_after: Annotated[int, Operational] = 10
     loss_scale: LossScale | None = None
 
     @staticmethod

@@ -16,7 +16,7 @@ from maxfdl.errors import UserError
 from maxfdl.layers.frozen import frozen, joined, trained
 from maxfdl.layers.parameter import path_hash
 from maxfdl.layers.sinks import Sinks
-from maxfdl.markers import FromParent
+from maxfdl.markers import FromParent, Operational
 from maxfdl.model import Model, Output
 from maxfdl.optim.optimizer import Optimizer
 from maxfdl.sharding.memory import on_device
@@ -53,14 +53,14 @@ class Trainer:
     def __init__(
         self,
         *,
-        log_every: int = 10,
-        eval_every: int = 0,
-        eval_batches: int = 8,
-        goal: LossGoal | None = None,
-        sample_tokens: int = 0,
-        gradients: WholeBatch | Accumulate,
+        log_every: Annotated[int, Operational] = 10,
+        eval_every: Annotated[int, Operational] = 0,
+        eval_batches: Annotated[int, Operational] = 8,
+        goal: Annotated[LossGoal | None, Operational] = None,
+        sample_tokens: Annotated[int, Operational] = 0,
+        gradients: Annotated[WholeBatch | Accumulate, Operational("adds_up")],
         guard: Guard,
-        placement: Placement,
+        placement: Annotated[Placement, Operational],
         updates: Sequence[Update] = (),
         model: Annotated[Model, FromParent],
         loss: Annotated[Loss, FromParent],

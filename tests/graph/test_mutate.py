@@ -1,7 +1,7 @@
 """Copy and swap."""
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import fiddle as fdl
 import pytest
@@ -119,3 +119,45 @@ def test_graphs_that_differ_in_operational_fields_are_one_run():
     assert out == without_operational(graph("a")) == graph("a")
     assert out != without_operational(graph("c"))
     assert before == graph("a", patience=5)
+
+
+@dataclasses.dataclass
+class Whole:
+    size: int = 1
+
+
+@dataclasses.dataclass
+class Tiled(Whole):
+    equivalent_to: ClassVar[type] = Whole
+    tiles: int = 2
+
+
+@dataclasses.dataclass
+class PerTile:
+    adds_up: ClassVar[bool] = False
+
+
+@dataclasses.dataclass
+class Loss:
+    over: Annotated[Any, Operational("adds_up")]
+    terms: list
+
+
+def test_a_class_that_is_equivalent_to_another_is_no_other_run():
+    whole, tiled = fdl.Config(Whole, size=3), fdl.Config(Tiled, size=3, tiles=4)
+    assert without_operational(tiled) == without_operational(whole)
+    assert without_operational(tiled) != without_operational(fdl.Config(Whole, size=4))
+    assert tiled.tiles == 4
+
+
+def test_a_field_is_not_operational_where_a_node_says_that_it_matters():
+    def graphs(*terms):
+        return [
+            without_operational(fdl.Config(Loss, over=over, terms=[*terms]))
+            for over in (fdl.Config(Whole, size=3), fdl.Config(Whole, size=4))
+        ]
+
+    first, second = graphs(fdl.Config(Whole))
+    assert first == second
+    first, second = graphs(fdl.Config(Whole), fdl.Config(PerTile))
+    assert first != second

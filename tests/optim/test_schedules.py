@@ -81,8 +81,32 @@ def test_a_run_shorter_than_its_warmup_is_finite():
             dict(warmup_steps=0, final_fraction=1.5),
             "Schedule final_fraction (1.5) must lie between 0 and 1.",
         ),
+        (
+            dict(warmup_steps=0, final_fraction=0.1, decay_steps=0),
+            "Schedule decay_steps (0) must be at least 1.",
+        ),
     ],
 )
 def test_refuses_what_makes_no_schedule(fields, problem):
-    node = types.SimpleNamespace(peak=1.0, **fields)
+    node = types.SimpleNamespace(**{"peak": 1.0, "decay_steps": None} | fields)
     assert list(WarmupCosine.check_config(node)) == [problem]
+
+
+@pytest.mark.parametrize("made", [WarmupCosine, WarmupLinear])
+def test_a_decay_of_so_many_steps_does_not_depend_on_the_length_of_the_run(made):
+    """It is that of a run that ends with it; then the rate stays where it is."""
+    fixed, following = made(**PEAK, decay_steps=9), made(**PEAK)
+    end = PEAK["warmup_steps"] + 9
+    expected = values(following, end, end + 5)
+    assert all(values(fixed, steps, end + 5) == expected for steps in (3, end, 900))
+    assert fixed.decay(3) == fixed.decay(900) == range(end) == following.decay(end)
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_rates_before_the_decay_do_not_depend_on_the_length_of_the_run(name):
+    schedule, short = THEIRS[name], SETTINGS["total"]
+    decay = schedule.decay(short)
+    same = decay.start if decay else short
+    longer = values(schedule, 2 * short, same + 1)
+    assert values(schedule, short, same) == longer[:same]
+    assert decay.stop in (0, short)

@@ -8,6 +8,7 @@ import os
 import pathlib
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated
 
 from maxfdl.data.fingerprint import Fingerprint
 from maxfdl.data.sources.document_file import DocumentFile, listed
@@ -18,6 +19,7 @@ from maxfdl.data.sources.paths import find_files, shown
 from maxfdl.data.sources.plain_text import TextFile
 from maxfdl.data.sources.source import Source
 from maxfdl.errors import UserError
+from maxfdl.markers import Operational
 
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
 
@@ -41,13 +43,14 @@ class Files(Source):
 
     Args:
       files: Paths or globs (`**` reaches subfolders); the files of a glob are sorted.
+        A run may go on when they have been moved, for it compares what is in them.
       field: What holds the text in a line of `.jsonl` and a row of `.parquet`.
       split_bytes: A larger `.txt` file is cut about every so many bytes, at a blank
         line where there is one: documents are what is shuffled and held out, and a
         corpus in one file would be a single one.
     """
 
-    files: tuple[str, ...]
+    files: Annotated[tuple[str, ...], Operational]
     field: str = "text"
     split_bytes: int = 65_536
 

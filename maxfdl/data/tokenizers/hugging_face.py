@@ -6,7 +6,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from maxfdl import outside
 from maxfdl.data.tokenizers.files import TokenizerFiles
@@ -19,6 +19,7 @@ from maxfdl.data.tokenizers.saving import (
     write_json,
 )
 from maxfdl.errors import UserError, did_you_mean
+from maxfdl.markers import Operational
 
 if TYPE_CHECKING:
     import tokenizers
@@ -62,13 +63,14 @@ class HuggingFaceTokenizer(RustTokenizer):
     even null, the usual names among the added tokens. What is not found is None.
 
     Args:
-      file: Path of the `tokenizer.json`.
+      file: Path of the `tokenizer.json`. A run may go on when it has been moved, for it
+        compares what is in it.
       bos: The token named BOS, as text; it is added to texts only if the file says so.
       eos: The token that ends a document.
       pad: The token that fills rows.
     """
 
-    file: str = "tokenizer.json"
+    file: Annotated[str, Operational] = "tokenizer.json"
     bos: str | None = None
     eos: str | None = None
     pad: str | None = None

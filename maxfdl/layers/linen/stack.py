@@ -10,7 +10,7 @@ from maxfdl.layers.checks import check_stack
 from maxfdl.layers.context import Context
 from maxfdl.layers.execution import Execution, Remat, run_stack
 from maxfdl.layers.linen.module import Module, put_if_any, stacked_variable
-from maxfdl.markers import FromParent
+from maxfdl.markers import FromParent, Operational
 
 
 class Stack(Module, kw_only=True):
@@ -31,8 +31,8 @@ class Stack(Module, kw_only=True):
 
     layers: Sequence[Callable[..., Module]]
     repeats: int
-    execution: Execution
-    remat: Remat = "none"
+    execution: Annotated[Execution, Operational]
+    remat: Annotated[Remat, Operational] = "none"
     features: Annotated[int, FromParent]
 
     @nn.compact

@@ -10,7 +10,7 @@ from maxfdl.layers.checks import check_stack
 from maxfdl.layers.context import Context
 from maxfdl.layers.execution import Execution, Remat, run_stack
 from maxfdl.layers.nnx.module import Module, State, stacked
-from maxfdl.markers import FromParent
+from maxfdl.markers import FromParent, Operational
 
 
 class Stack(Module):
@@ -34,8 +34,8 @@ class Stack(Module):
         *,
         layers: Sequence[Callable[..., Module]],
         repeats: int,
-        execution: Execution,
-        remat: Remat = "none",
+        execution: Annotated[Execution, Operational],
+        remat: Annotated[Remat, Operational] = "none",
         features: Annotated[int, FromParent],
         rngs: nnx.Rngs,
     ):
