@@ -193,16 +193,17 @@ class Experiment:
         )
 
     def make_data(self, model: Model) -> Data:
-        """Returns this process's share of the data.
+        """Returns the share of the data that this process feeds to its devices.
 
         Raises:
           UserError: If the model has no room for the tokenizer's ids, among others.
         """
+        share, shares = model.sharding.share_of_rows() if model.sharding else (0, 1)
         return self.data(
             batch_size=self.batch_size,
             sequence_length=self.sequence_length,
             seed=self.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=share,
+            process_count=shares,
             vocab_size=model.network.vocab_size,
         )

@@ -88,4 +88,6 @@ class Evaluation:
             return local
         from jax.experimental import multihost_utils
 
-        return int(np.sum(multihost_utils.process_allgather(np.asarray(local))))
+        of_all = int(np.sum(multihost_utils.process_allgather(np.asarray(local))))
+        # Several processes may have the same share of the batches.
+        return of_all * self._data.process_count // jax.process_count()

@@ -78,6 +78,29 @@ class Sharding:
         here = [a for a in self.rules.batch if a not in self.apart]
         return tuple(a for a in here if self.mesh.shape[a] > 1)
 
+    def share_of_rows(self) -> tuple[int, int]:
+        """Returns which share of a batch's rows this process feeds, and of how many.
+
+        Processes whose devices hold the same rows feed the same share.
+
+        Raises:
+          UserError: If the rows of its devices are no share of the whole.
+        """
+        parts = math.prod(self.mesh.shape[axis] for axis in self.batch_axes())
+        places = self.named(("batch",)).devices_indices_map((parts,))
+        mine = [places[device][0] for device in jax.local_devices() if device in places]
+        here = sorted({rows.start or 0 for rows in mine})
+        size, first = len(here), here[0]
+        if here != [*range(first, first + size)] or parts % size or first % size:
+            raise UserError(
+                f"mesh {dict(self.mesh.shape)} cuts a batch into {parts} parts, of"
+                f" which the devices of this process hold the parts {here}; they must"
+                " be neighbours, and begin at a multiple of their number: give the axes"
+                f" that cut the batch ({', '.join(self.batch_axes())}) sizes that"
+                " divide the number of processes, or are a multiple of it."
+            )
+        return first // size, parts // size
+
     def constrain(self, x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
         """Pins an activation; its batch claims the mesh axes before its width does."""
         sharding = NamedSharding(self.mesh, self.spec(axes))

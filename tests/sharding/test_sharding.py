@@ -123,3 +123,36 @@ def test_an_experiment_refuses_a_batch_that_its_mesh_cannot_cut():
         "batch_size, sequence_length: dim 'batch' of size 6 cannot be cut into 8 by"
         " mesh axis fsdp; change the size, the mesh, or sharding.batch."
     )
+
+
+@pytest.mark.parametrize(
+    "axes, devices, share",
+    [
+        (dict(fsdp=8), range(8), (0, 1)),
+        (dict(fsdp=8), range(4, 8), (1, 2)),
+        (dict(data=2, fsdp=4), [6, 7], (3, 4)),
+        (dict(data=2, tensor=4), range(4), (0, 2)),
+        (dict(data=2, tensor=4), [5], (1, 2)),
+        (dict(tensor=8), [5], (0, 1)),
+    ],
+)
+def test_processes_whose_devices_hold_the_same_rows_feed_the_same_share(
+    on, monkeypatch, axes, devices, share
+):
+    sharding = on(**{"fsdp": 1} | axes)
+    local = [jax.devices()[index] for index in devices]
+    monkeypatch.setattr(jax, "local_devices", lambda: local)
+    assert sharding.share_of_rows() == share
+
+
+def test_rows_of_a_process_that_are_no_share_are_refused(on, monkeypatch):
+    local = [jax.devices()[index] for index in (1, 2)]
+    monkeypatch.setattr(jax, "local_devices", lambda: local)
+    with pytest.raises(UserError) as error:
+        on(fsdp=8).share_of_rows()
+    assert str(error.value) == (
+        "mesh {'data': 1, 'fsdp': 8, 'tensor': 1} cuts a batch into 8 parts, of which"
+        " the devices of this process hold the parts [1, 2]; they must be neighbours,"
+        " and begin at a multiple of their number: give the axes that cut the batch"
+        " (fsdp) sizes that divide the number of processes, or are a multiple of it."
+    )
