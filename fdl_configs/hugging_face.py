@@ -9,9 +9,10 @@ from fdl_configs import data, optimizers
 from fdl_configs.families import network_of
 from fdl_configs.runs import pretrain
 from maxfdl.data import ByteTokenizer, HuggingFaceTokenizer
+from maxfdl.data.tokenizers.saving import in_other_format
 from maxfdl.experiment import Experiment
 from maxfdl.layers.parameter import DType
-from maxfdl.tensors.hugging_face.folder import Folder
+from maxfdl.tensors.hugging_face.folder import TOKENIZER, Folder
 
 _LONGEST = 1024
 
@@ -20,8 +21,9 @@ def fine_tuning(folder: str) -> fdl.Config[Experiment]:
     """Trains on Python's own sources from the weights in `folder`, in their type.
 
     It has the folder's tokenizer, reads bytes if there is none, and random tokens if
-    there are fewer of them than bytes. The peak learning rate is a tenth of what such
-    models were trained with, and meant to be changed.
+    there are fewer of them than bytes. A tokenizer in another format than
+    tokenizer.json is refused when it is to be read. The peak learning rate is a tenth
+    of what such models were trained with, and meant to be changed.
     """
     found = Folder(folder)
     config = found.config
@@ -43,8 +45,8 @@ def fine_tuning(folder: str) -> fdl.Config[Experiment]:
 
 def _data(folder: Folder) -> fdl.Partial:
     text = data.python_source()
-    if folder.tokenizer is not None:
-        file = str(folder.tokenizer.absolute())
+    if folder.tokenizer is not None or in_other_format(folder.path) is not None:
+        file = str((folder.path / TOKENIZER).absolute())
         text.tokenizer = fdl.Config(HuggingFaceTokenizer, file=file)
     elif folder.config["vocab_size"] < ByteTokenizer().vocab_size:
         return data.synthetic()

@@ -14,6 +14,7 @@ from absl import flags
 
 from maxfdl import commandline
 from maxfdl.errors import UserError
+from maxfdl.run.leave import without_waiting
 from maxfdl.run.processes import place
 
 FLAGS = flags.FLAGS
@@ -167,4 +168,5 @@ def _adopts(directory: Any, config: Any) -> bool:
 
 
 if __name__ == "__main__":
-    commandline.run(main)
+    with without_waiting():
+        commandline.run(main)

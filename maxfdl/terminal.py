@@ -94,6 +94,11 @@ def _discard_unwritten() -> None:
         try:
             stream.flush()
         except OSError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
+            discard(stream)
+
+
+def discard(stream: TextIO) -> None:
+    """Sends what is in the buffer of a stream, and all that is yet to come, nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

@@ -44,7 +44,7 @@ LIBRARY = {
     | {"outside", "data.tokenizers"},
     "run": WORDS
     | {"files", "ops", "layers.sinks", "sharding", "data", "checkpoint", "train"}
-    | {"experiment", "inference", "outside"}
+    | {"experiment", "inference", "outside", "terminal"}
     | {"tensors.hugging_face.folder", "tensors.weights"},
 }
 KNOW_FIDDLE = {

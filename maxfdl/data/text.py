@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 _NO_EVALUATION = (
-    "or train without evaluation: trainer.eval_batches=0 and trainer.sample_tokens=0"
+    "train without evaluation: trainer.eval_batches=0 and trainer.sample_tokens=0"
 )
 
 
@@ -162,7 +162,7 @@ class TextData(Data):
         if not len(indices):
             raise UserError(
                 f"TextData.eval_fraction [{self.eval_fraction}] holds no document out;"
-                f" set it above 0, {_NO_EVALUATION}."
+                f" set it above 0, or {_NO_EVALUATION}."
             )
         self._check_vocabulary()
         plan = self._plan(len(indices))
@@ -174,7 +174,7 @@ class TextData(Data):
                     f"TextData holds out {len(indices)} documents, in which"
                     f" {num_batches} batches find no token to predict: they are empty,"
                     " or single tokens; set data.eval_fraction"
-                    f" [{self.eval_fraction}] higher, {_NO_EVALUATION}."
+                    f" [{self.eval_fraction}] higher, or {_NO_EVALUATION}."
                 )
         return batches
 
@@ -198,8 +198,8 @@ class TextData(Data):
         if num_documents < 2 and self.eval_fraction > 0:
             raise UserError(
                 f"TextData.source has {num_documents} document and cannot hold one out;"
-                " give it more (Files.split_bytes cuts a .txt file into smaller ones)"
-                " or set eval_fraction=0."
+                " give it more (Files.split_bytes cuts a .txt file into smaller ones),"
+                f" or set data.eval_fraction=0 and {_NO_EVALUATION}."
             )
         return split_documents(num_documents, self.eval_fraction)
 

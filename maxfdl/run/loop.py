@@ -18,7 +18,7 @@ from maxfdl.run.evaluation import Evaluation
 from maxfdl.run.first_state import first_state
 from maxfdl.run.look_ahead import LookAhead
 from maxfdl.run.profile import Profile
-from maxfdl.run.progress import say
+from maxfdl.run.progress import outliving_reader, say
 from maxfdl.run.same_data import check_same_data
 from maxfdl.run.sample import show_sample
 from maxfdl.run.saves import Progress, Saves
@@ -100,7 +100,7 @@ def run(
     stop = stop or StopRequest()
     with stop.training(), contextlib.ExitStack() as closing:
         course = _prepare(experiment, directory, options, closing, stop)
-        with course.rescuing():
+        with course.rescuing(), outliving_reader(stop.reader_has_gone):
             _train(course, stop)
     _conclude(course, stop, directory)
     return course.now.state

@@ -1,14 +1,44 @@
 """What a run prints: lines that a person reads while it goes."""
 
+import contextlib
 import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 
+from maxfdl.terminal import discard
+
+_when_nobody_reads: Callable[[], Any] | None = None
+
 
 def say(message: str) -> None:
-    """Prints a line at once; of several processes, the first alone does."""
-    if jax.process_index() == 0:
+    """Prints a line at once; of several processes, the first alone does.
+
+    Raises:
+      BrokenPipeError: If the reader of the output has gone, unless `outliving_reader`.
+    """
+    if jax.process_index() != 0:
+        return
+    try:
         print(message, flush=True)
+    except BrokenPipeError:
+        if _when_nobody_reads is None:
+            raise
+        discard(sys.stdout)
+        _when_nobody_reads()
+
+
+@contextlib.contextmanager
+def outliving_reader(ask_to_stop: Callable[[], Any]) -> Iterator[None]:
+    """While entered, `say` calls `ask_to_stop` when the reader of the output has gone,
+    and later lines go nowhere: what was trained is to be saved first."""
+    global _when_nobody_reads
+    _when_nobody_reads = ask_to_stop
+    try:
+        yield
+    finally:
+        _when_nobody_reads = None
 
 
 def note(message: str) -> None:

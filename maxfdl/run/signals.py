@@ -28,7 +28,8 @@ class StopRequest:
       and `timeout` send SIGTERM twice.
 
     The exit code is 128 and the number of the signal: 130 after SIGINT, 143 after
-    SIGTERM, 129 after SIGHUP. SIGHUP stays ignored where it was, as under `nohup`.
+    SIGTERM, 129 after SIGHUP. SIGHUP stays ignored where it was, as under `nohup`. An
+    output that nobody reads any more (`launch | head`) counts as a signal: 141.
 
     A thread takes the signals, for the main thread runs no Python while XLA compiles.
     Each one counts, however soon it comes after another. Python lets only the main
@@ -109,6 +110,10 @@ class StopRequest:
             why = f"a failure of process {self._peers.place.process_id}"
             text = f"{self._peers.name} has failed: {error}"
             self._peers.send({"kind": "stop", "signal": why, "text": text, "code": 2})
+
+    def reader_has_gone(self) -> None:
+        """Does what a signal does, where nobody reads the output any more."""
+        self._on_signal("SIGPIPE")
 
     def _on_signal(self, name: str) -> None:
         self._num_signals += 1

@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from maxfdl.experiment import Experiment
+from maxfdl.run.leave import BACKGROUND
 from maxfdl.train.program import CompiledStep, Program
 from maxfdl.train.trainer import Trainer
 
@@ -24,7 +25,7 @@ class StepPrograms:
     def __init__(self, experiment: Experiment, trainer: Trainer):
         self._experiment = experiment
         self._trainer = trainer
-        self._background = ThreadPoolExecutor(2)
+        self._background = ThreadPoolExecutor(2, BACKGROUND)
         self._compiling: dict[int, tuple[Program, Future[CompiledStep]]] = {}
         self._now: tuple[int, RunStep] | None = None
 

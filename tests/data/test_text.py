@@ -297,8 +297,9 @@ def test_refuses_to_hold_the_only_document_out(make_data, make_source):
         make_data(make_source("alone")).train()
     assert str(error.value) == (
         "TextData.source has 1 document and cannot hold one out; give it more"
-        " (Files.split_bytes cuts a .txt file into smaller ones) or set"
-        " eval_fraction=0."
+        " (Files.split_bytes cuts a .txt file into smaller ones), or set"
+        " data.eval_fraction=0 and train without evaluation: trainer.eval_batches=0 and"
+        " trainer.sample_tokens=0."
     )
 
 

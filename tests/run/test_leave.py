@@ -4,7 +4,9 @@ import os
 import subprocess
 import sys
 
-from maxfdl.run.leave import say_error
+import pytest
+
+from maxfdl.run.leave import say_error, without_waiting
 
 PROGRAM = """
 import atexit, sys, threading, time
@@ -36,3 +38,27 @@ def test_last_words_need_no_reader(monkeypatch, capsys):
     closed.close()
     monkeypatch.setattr(sys, "stderr", closed)
     say_error("second")
+
+
+COMPILING = """
+import sys, threading
+from maxfdl.run.leave import BACKGROUND, without_waiting
+
+threading.Thread(target=threading.Event().wait, name=BACKGROUND + "_0").start()
+with without_waiting():
+    print("refused", file=sys.stderr)
+    sys.exit(2)
+"""
+
+
+def test_a_refusal_does_not_wait_for_what_compiles_in_the_background():
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILING], capture_output=True, text=True, timeout=30
+    )
+    assert (done.returncode, done.stderr) == (2, "refused\n")
+
+
+def test_without_such_threads_a_command_ends_as_it_does_anyway():
+    with pytest.raises(SystemExit) as end, without_waiting():
+        sys.exit(2)
+    assert end.value.code == 2

@@ -15,6 +15,7 @@ from maxfdl.experiment import Experiment
 from maxfdl.run.directory import RunDirectory
 from maxfdl.run.evaluation import Evaluation
 from maxfdl.run.loop import RunOptions, run
+from maxfdl.run.signals import StopRequest
 from maxfdl.train.metrics import MetricWriter
 from maxfdl.train.program import Program
 from tests import tiny
@@ -101,6 +102,27 @@ def failing_at(step, error):
         return call
 
     return instead_of
+
+
+def test_a_run_whose_output_nobody_reads_stops_and_saves(tmp_path, monkeypatch):
+    said = []
+
+    def print_to_a_reader_that_goes(text, **_):
+        said.append(text)
+        if text.startswith(f"step {BAD}/") and not discarded:
+            raise BrokenPipeError
+
+    discarded: list[bool] = []
+    monkeypatch.setattr("builtins.print", print_to_a_reader_that_goes)
+    monkeypatch.setattr("maxfdl.run.progress.discard", lambda _: discarded.append(True))
+    config, stop = experiment(), StopRequest(leave=pytest.fail)
+    options = RunOptions(graph_json=graph.dump_json(config))
+    run(graph.build(config), RunDirectory(tmp_path), options, stop)
+    # The line of a step comes when the next one is under way.
+    assert discarded and stop.exit_code == 141
+    assert steps_on_disk(tmp_path) == [BAD + 1]
+    assert [step for step, _ in lines(tmp_path)] == list(range(1, BAD + 2))
+    assert said[-1].startswith(f"stopped by SIGPIPE after step {BAD + 1}; ")
 
 
 def batches_that_fail(patch, error):

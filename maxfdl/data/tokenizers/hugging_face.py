@@ -16,6 +16,7 @@ from maxfdl.data.tokenizers.saving import (
     TOKENIZER,
     TOKENIZER_CONFIG,
     copy_tokenizer_files,
+    in_other_format,
     write_json,
 )
 from maxfdl.errors import UserError, did_you_mean
@@ -117,9 +118,17 @@ class HuggingFaceTokenizer(RustTokenizer):
         """
         path = pathlib.Path(self.file).expanduser()
         if not os.path.lexists(path):
+            other, remedy = in_other_format(path.parent), ""
+            if other is not None:
+                folder = repr(str(path.parent))
+                remedy = (
+                    f" Beside it lies {other.name}, which is not read here:"
+                    " transformers makes a tokenizer.json of it, AutoTokenizer"
+                    f".from_pretrained({folder}).save_pretrained({folder})."
+                )
             raise UserError(
                 f"HuggingFaceTokenizer.file [{self.file}] must be the path of a"
-                " tokenizer.json, but there is no such file."
+                f" tokenizer.json, but there is no such file.{remedy}"
             )
         return TokenizerFiles(path)
 

@@ -51,11 +51,8 @@ def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
     path.write_text(f"{text}\n", "utf-8")
 
 
-TOKENIZER_FILES = (
-    "tokenizer*.json",
+OTHER_FORMATS = (
     "tokenizer.model*",
-    "special_tokens_map.json",
-    "added_tokens.json",
     "vocab.json",
     "vocab.txt",
     "merges.txt",
@@ -63,11 +60,25 @@ TOKENIZER_FILES = (
     "sentencepiece*.model",
     "tekken.json",
     "*.tiktoken",
+)
+"""Patterns of files with the vocabulary of a tokenizer that is no tokenizer.json."""
+
+TOKENIZER_FILES = (
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    *OTHER_FORMATS,
     "chat_template*",
     "chat_templates/*.jinja",
     GENERATION_CONFIG,
 )
 """Patterns of what lies in a model folder besides config.json and weights."""
+
+
+def in_other_format(folder: pathlib.Path) -> pathlib.Path | None:
+    """Returns a file of a folder that holds a tokenizer in another format, if any."""
+    found = (path for pattern in OTHER_FORMATS for path in sorted(folder.glob(pattern)))
+    return next(found, None)
 
 
 def copy_tokenizer_files(source: pathlib.Path, target: pathlib.Path) -> None:
