@@ -160,10 +160,9 @@ def _adopts(directory: Any, config: Any) -> bool:
     changes = graph.summary(saved, config)
     if taken >= config.steps:
         return not changes
-    if not FLAGS.extend:
-        check_schedule(saved, config, taken)
+    remark = check_schedule(saved, config, taken, extend=FLAGS.extend)
     if changes:
-        say(f"continuing with {changes}")
+        say("; ".join(filter(None, [f"continuing with {changes}", remark])))
     return True
 
 

@@ -4,6 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
+
 from maxfdl import graph
 from maxfdl.checkpoint.checkpointer import Checkpointer
 from maxfdl.errors import ConfigError, UserError
@@ -49,34 +51,31 @@ def check_same_run(run: RunDirectory, old: Any, new: Any) -> None:
         )
 
 
-def check_schedule(old: Any, new: Any, taken: int) -> None:
-    """Raises UserError if `new` has other learning rates for steps that were taken.
+def check_schedule(old: Any, new: Any, taken: int, *, extend: bool = False) -> str:
+    """Returns a remark if `new` has other learning rates for steps that were taken.
 
     Args:
       old, new: Graphs of one run, which differ in operational fields alone. Those that
         the learning rate depends on are `steps` and where its schedule ends.
       taken: Steps that were taken.
+      extend: Whether it may have other rates.
+
+    Raises:
+      UserError: If it has, and may not.
     """
-    schedules = [graph.build(each.optimizer.schedule) for each in (old, new)]
-    was, is_now = (
-        schedule.decay(each.steps)
-        for schedule, each in zip(schedules, (old, new), strict=True)
-    )
-    if was == is_now or taken <= min(was.start, is_now.start):
-        return
-    kind, keep = type(schedules[0]).__name__, ""
-    if was.start == 0 and hasattr(schedules[0], "decay_steps"):
-        left = max(was.stop - schedules[0].warmup_steps, 1)
-        keep = (
-            f", or optimizer.schedule.decay_steps={left} to keep the old end and go on"
-            " at the final rate"
+    schedule, then = (graph.build(each.optimizer.schedule) for each in (old, new))
+    decay, now = schedule.decay(old.steps), then.decay(new.steps)
+    if decay == now or taken <= min(decay.start, now.start):
+        return ""
+    if extend:
+        step = jnp.int32(taken)
+        rates = float(schedule(step, old.steps)), float(then(step, new.steps))
+        return (
+            f"the learning rate now falls to its end at step {now.stop}, and not at"
+            f" {decay.stop}: that of the next step is {rates[1]:.3g}, and not"
+            f" {rates[0]:.3g}"
         )
-    raise UserError(
-        f"the learning rate of this run ({kind}) has begun to fall to its end at step"
-        f" {was.stop}, and {graph.summary(old, new)} moves that end to step"
-        f" {is_now.stop}; after step {taken} add --extend to go on with the rates that"
-        f" lead there{keep}, or undo the difference."
-    )
+    raise UserError(_moved_end(old, new, schedule, then, taken))
 
 
 def _texts(run: RunDirectory) -> dict[str, str]:
@@ -95,6 +94,28 @@ def _load(run: RunDirectory, name: str, text: str, trust: Sequence[str]) -> Any:
         return graph.load_json(text, trust=tuple(trust))
     except ConfigError as error:
         raise UserError(f"{run.path / name}: {error}") from error
+
+
+def _moved_end(old: Any, new: Any, schedule: Any, then: Any, taken: int) -> str:
+    """Returns the refusal of a schedule that ends at another step."""
+    lengths = (getattr(each, "decay_steps", None) for each in (schedule, then))
+    ends = {
+        "steps": (old.steps, new.steps),
+        "optimizer.schedule.decay_steps": tuple(lengths),
+    }
+    what = " and ".join(f"{k} {a} -> {b}" for k, (a, b) in ends.items() if a != b)
+    decay, now, keep = schedule.decay(old.steps), then.decay(new.steps), ""
+    if decay.start == 0 and hasattr(schedule, "decay_steps"):
+        keep = (
+            f", or optimizer.schedule.decay_steps={decay.stop - schedule.warmup_steps}"
+            " to keep the old end and go on at the final rate"
+        )
+    return (
+        f"the learning rate of this run ({type(schedule).__name__}) falls to its end at"
+        f" step {decay.stop}, and {what} moves that end to step {now.stop}; after step"
+        f" {taken} add --extend to go on with the rates that lead there{keep}, or undo"
+        " the difference."
+    )
 
 
 def _disagreement(run: RunDirectory, first: str, name: str, lines: list[str]) -> str:

@@ -277,7 +277,9 @@ def test_a_run_goes_on_with_another_mesh_more_steps_and_other_habits(
     assert out.splitlines()[:1] == [
         "continuing with model.decoder.stacks[0].remat 'none' -> 'full', mesh.data 1 ->"
         " 4, mesh.fsdp -1 -> 1, mesh.tensor 1 -> 2, trainer.log_every 1 -> 2,"
-        " trainer.eval_batches 2 -> 0, steps 20 -> 22"
+        " trainer.eval_batches 2 -> 0, steps 20 -> 22; the learning rate now falls to"
+        " its end at step 22, and not at 20: that of the next step is 0.00127, and not"
+        " 0.001"
     ]
     assert "continuing from step 20\n" in out
     assert "steps = 22\n" in (tmp_path / "run/config.txt").read_text()

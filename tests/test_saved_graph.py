@@ -101,6 +101,7 @@ OPERATIONAL = [
     "metrics.tensorboard=False",
     "data.prefetch=0",
     "data.skip_bad=3",
+    "model.decoder.stacks[0].layers[0].attention.attention.implementation=xla",
     "name=other",
     "steps=77",
     "optimizer.schedule.decay_steps=5",
@@ -242,17 +243,28 @@ def test_another_end_needs_to_be_asked_for_where_the_rate_falls_to_it(
 
 def test_the_refusal_of_another_end_tells_how_to_keep_the_old_one():
     with pytest.raises(UserError) as error:
-        course(COSINE, "steps=30", 10)
+        first = changed(changed(graph.resolve(BASE), "steps=20"), COSINE)
+        second = changed(changed(first, "steps=30"), "trainer.log_every=7")
+        check_schedule(first, second, 10)
     assert str(error.value) == (
-        "the learning rate of this run (WarmupCosine) has begun to fall to its end at"
-        " step 20, and steps 20 -> 30 moves that end to step 30; after step 10 add"
-        " --extend to go on with the rates that lead there, or"
-        " optimizer.schedule.decay_steps=16 to keep the old end and go on at the final"
-        " rate, or undo the difference."
+        "the learning rate of this run (WarmupCosine) falls to its end at step 20, and"
+        " steps 20 -> 30 moves that end to step 30; after step 10 add --extend to"
+        " go on with the rates that lead there, or optimizer.schedule.decay_steps=16 to"
+        " keep the old end and go on at the final rate, or undo the difference."
     )
     first = changed(changed(graph.resolve(BASE), "steps=20"), COSINE)
     second = changed(first, "steps=30")
-    check_schedule(first, changed(second, "optimizer.schedule.decay_steps=16"), 10)
+    kept = changed(second, "optimizer.schedule.decay_steps=16")
+    assert check_schedule(first, kept, 10) == ""
+    assert check_schedule(first, kept, 10, extend=True) == ""
+
+
+def test_another_end_that_is_asked_for_is_told_with_the_rate_that_it_gives():
+    first = changed(changed(graph.resolve(BASE), "steps=20"), COSINE)
+    assert check_schedule(first, changed(first, "steps=30"), 10, extend=True) == (
+        "the learning rate now falls to its end at step 30, and not at 20: that of the"
+        " next step is 0.00887, and not 0.00722"
+    )
 
 
 def test_a_config_that_cannot_be_read_is_one_sentence(make_run):
