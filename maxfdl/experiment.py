@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import jax
 
@@ -49,6 +49,9 @@ class Experiment:
       ramp_up: Smaller batches to begin with; None has whole ones from the start.
       sequence_length: Tokens in a sequence.
     """
+
+    holds_all: ClassVar[bool] = True
+    """Parts may ask for something in other parts by `check_in(node, root)`."""
 
     name: Annotated[str, Operational]
     model: Callable[..., Network]
@@ -103,24 +106,6 @@ class Experiment:
             yield (
                 f"Experiment model.later_tokens ({ahead}) must be below"
                 f" sequence_length ({node.sequence_length})."
-            )
-        for field in ("dtype", "param_dtype"):
-            is_narrow = getattr(node.model, field, None) == "float16"
-            if is_narrow and getattr(node.trainer.guard, "loss_scale", None) is None:
-                yield (
-                    f"Experiment model.{field} (float16) needs a"
-                    " trainer.guard.loss_scale, for gradients below 6e-8 are 0 in it:"
-                    " apply loss_scale, or take bfloat16."
-                )
-        smallest, name = node.batch_size, "batch_size"
-        if node.ramp_up is not None:
-            yield from BatchRampUp.problems(node.ramp_up, node.batch_size)
-            smallest, name = node.ramp_up.start, "ramp_up.start"
-        microbatches = getattr(node.trainer.gradients, "steps", 1)
-        if microbatches > 0 and smallest % microbatches:
-            yield (
-                f"Experiment {name} ({smallest}) must be a multiple of"
-                f" trainer.gradients.steps ({microbatches})."
             )
 
     def __post_init__(self):

@@ -36,7 +36,11 @@ def validate(cfg: fdl.Buildable) -> fdl.Buildable:
 
     Checked are: types, fields that only a parent may pass, required fields, unknown
     and positional arguments, numbers that are not finite, `Config` where a factory
-    belongs and the reverse, and the cross-field rules (`check_config`) of each class.
+    belongs and the reverse, and two kinds of rules that classes may have:
+
+    - `check_config(node)`: between the fields of the node, and of those below.
+    - `check_in(node, root)`: what the node asks of the rest of the graph. It is asked
+      where the class of the root has `holds_all`, so parts can be validated alone.
 
     Raises:
       ConfigError: Listing all problems at once, a line for each, with its path and
@@ -69,12 +73,17 @@ def _problems(nodes: list[tuple[str, fdl.Buildable]]) -> Iterator[str]:
     for path, node in nodes:
         yield from faults[id(node)]
         if is_sound or not any(faults.get(id(below)) for _, below in iterate(node)):
-            yield from _broken_rules(path, node)
+            yield from _broken_rules(path, "check_config", node)
+    _, root = nodes[0]
+    if is_sound and getattr(fdl.get_callable(root), "holds_all", False):
+        for path, node in nodes:
+            yield from _broken_rules(path, "check_in", node, root)
 
 
-def _broken_rules(path: str, node: fdl.Buildable) -> Iterator[str]:
-    rules = getattr(fdl.get_callable(node), "check_config", lambda node: ())
-    for sentence in rules(NodeView(node)):
+def _broken_rules(path: str, name: str, *nodes: fdl.Buildable) -> Iterator[str]:
+    """What the rules called `name` of the first node's class say of these nodes."""
+    rules = getattr(fdl.get_callable(nodes[0]), name, lambda *views: ())
+    for sentence in rules(*map(NodeView, nodes)):
         yield f"{paths.label(path)}: {sentence}"
 
 

@@ -1,11 +1,13 @@
-"""What a `check_config` rule sees of a node."""
+"""What a `check_config` or `check_in` rule sees of a node."""
 
 import dataclasses
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import fiddle as fdl
 
+from maxfdl.graph.select import iterate
 from maxfdl.graph.signatures import parameters
 
 
@@ -13,7 +15,8 @@ class NodeView:
     """Field values of a node by attribute: what is set, else the default, else None.
 
     Children are views too, also inside lists, tuples and dicts, so that a rule reads
-    `node.attention.num_heads` without knowing Fiddle.
+    `node.attention.num_heads` without knowing Fiddle. `made` is the class or function
+    that the node calls.
     """
 
     def __init__(self, node: fdl.Buildable):
@@ -26,6 +29,15 @@ class NodeView:
         if name in parameters(node):
             return _default(node, name)
         raise AttributeError(f"{node.__fn_or_cls__.__qualname__} has no field {name!r}")
+
+    @property
+    def made(self) -> Any:
+        return fdl.get_callable(self._node)
+
+    def below(self) -> Iterator["NodeView"]:
+        """Yields this node and all below it, each once."""
+        for _, node in iterate(self._node):
+            yield NodeView(node)
 
     def __eq__(self, other: Any) -> bool:
         return isinstance(other, NodeView) and self._node == other._node

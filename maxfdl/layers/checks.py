@@ -76,6 +76,28 @@ def check_stack(node):
 def check_decoder(node):
     if not node.stacks:
         yield "Decoder stacks must name at least one stack."
+    yield from _check_named(node)
+
+
+def _check_named(decoder):
+    """What `remat` names must be a tensor that a layer of some stack gives."""
+    remats = [stack.remat for stack in decoder.stacks]
+    names = [
+        name
+        for each in remats
+        if hasattr(each, "save")
+        for name in (*each.save, *each.offload)
+    ]
+    given = {name for each in decoder.below() for name in _named_tensors(each)}
+    if missing := [name for name in dict.fromkeys(names) if name not in given]:
+        yield (
+            f"SaveNamed names {', '.join(missing)}, which no layer in the stacks of"
+            f" this model gives; they give {', '.join(sorted(given))}."
+        )
+
+
+def _named_tensors(node):
+    return getattr(node.made, "named_tensors", ())
 
 
 def check_dropout(node):

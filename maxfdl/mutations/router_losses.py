@@ -20,8 +20,8 @@ def router_losses(
     """Adds auxiliary losses that keep experts balanced and router logits small.
 
     The arguments are coefficients and replace all that the loss has; 0 leaves a term
-    out, so `router_losses()` is the inverse. A model without routers is refused when it
-    runs. See `maxfdl.train.auxiliary`.
+    out, so `router_losses()` is the inverse. A model without routers is refused when
+    the graph is validated. See `maxfdl.train.auxiliary`.
 
     Raises:
       MutationError: If there is no loss.
@@ -46,7 +46,7 @@ def selection_bias(cfg: C, *, rate: float) -> C:
     """Balances experts by biases that routers add when they choose experts.
 
     Each step changes every bias by `rate`, see `maxfdl.train.router.SelectionBias`. A
-    model whose routers have no such biases is refused when it runs.
+    model whose routers have no such biases is refused when the graph is validated.
     `selection_bias(rate=0.0)` is the inverse.
 
     Raises:

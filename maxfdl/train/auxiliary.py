@@ -7,7 +7,6 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from maxfdl.errors import UserError
 from maxfdl.layers.sinks import RouterLoad, SinkKey, Sinks
 from maxfdl.ops import balance
 from maxfdl.ops.mask import Places
@@ -59,19 +58,17 @@ def router_loads(sinks: Sinks) -> dict[SinkKey, RouterLoad]:
 class RouterLoss(AuxiliaryLoss):
     """A term computed from the loads of routers of experts."""
 
-    def loads(self, sinks: Sinks) -> list[RouterLoad]:
-        """Returns the loads of all routers.
-
-        Raises:
-          UserError: If the model has none.
-        """
-        loads = [*router_loads(sinks).values()]
-        if not loads:
-            raise UserError(
-                f"The loss has a term {self.name}, of routers of experts, and this"
-                " model has none: apply router_losses() to drop it."
+    @classmethod
+    def check_in(cls, node, root):
+        if not any(getattr(each, "router", None) for each in root.model.below()):
+            yield (
+                f"The loss has a term {cls.name}, of routers of experts, and this model"
+                " has none: apply router_losses() to drop it."
             )
-        return loads
+
+    def loads(self, sinks: Sinks) -> list[RouterLoad]:
+        """Returns what all routers left."""
+        return [*router_loads(sinks).values()]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -77,6 +77,17 @@ class Accumulate:
                 " all rows at once."
             )
 
+    @staticmethod
+    def check_in(node, root):
+        smallest, name = root.batch_size, "batch_size"
+        if root.ramp_up is not None:
+            smallest, name = root.ramp_up.start, "ramp_up.start"
+        if node.steps > 0 and smallest % node.steps:
+            yield (
+                f"Experiment {name} ({smallest}) must be a multiple of"
+                f" trainer.gradients.steps ({node.steps})."
+            )
+
     def __call__(
         self,
         objective: Objective,

@@ -37,6 +37,17 @@ class Guard:
 
     stop_after: int
 
+    @staticmethod
+    def check_in(node, root):
+        for field in ("dtype", "param_dtype"):
+            is_narrow = getattr(root.model, field, None) == "float16"
+            if is_narrow and getattr(node, "loss_scale", None) is None:
+                yield (
+                    f"Experiment model.{field} (float16) needs a"
+                    " trainer.guard.loss_scale, for gradients below 6e-8 are 0 in it:"
+                    " apply loss_scale, or take bfloat16."
+                )
+
     def init(self) -> State:
         """Returns the initial state."""
         raise NotImplementedError

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from maxfdl.batch import NEXT_TOKENS, Fields
-from maxfdl.errors import UserError
 from maxfdl.model import Output
 from maxfdl.ops.cross_entropy import CrossEntropy
 from maxfdl.ops.later import has_later, later
@@ -143,12 +142,11 @@ class NextTokenLoss(Loss):
     later_tokens: LaterTokenLoss | None = None
     auxiliary: Sequence[AuxiliaryLoss] = ()
 
-    def __post_init__(self):
-        names = [each.name for each in self.auxiliary]
+    @staticmethod
+    def check_config(node):
+        names = [each.made.name for each in node.auxiliary]
         if len(set(names)) < len(names):
-            raise UserError(
-                f"NextTokenLoss auxiliary ({', '.join(names)}) must each come once."
-            )
+            yield f"NextTokenLoss auxiliary ({', '.join(names)}) must each come once."
 
     def weights(self, batch: Batch, later_tokens: int) -> Sums:
         weights = {"cross_entropy": jnp.sum(batch["weights"])}

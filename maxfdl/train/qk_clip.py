@@ -4,6 +4,7 @@ Letters: L layers of a stack, H heads, K width of a query or key.
 """
 
 import dataclasses
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -42,17 +43,31 @@ class QkClip(Update):
         if node.threshold <= 0:
             yield f"QkClip threshold ({node.threshold}) must be positive."
 
+    @staticmethod
+    def check_in(node, root):
+        if not any(getattr(each, "watch", None) for each in root.model.below()):
+            yield (
+                "QkClip needs the highest scores of attention, and no attention of this"
+                " model leaves them as a sink: apply use_muonclip, which sets their"
+                " watch."
+            )
+
+    def check(self, parameters: dict) -> None:
+        for declared in _of_attention(parameters):
+            clips = _clips(declared)
+            scaled = jax.tree.leaves([declared[name] for name in clips])
+            if not all(parameter.trained for parameter in scaled):
+                raise UserError(
+                    f"QkClip scales {' and '.join(clips)} of attention, of which"
+                    " parameters are frozen: unfreeze them, or apply use_muon."
+                )
+
     def __call__(
         self, variables: Variables, memory: Any, step: Step
     ) -> tuple[Variables, Any]:
         params = variables["params"]
         found = {k: x for k, x in step.sinks.items() if isinstance(x, HeadScores)}
-        if not found:
-            raise UserError(
-                "QkClip needs the highest scores of attention, and no attention of this"
-                " model leaves them as a sink: apply use_muonclip, which sets their"
-                " watch."
-            )
+        assert found, "check_in asks for attention with a watch"
         for key, scores in found.items():
             highest = jnp.where(step.accepted, scores.highest.value, 0.0)
             factors = jnp.where(highest > self.threshold, self.threshold / highest, 1.0)
@@ -75,15 +90,9 @@ def _clipped(
       factors: [L?, H] of scores.
       shared: How many of the last features of a query meet a key that heads share.
     """
-    heads, key_heads = (_num_heads(parameters[n]) for n in ("query", "key"))
-    clips = ("query", "key") if key_heads == heads else ("query",)
-    if not all(p.trained for name in clips for p in jax.tree.leaves(parameters[name])):
-        raise UserError(
-            f"QkClip scales {' and '.join(clips)} of attention, of which parameters are"
-            " frozen: unfreeze them, or apply use_muon."
-        )
+    clips_key = "key" in _clips(parameters)
     roots = jnp.sqrt(factors)
-    own = roots if key_heads == heads else factors
+    own = roots if clips_key else factors
     width = _width(parameters["query"])
     per_feature = jnp.concatenate(
         [
@@ -94,9 +103,24 @@ def _clipped(
     )
     query = _scaled(params["query"], parameters["query"], per_feature)
     clipped = {**params, "query": query}
-    if key_heads == heads:
+    if clips_key:
         clipped["key"] = _scaled(params["key"], parameters["key"], roots[..., None])
     return clipped
+
+
+def _of_attention(declared: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yields the declarations of each layer that has queries and keys by head."""
+    if {"query", "key"} <= declared.keys() and _of_heads(declared["key"]):
+        yield declared
+    for below in declared.values():
+        if isinstance(below, Mapping):
+            yield from _of_attention(below)
+
+
+def _clips(declared: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the projections of a layer of attention that the clip scales."""
+    heads, key_heads = (_num_heads(declared[n]) for n in ("query", "key"))
+    return ("query", "key") if key_heads == heads else ("query",)
 
 
 def _of_heads(declared: Any) -> list[Parameter]:

@@ -1,7 +1,7 @@
 """Batch size ramp-up."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,23 +24,31 @@ class BatchRampUp:
     start: int
     steps: int
 
-    def problems(self, batch_size: int) -> Iterator[str]:
-        """Yields why this cannot reach `batch_size`."""
-        if self.start < 1:
-            yield f"BatchRampUp start ({self.start}) must be at least 1 sequence."
-            return
-        factor = batch_size // self.start
-        if self.start * factor != batch_size or factor < 2 or factor & (factor - 1):
+    @staticmethod
+    def check_config(node):
+        if node.start < 1:
+            yield f"BatchRampUp start ({node.start}) must be at least 1 sequence."
+
+    @staticmethod
+    def check_in(node, root):
+        if node.start < 1:
+            return  # which its own rule says
+        factor = root.batch_size // node.start
+        if (
+            node.start * factor != root.batch_size
+            or factor < 2
+            or factor & (factor - 1)
+        ):
             yield (
-                f"BatchRampUp start ({self.start}) must reach batch_size"
-                f" ({batch_size}) by doubling once or more."
+                f"BatchRampUp start ({node.start}) must reach batch_size"
+                f" ({root.batch_size}) by doubling once or more."
             )
             return
         # A size of 1/k takes k steps to use up a whole batch.
         stages = factor.bit_length() - 1
-        if self.steps < 1 or self.steps % (stages * factor):
+        if node.steps < 1 or node.steps % (stages * factor):
             yield (
-                f"BatchRampUp steps ({self.steps}) must be a multiple of"
+                f"BatchRampUp steps ({node.steps}) must be a multiple of"
                 f" {stages * factor}, so that the {stages} smaller sizes take as many"
                 " steps each and leave no sequence over."
             )

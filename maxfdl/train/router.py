@@ -6,12 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from maxfdl.errors import UserError
 from maxfdl.train.auxiliary import router_loads
 from maxfdl.train.nested import part_at, with_part
 from maxfdl.train.updates import Step, Update, Variables
 
-_BIAS = "selection_bias"
+_BIAS, _FIELD = "selection_bias", "use_selection_bias"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +33,16 @@ class SelectionBias(Update):
         if node.rate < 0:
             yield f"SelectionBias rate ({node.rate}) must not be negative."
 
+    @staticmethod
+    def check_in(node, root):
+        layers = root.model.below()
+        if not any(getattr(each, _FIELD, False) for each in layers):
+            yield (
+                "SelectionBias has nothing to update, for no router of this model has a"
+                f" selection bias: set {_FIELD}=True on them, or apply"
+                " selection_bias(rate=0)."
+            )
+
     def __call__(
         self, variables: Variables, memory: Any, step: Step
     ) -> tuple[Variables, Any]:
@@ -46,12 +55,7 @@ class SelectionBias(Update):
             bias = jnp.where(step.accepted, bias, router[_BIAS])
             state = with_part(state, (*key.layer, _BIAS), bias)
             moved = True
-        if not moved:
-            raise UserError(
-                "SelectionBias has nothing to update, for no router of this model has a"
-                " selection bias: set use_selection_bias=True on them, or apply"
-                " selection_bias(rate=0)."
-            )
+        assert moved, "check_in asks for a router with a bias"
         return variables | {"state": state}, memory
 
     def _moved(self, bias: jax.Array, counts: jax.Array) -> jax.Array:

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from maxfdl.batch import MODEL_INPUTS, Fields
-from maxfdl.errors import UserError
 from maxfdl.layers.frozen import frozen, joined, trained
 from maxfdl.layers.parameter import path_hash
 from maxfdl.layers.sinks import Sinks
@@ -68,11 +67,8 @@ class Trainer:
         sharding: Annotated[Sharding, FromParent],
         seed: Annotated[int, FromParent],
     ):
-        names = [update.name for update in updates]
-        if len(set(names)) < len(names):
-            raise UserError(
-                f"Trainer updates ({', '.join(names)}) must each come once."
-            )
+        for update in updates:
+            update.check(model.parameters())
         self.log_every = log_every
         self.eval_every = eval_every
         self.eval_batches = eval_batches
@@ -95,6 +91,9 @@ class Trainer:
         for field in ("eval_every", "eval_batches", "sample_tokens"):
             if getattr(node, field) < 0:
                 yield f"Trainer {field} ({getattr(node, field)}) must not be negative."
+        names = [update.made.name for update in node.updates]
+        if len(set(names)) < len(names):
+            yield f"Trainer updates ({', '.join(names)}) must each come once."
         if node.goal is not None and not node.eval_batches:
             yield "Trainer goal needs evaluations; eval_batches (0) must be positive."
 

@@ -38,6 +38,9 @@ class Update:
     rank: ClassVar[int]
     averages: ClassVar[bool] = False
 
+    def check(self, parameters: dict) -> None:
+        """Raises UserError if it cannot change parameters with these declarations."""
+
     def init(self, params: Any) -> Any:
         """Returns the initial memory."""
         return {}

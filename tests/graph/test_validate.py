@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import fiddle as fdl
 import pytest
@@ -247,6 +247,34 @@ def test_rules_see_defaults_children_and_none_for_what_is_not_set():
 
     validate(fdl.Config(Ruled, child=fdl.Config(ops.Fp8Dot)))
     assert seen == {"child": "e4m3fn", "table": {}, "size": 7}
+
+
+def test_parts_check_what_they_need_of_the_rest_of_a_graph_that_holds_all():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Part:
+        needs: str
+
+        @classmethod
+        def check_in(cls, node, root):
+            names = [each.made.__name__ for each in root.others[0].below()]
+            if node.needs not in names:
+                yield f"Part needs a {node.needs}, and there are {names}."
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Whole:
+        holds_all: ClassVar[bool] = True
+        part: Part
+        others: list
+
+    part = fdl.Config(Part, needs="Fp8Dot")
+    others = [fdl.Partial(layers.Linear, dot=fdl.Config(ops.Dot))]
+    cfg = fdl.Config(Whole, part=part, others=others)
+    assert "part: Part needs a Fp8Dot, and there are ['Linear', 'Dot']." in problems(
+        cfg
+    )
+    others[0].dot = fdl.Config(ops.Fp8Dot)
+    validate(cfg)
+    validate(part)  # alone, it has nothing to ask
 
 
 def test_a_shared_node_is_reported_once():

@@ -2,15 +2,20 @@
 
 import types
 
+import fiddle as fdl
 import pytest
 
+from maxfdl import graph
+from maxfdl.errors import ConfigError
 from maxfdl.layers.checks import (
     check_attention,
     check_dropout,
     check_latent_attention,
     check_stack,
 )
+from maxfdl.layers.execution import SaveNamed
 from maxfdl.ops.rope import LongRope, Rope
+from tests import tiny
 
 LONG = LongRope(
     short_factors=(1.0, 1.0),
@@ -83,3 +88,17 @@ CASES = [
 @pytest.mark.parametrize(("check", "fields", "problems"), CASES)
 def test_says_what_is_wrong(check, fields, problems):
     assert list(check(types.SimpleNamespace(**fields))) == problems
+
+
+def test_a_tensor_to_keep_that_no_layer_gives_is_refused_with_those_there_are():
+    config = tiny.experiment()
+    remat = fdl.Config(SaveNamed, save=("query",), offload=("router_logits",))
+    config.model.decoder.stacks[0].remat = remat
+    with pytest.raises(ConfigError) as error:
+        graph.validate(config)
+    assert str(error.value).startswith(
+        "invalid config: model.decoder: SaveNamed names router_logits, which no layer"
+        " in the stacks of this model gives; they give attention_out, "
+    )
+    remat.offload = ("layer_in",)
+    graph.validate(config)

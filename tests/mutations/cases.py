@@ -15,6 +15,8 @@ from maxfdl.optim.schedules import WarmupCosine
 from maxfdl.train.auxiliary import BatchBalance, SequenceBalance
 
 MUTATIONS = sorted(mutations())
+OF_ROUTERS = ("router_losses", "selection_bias")
+"""Those whose result is valid only where the model has routers that they act on."""
 
 
 @dataclasses.dataclass(frozen=True)

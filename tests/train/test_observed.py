@@ -103,25 +103,25 @@ def test_every_process_can_read_an_evaluation():
 )
 def test_what_acts_on_routers_refuses_a_model_without_them(mutation, problem):
     with pytest.raises(UserError, match=problem):
-        tiny.program(tiny.experiment(mutation)).compile_step()
+        graph.validate(tiny.experiment(mutation))
 
 
 def test_a_clip_without_scores_is_refused():
     config = tiny.experiment()
     config.trainer.updates = [fdl.Config(QkClip)]
     with pytest.raises(UserError, match="QkClip needs the highest .* use_muoncl"):
-        tiny.program(config).compile_step()
+        graph.validate(config)
 
 
 def test_a_term_comes_once():
     config = router_losses(tiny.experiment(), z=0.1)
     config.loss.auxiliary = config.loss.auxiliary * 2
     with pytest.raises(UserError, match=r"\(router_z, router_z\) must each come once"):
-        graph.build(config)
+        graph.validate(config)
 
 
 def test_an_update_comes_once():
     config = average_weights(tiny.experiment())
     config.trainer.updates = config.trainer.updates * 2
     with pytest.raises(UserError, match=r"\(weight_average, weight_average\) must eac"):
-        tiny.program(config)
+        graph.validate(config)
