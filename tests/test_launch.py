@@ -217,8 +217,8 @@ def test_a_finished_run_says_so_and_changes_nothing(whole, call):
     code, out, errors = call(SMOKE, f"--run_dir={directory}")
     assert (code, errors) == (0, "")
     assert out.splitlines()[2:] == [
-        f"finished 20 steps in an earlier start; everything is in {directory}; give"
-        " another --run_dir to train anew"
+        f"finished 20 steps in an earlier start; everything is in {directory}; set"
+        " steps higher to go on, or give another --run_dir to train anew"
     ]
     (directory / "command.txt").unlink()
     assert snapshot(directory) == before
@@ -260,7 +260,8 @@ def test_fewer_steps_than_were_taken_say_so_and_change_nothing(whole, call):
     assert (code, errors) == (0, "")
     assert out.splitlines()[2:] == [
         "finished 20 steps in an earlier start, and this graph asks for 9; everything"
-        f" is in {directory}; give another --run_dir to train anew"
+        f" is in {directory}; set steps higher to go on, or give another --run_dir to"
+        " train anew"
     ]
     assert snapshot(directory) == before
 

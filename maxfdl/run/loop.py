@@ -241,7 +241,8 @@ def _conclude(course: _Course, stop: StopRequest, directory: RunDirectory) -> No
         more = "" if step == steps else f", and this graph asks for {steps}"
         return say(
             f"finished {step} steps in an earlier start{more}; everything is in"
-            f" {directory.path}; give another --run_dir to train anew"
+            f" {directory.path}; set steps higher to go on, or give another --run_dir"
+            " to train anew"
         )
     with course.rescuing():
         show_sample(

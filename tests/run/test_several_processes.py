@@ -276,3 +276,14 @@ def test_a_directory_in_use_is_refused_by_all_processes(run, tmp_path):
     assert code == 2
     assert errors.startswith(f"error: process 0 of 2 was refused: {sentence}")
     directory.unlock()
+
+
+@pytest.mark.slow
+def test_processes_whose_output_nobody_reads_stop_and_save_together(run, tmp_path):
+    first, second = run.start_two(tmp_path, "steps=2000")
+    wait_for_step(first, 3)
+    first.stdout.close()
+    assert [process.wait(LIMIT) for process in (first, second)] == [141, 141]
+    assert first.stderr.read() == second.stderr.read() == ""
+    (step,) = (int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert list(losses(tmp_path)) == list(range(1, step + 1))
