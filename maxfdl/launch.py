@@ -145,7 +145,7 @@ def _adopts(directory: Any, config: Any) -> bool:
     from maxfdl import graph
     from maxfdl.checkpoint.checkpointer import Checkpointer
     from maxfdl.run.progress import say
-    from maxfdl.saved_graph import check_same_run, check_schedule, saved_graph
+    from maxfdl.saved_graph import check_schedule, refuse_another_run, saved_graph
 
     if not directory.has_results():
         return True
@@ -155,7 +155,7 @@ def _adopts(directory: Any, config: Any) -> bool:
             f"{directory.path} holds results of a run, but nothing in it tells of which"
             " graph; put its config.json back, or give another --run_dir."
         )
-    check_same_run(directory, saved, config)
+    refuse_another_run(directory, saved, config)
     taken = Checkpointer(directory=directory.checkpoints).latest() or 0
     changes = graph.summary(saved, config)
     if taken >= config.steps:

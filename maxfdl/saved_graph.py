@@ -39,7 +39,7 @@ def differences(old: Any, new: Any) -> list[str]:
     return graph.diff(graph.without_operational(old), graph.without_operational(new))
 
 
-def check_same_run(run: RunDirectory, old: Any, new: Any) -> None:
+def refuse_another_run(run: RunDirectory, old: Any, new: Any) -> None:
     """Raises UserError unless `new` may go on with the run of the graph `old`."""
     if lines := differences(old, new):
         changes = "\n".join(f"  {line}" for line in lines)

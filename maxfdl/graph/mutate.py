@@ -32,7 +32,9 @@ def without_operational(cfg: C) -> C:
     out = copy(cfg)
     nodes = [node for _, node in iterate(out)]
     for node in nodes:
-        plain = getattr(fdl.get_callable(node), "equivalent_to", None)
+        # Of the class itself: one that inherits from it may compute something else.
+        of_class = getattr(fdl.get_callable(node), "__dict__", {})
+        plain = of_class.get("equivalent_to")
         if plain is not None:
             swap(node, plain)
         for name in fields(node):

@@ -133,6 +133,11 @@ class Tiled(Whole):
 
 
 @dataclasses.dataclass
+class Smoothed(Tiled):
+    by: float = 0.1
+
+
+@dataclasses.dataclass
 class PerTile:
     adds_up: ClassVar[bool] = False
 
@@ -148,6 +153,8 @@ def test_a_class_that_is_equivalent_to_another_is_no_other_run():
     assert without_operational(tiled) == without_operational(whole)
     assert without_operational(tiled) != without_operational(fdl.Config(Whole, size=4))
     assert tiled.tiles == 4
+    smoothed = fdl.Config(Smoothed, size=3)
+    assert without_operational(smoothed) == smoothed
 
 
 def test_a_field_is_not_operational_where_a_node_says_that_it_matters():

@@ -19,7 +19,7 @@ from maxfdl.mutations import (
 )
 from maxfdl.run.directory import RunDirectory
 from maxfdl.run.loop import RunOptions, run
-from maxfdl.saved_graph import check_same_run, saved_graph
+from maxfdl.saved_graph import refuse_another_run, saved_graph
 from maxfdl.sharding.mesh import MeshShape
 from tests import tiny
 from tests.run.test_several_processes import Run, ends, losses
@@ -51,11 +51,14 @@ def train(path, *mutations, **options):
     """Goes on with the run in the folder `path`, or begins it; returns its losses."""
     config, directory = experiment(*mutations), RunDirectory(path)
     if directory.has_results():
-        check_same_run(directory, saved_graph(directory), config)
+        refuse_another_run(directory, saved_graph(directory), config)
     options = RunOptions(graph_json=graph.dump_json(config), **options)
     run(graph.build(config), directory, options)
-    lines = map(json.loads, (path / "metrics.jsonl").read_text().splitlines())
-    return [line["loss"] for line in lines]
+    return [line["loss"] for line in lines(path)]
+
+
+def lines(path):
+    return map(json.loads, (path / "metrics.jsonl").read_text().splitlines())
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +119,7 @@ def test_one_process_and_two_go_on_with_each_others_runs(tmp_path):
         flags = os.environ["XLA_FLAGS"]
         return {"XLA_FLAGS": flags.replace("count=8", f"count={count}")}
 
-    common = ("steps=8", "trainer.eval_batches=1")
+    common = ("steps=8", "trainer.eval_batches=1", "trainer.eval_every=2")
     runs = Run()
     try:
         whole = runs.start(tmp_path / "whole", *common, **xla(1))
@@ -139,3 +142,8 @@ def test_one_process_and_two_go_on_with_each_others_runs(tmp_path):
     expected = losses(tmp_path / "whole")
     assert list(expected) == list(range(1, 9))
     assert losses(folder) == pytest.approx(expected, rel=2e-6)
+    found, wanted = (
+        [line["eval_nats_per_byte"] for line in lines(path) if "eval_loss" in line]
+        for path in (folder, tmp_path / "whole")
+    )
+    assert len(wanted) == 4 and found == pytest.approx(wanted, rel=2e-6)
