@@ -10,6 +10,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from maxfdl.model import Model
+from maxfdl.ops.state import StateDeclaration
 from maxfdl.sharding.sharding import Sharding
 from maxfdl.tensors.table import Leaves, Slot
 
