@@ -57,13 +57,12 @@ def main(argv: list[str]) -> None:
 
 
 def _show_models() -> None:
-    from fdl_configs.models.catalogue import MODELS
     from maxfdl.report import zoo
 
     rows = []
 
     def each_row():
-        for name in MODELS:
+        for name in zoo.MODELS:
             rows.append(zoo.row_of(name))
             yield rows[-1]
 

@@ -14,9 +14,9 @@ import tomllib
 
 import pytest
 
-from fdl_configs.models import catalogue
 from maxfdl import graph
 from maxfdl.__main__ import COMMANDS
+from maxfdl.report import zoo
 from maxfdl.run import loop
 from tests import goldens
 from tests.commands import ROOT, Caller
@@ -93,8 +93,8 @@ def model_folder(path: pathlib.Path) -> None:
 def call(monkeypatch, capsys):
     """Calls a command of README by its words, with more arguments."""
     caller = Caller(monkeypatch, capsys)
-    few = {name: catalogue.MODELS[name] for name in ("gpt3_52k", "smollm2_135m")}
-    monkeypatch.setattr(catalogue, "MODELS", few)
+    few = {name: zoo.MODELS[name] for name in ("gpt3_52k", "smollm2_135m")}
+    monkeypatch.setattr(zoo, "MODELS", few)
 
     def run(words: list[str], *more: str, main=None):
         name, args = parsed(words)
