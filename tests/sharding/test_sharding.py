@@ -87,7 +87,7 @@ def test_axes_that_run_apart_add_up(on):
     def inner(here, x):
         here = here.within(("tensor",))
         assert here.spec(("batch", "heads")) == P("fsdp", None)
-        return here.everywhere(x)
+        return here.psum(x)
 
     def apart(function, sharding, axis):
         return jax.shard_map(
