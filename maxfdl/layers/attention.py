@@ -124,7 +124,9 @@ class Attention(Layer):
         if self.watch is not None:
             self.watch(self.attention, q_BTHK, k_BSGK, mask, context)
         sinks_H = None if parts.sinks is None else parts.sinks(at("sinks"))
-        mixed_BTHK = self.attention(q_BTHK, k_BSGK, v_BSGK, mask, sinks_H)
+        mixed_BTHK = self.attention(
+            q_BTHK, k_BSGK, v_BSGK, mask, sinks_H, context.sharding
+        )
         mixed_BTHK = checkpoint_name(mixed_BTHK, "attention_out")
         if parts.gate is not None:
             mixed_BTHK = mixed_BTHK * jax.nn.sigmoid(parts.gate(x_BTD, at("gate")))

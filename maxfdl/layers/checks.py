@@ -1,5 +1,8 @@
 """Rules between the fields of one layer, checked on the graph before it is built."""
 
+from maxfdl.ops.fused_attention import KERNELS, Demand, refusal
+from maxfdl.ops.mask import Band
+
 MOST_LAYERS = 10_000
 """Layers that a stack may have: unrolled, each takes its time to trace."""
 
@@ -20,6 +23,7 @@ def check_attention(node):
         yield f"Attention head_dim ({node.head_dim}) must be at most {WIDEST_HEAD}."
     else:
         yield from _check_rotation(getattr(node, "rope", None), node.head_dim)
+    yield from _check_kernel(node, ("head_dim",), "head_dim")
 
 
 def check_latent_attention(node):
@@ -34,6 +38,26 @@ def check_latent_attention(node):
     for name in ("key", "value"):
         if getattr(getattr(node, name), "use_bias", False):
             yield f"LatentAttention {name}.use_bias (True) must be False."
+    yield from _check_kernel(node, ("nope_dim", "rope_dim"), "value_dim")
+
+
+def _check_kernel(node, key_dims, value_dim):
+    """Refuses a fused kernel that cannot do what this layer will ask of it.
+
+    The widths of a key, which add up, and of a value are given by their fields.
+    """
+    name = getattr(getattr(node, "attention", None), "implementation", None)
+    if name not in KERNELS:
+        return
+    # The op itself tells of its soft cap.
+    demand = Demand(
+        band=Band(chunk=getattr(node.mask, "size", None)),
+        has_sinks=getattr(node, "sinks", None) is not None,
+        width=sum(getattr(node, dim) for dim in key_dims),
+        value_width=getattr(node, value_dim),
+    )
+    problem = refusal(name, demand)
+    yield from [problem] if problem else []
 
 
 def _check_rotation(rope, width):

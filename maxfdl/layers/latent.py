@@ -118,6 +118,7 @@ class LatentAttention(Layer):
                 checkpoint_name(k_BSHQ, "key"),
                 checkpoint_name(v_BSHV, "value"),
                 mask,
+                sharding=context.sharding,
             )
         mixed_BTHV = checkpoint_name(mixed_BTHV, "attention_out")
         return checkpoint_name(parts.out(mixed_BTHV, at("out")), "attention_projected")

@@ -7,16 +7,18 @@ G), R = H / G, K width of a query and key, V width of a value.
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from maxfdl.errors import UserError
 from maxfdl.ops.balance import counted
 from maxfdl.ops.cost import declare_flops
+from maxfdl.ops.fused_attention import KERNELS, Demand, best_on_gpu, refusal
 from maxfdl.ops.mask import Mask
 
 Implementation = Literal["auto", "xla", "cudnn", "tokamax"]
@@ -32,8 +34,11 @@ class DotProductAttention:
     hides half of it; `2 T S H (K + V)` against a cache.
 
     Args:
-      implementation: `xla` is plain JAX and runs anywhere; `cudnn` and `tokamax` are
-        fused kernels. `auto` picks by platform, see `resolve`.
+      implementation: `xla` is plain JAX and runs anywhere. `cudnn` is the fused kernel
+        of NVIDIA's library. `tokamax` is a fused kernel written in Pallas: splash
+        attention on a TPU, tokamax's own on a GPU; a CPU interprets the first, slowly,
+        for tests. `auto` picks by platform, see `resolve`. What a kernel cannot do is
+        an error. Queries that look at a cache are attended by `xla` in any case.
       scale: Factor of the scores; None: `1 / sqrt(K)`.
       soft_cap: Scores become `soft_cap tanh(score / soft_cap)`; None leaves them.
     """
@@ -49,26 +54,33 @@ class DotProductAttention:
                 f"DotProductAttention soft_cap ({node.soft_cap}) must be positive; None"
                 " leaves the scores as they are."
             )
-        if node.soft_cap is not None and node.implementation == "cudnn":
-            yield (
-                "DotProductAttention implementation (cudnn) has no soft_cap; use xla or"
-                " tokamax."
-            )
+        if node.implementation in KERNELS:
+            problem = refusal(node.implementation, Demand(soft_cap=node.soft_cap))
+            yield from [problem] if problem else []
 
-    def resolve(self, platform: str | None = None, dtype: DTypeLike = "float32") -> str:
+    def resolve(
+        self,
+        platform: str | None = None,
+        dtype: DTypeLike = "float32",
+        demand: Demand | None = None,
+    ) -> str:
         """Returns what `auto` means on `platform` (default: where JAX runs now).
 
         Args:
           platform: `cpu`, `gpu` or `tpu`.
-          dtype: Type of queries, keys and values; cudnn takes 16 bits.
+          dtype: Type of queries, keys and values; kernels for a GPU take 16 bits.
+          demand: What else is asked; None: a causal mask between whole rows.
         """
         if self.implementation != "auto":
             return self.implementation
+        demand = dataclasses.replace(
+            demand or Demand(), soft_cap=self.soft_cap, dtype=dtype
+        )
         platform = platform or jax.default_backend()
         if platform == "gpu":
-            known_to_cudnn = jnp.dtype(dtype).itemsize == 2 and self.soft_cap is None
-            return "cudnn" if known_to_cudnn else "xla"
-        return "tokamax" if platform == "tpu" else "xla"
+            return best_on_gpu(demand)
+        is_known = refusal("tokamax", demand, platform) is None
+        return "tokamax" if platform == "tpu" and is_known else "xla"
 
     def __call__(
         self,
@@ -77,27 +89,48 @@ class DotProductAttention:
         v_BSGV: Float[Array, "B S G V"],
         mask: Mask,
         sinks_H: Float[Array, " H"] | None = None,
+        sharding: Any | None = None,
     ) -> Float[Array, "B T H V"]:
-        """Attends; `sinks_H` are scores that take weight and give no value.
+        """Attends.
 
-        What the fused kernels lack is computed by `xla` wherever it runs: sinks, values
-        of another width than keys, and with `auto` widths that cudnn does not take.
+        Args:
+          q_BTHK, k_BSGK, v_BSGV: Queries, keys and values.
+          mask: Which keys each query sees.
+          sinks_H: Scores that take weight and give no value.
+          sharding: Where arrays lie, a `maxfdl.sharding.Sharding`; None on one device.
+
+        Raises:
+          UserError: If the implementation cannot do this, saying which can.
         """
         rows, tokens, heads, width = q_BTHK.shape
-        scale = self._scale(width)
-        name = self.resolve(dtype=q_BTHK.dtype)
-        odd = name == "cudnn" and (width % 8 or width > 128)
-        if sinks_H is not None or v_BSGV.shape[-1] != width:
-            name = "xla"
-        elif self.implementation == "auto" and odd:
-            name = "xla"
         attend = functools.partial(
-            _IMPLEMENTATIONS[name], scale=scale, soft_cap=self.soft_cap
+            self._chosen(q_BTHK, v_BSGV, mask, sinks_H, sharding),
+            scale=self._scale(width),
+            soft_cap=self.soft_cap,
         )
         widths = width + v_BSGV.shape[-1]
         flops = rows * tokens * k_BSGK.shape[1] * heads * widths
         flops = flops if mask.same else 2 * flops
         return declare_flops(attend, flops)(q_BTHK, k_BSGK, v_BSGV, mask, sinks_H)
+
+    def _chosen(self, q_BTHK, v_BSGV, mask, sinks_H, sharding) -> Callable:
+        """Returns the implementation for these arguments."""
+        demand = Demand(
+            band=mask.band(),
+            is_packed=mask.queries.segment_ids is not None,
+            has_sinks=sinks_H is not None,
+            soft_cap=self.soft_cap,
+            width=q_BTHK.shape[-1],
+            value_width=v_BSGV.shape[-1],
+            dtype=q_BTHK.dtype,
+        )
+        name = self.resolve(dtype=q_BTHK.dtype, demand=demand)
+        if name == "xla" or not mask.same:
+            return _attend_xla
+        problem = refusal(name, demand, jax.default_backend())
+        if problem is not None:
+            raise UserError(problem)
+        return functools.partial(_attend_fused, name, sharding=sharding)
 
     def highest_scores(
         self,
@@ -202,34 +235,13 @@ def _query_blocks(tokens: int) -> list[tuple[int, int, int]]:
     return [(start, (end := min(start + size, tokens)), end) for start in starts]
 
 
-def _attend_cudnn(q_BTHK, k_BSGK, v_BSGV, mask, sinks_H, *, scale, soft_cap):
-    assert sinks_H is None and soft_cap is None
-    return jax.nn.dot_product_attention(
-        q_BTHK,
-        k_BSGK,
-        v_BSGV,
-        mask=mask.dense()[:, None],
-        scale=scale,
-        implementation="cudnn",
-    )
-
-
-def _attend_tokamax(q_BTHK, k_BSGK, v_BSGV, mask, sinks_H, *, scale, soft_cap):
-    import tokamax  # takes seconds to import, and most runs do not need it
-
-    assert sinks_H is None
-    return tokamax.dot_product_attention(
-        q_BTHK,
-        k_BSGK,
-        v_BSGV,
-        mask=mask.dense()[:, None],
-        scale=scale,
-        logits_soft_cap=soft_cap,
-    )
-
-
-_IMPLEMENTATIONS = {
-    "xla": _attend_xla,
-    "cudnn": _attend_cudnn,
-    "tokamax": _attend_tokamax,
-}
+def _attend_fused(name, *args, **kwargs):
+    """Attends with a kernel, and says it in a sentence if that refuses here."""
+    try:
+        return KERNELS[name](*args, **kwargs)
+    except RuntimeError as error:  # and NotImplementedError, which is one
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise UserError(
+            f"DotProductAttention implementation ({name}) cannot run here ({reason});"
+            " use auto or xla."
+        ) from error

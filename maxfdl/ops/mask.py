@@ -43,8 +43,35 @@ def _last_of_segments(positions, segment_ids, count):
 
 
 @dataclasses.dataclass(frozen=True)
+class Band:
+    """A rule as fused kernels take it: causal, maybe with a window and with chunks.
+
+    Args:
+      window: A query sees at most this many keys, itself the last; None: no limit.
+      chunk: A query sees no key of an earlier chunk of its document, of this many
+        tokens each; None: no chunks.
+    """
+
+    window: int | None = None
+    chunk: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Causal:
-    """A query sees the keys that are not after it."""
+    """A query sees the keys that are not after it.
+
+    A subclass that overrides `sees` overrides `band` too, or has none: then only plain
+    JAX can attend with it.
+    """
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "sees" in vars(cls) and "band" not in vars(cls):
+            cls.band = lambda self: None
+
+    def band(self) -> Band | None:
+        """Returns the rule for fused kernels; None if it has no such form."""
+        return Band()
 
     def sees(
         self, queries: Int[Array, "B q 1"], keys: Int[Array, "B 1 k"]
@@ -74,6 +101,9 @@ class SlidingWindow(Causal):
         if node.window >= NOWHERE:
             yield f"SlidingWindow window ({node.window}) must be below {NOWHERE}."
 
+    def band(self) -> Band:
+        return Band(window=self.window)
+
     def sees(
         self, queries: Int[Array, "B q 1"], keys: Int[Array, "B 1 k"]
     ) -> Bool[Array, "B q k"]:
@@ -99,6 +129,9 @@ class Chunked(Causal):
         if node.size >= NOWHERE:
             yield f"Chunked size ({node.size}) must be below {NOWHERE}."
 
+    def band(self) -> Band:
+        return Band(window=self.size, chunk=self.size)
+
     def sees(
         self, queries: Int[Array, "B q 1"], keys: Int[Array, "B 1 k"]
     ) -> Bool[Array, "B q k"]:
@@ -117,8 +150,9 @@ class Mask:
       rule: Who sees whom within a document.
       queries: Places of the queries.
       keys: Places of the keys.
-      same: Whether these are the same tokens in the same order: then what comes
-        later in the row is never seen, and need not be looked at.
+      same: Whether these are the same tokens in the same order, those of a document
+        side by side: then what comes later in the row is never seen, and distances in
+        a document are distances in the row.
     """
 
     rule: Causal = dataclasses.field(metadata={"static": True})
@@ -145,3 +179,48 @@ class Mask:
     def dense(self) -> Bool[Array, "B q k"]:
         everything = slice(None)
         return self.visible(everything, everything)
+
+    def band(self) -> Band | None:
+        """Returns what kernels are told of the rule, counted in places of the row.
+
+        A query sees a key exactly if the band allows it and both have the same number
+        in `segments`. None: no kernel can be told, as with the slots of a cache.
+        """
+        return self.rule.band() if self.same else None
+
+    def segments(self) -> Int[Array, "B T"] | None:
+        """Returns the number of each token's document, or of its chunk if the rule has
+        chunks, counted along the row; None: each row is one segment."""
+        starts = self._starts()
+        return None if starts is None else jnp.cumsum(starts, axis=1, dtype=jnp.int32)
+
+    def first_keys(self) -> Int[Array, "B T"] | None:
+        """Returns the place in the row of the first key that each query sees.
+
+        It sees all keys from there up to its own place. None: from the first on.
+        """
+        band, starts = self.band(), self._starts()
+        assert band is not None
+        if starts is None and band.window is None:
+            return None
+        places = jnp.arange(self.queries.positions.shape[1], dtype=jnp.int32)
+        first = jnp.zeros_like(self.queries.positions, jnp.int32)
+        if starts is not None:
+            first = jax.lax.cummax(jnp.where(starts, places, 0), axis=1)
+        if band.window is not None:
+            first = jnp.maximum(first, places - (band.window - 1))
+        return first
+
+    def _starts(self) -> Bool[Array, "B T"] | None:
+        """Returns which tokens are of another segment than the one before them."""
+        band = self.band()
+        assert band is not None
+        numbers = []
+        if self.queries.segment_ids is not None:
+            numbers.append(self.queries.segment_ids)
+        if band.chunk is not None:
+            numbers.append(self.queries.positions // band.chunk)
+        if not numbers:
+            return None
+        changes = [ids[:, 1:] != ids[:, :-1] for ids in numbers]
+        return jnp.pad(functools.reduce(jnp.logical_or, changes), ((0, 0), (1, 0)))

@@ -10,6 +10,8 @@ from maxfdl.layers.checks import (
     check_latent_attention,
     check_stack,
 )
+from maxfdl.ops.attention import DotProductAttention
+from maxfdl.ops.mask import Causal, Chunked, SlidingWindow
 from maxfdl.ops.rope import LongRope, Rope
 
 LONG = LongRope(
@@ -19,6 +21,8 @@ LONG = LongRope(
     attention_factor=1.0,
 )
 LATENT = dict(rope_dim=8, key=None, value=None)
+HEADS = dict(num_heads=4, num_kv_heads=2, head_dim=8)
+CUDNN = DotProductAttention("cudnn")
 
 CASES = [
     (check_attention, dict(num_heads=4, num_kv_heads=2, head_dim=8), []),
@@ -57,6 +61,38 @@ CASES = [
         ],
     ),
     (check_latent_attention, LATENT | dict(rope=Rope()), []),
+    (
+        check_latent_attention,
+        LATENT
+        | dict(rope=Rope(), nope_dim=16, value_dim=16, mask=Causal(), attention=CUDNN),
+        [
+            "DotProductAttention implementation (cudnn) has no values of width 16"
+            " beside keys of 24; use xla or tokamax."
+        ],
+    ),
+    (
+        check_attention,
+        HEADS | dict(mask=Chunked(64), attention=CUDNN),
+        [
+            "DotProductAttention implementation (cudnn) has no Chunked mask; use xla or"
+            " tokamax."
+        ],
+    ),
+    (
+        check_attention,
+        HEADS | dict(mask=Causal(), sinks=object(), attention=CUDNN),
+        [
+            "DotProductAttention implementation (cudnn) has no attention sinks; use"
+            " xla or tokamax."
+        ],
+    ),
+    (check_attention, HEADS | dict(mask=SlidingWindow(4), attention=CUDNN), []),
+    (
+        check_attention,
+        HEADS
+        | dict(mask=Chunked(4), sinks=object(), attention=DotProductAttention("auto")),
+        [],
+    ),
     (check_stack, dict(layers=[1], repeats=1), []),
     (
         check_stack,

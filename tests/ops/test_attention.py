@@ -1,7 +1,6 @@
 """Attention against softmax written out, query by query."""
 
 import math
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -155,15 +154,6 @@ def test_auto_picks_by_platform_and_a_choice_stays():
     assert DotProductAttention("xla").resolve("gpu") == "xla"
     assert DotProductAttention(soft_cap=50.0).resolve("gpu", "bfloat16") == "xla"
     assert auto.resolve("gpu", "float32") == "xla"  # cudnn takes 16 bits
-
-
-def test_tokamax_gives_the_same_numbers(monkeypatch):
-    # tokamax reads flags from the command line, and this one is pytest's.
-    monkeypatch.setattr(sys, "argv", ["tokamax"])
-    q, k, v = random_qkv(2, 65, 4, 2)
-    mask = packed(np.sort(np.random.default_rng(0).integers(1, 4, (2, 65))))
-    out = DotProductAttention("tokamax")(q, k, v, mask)
-    np.testing.assert_allclose(out, ATTEND(q, k, v, mask), atol=1e-5)
 
 
 def test_scores_are_scaled_and_capped():

@@ -102,12 +102,7 @@ def compare(case: Case, kernel: Implementation, bench: Bench) -> Outcome:
         return Outcome("refused", first_line(error))
     found = _Found(run(*inputs.arrays()), _milliseconds(run, inputs))
     kernels = _kernels(lowered.as_text())
-    outcome = _judge(found, _reference(case, tokens), kernels)
-    if outcome.status == "passed" and not kernels:
-        why = _why_tokamax_declines(case, inputs)
-        text = f"took its plain XLA ({why}): {outcome.text}"
-        return Outcome("refused", text, outcome.figures)
-    return outcome
+    return _judge(found, _reference(case, tokens), kernels)
 
 
 def trace(case: Case, implementation: Implementation, inputs: Inputs):
@@ -200,26 +195,6 @@ def _kernels(program: str) -> list[str]:
     """Returns what a program calls that XLA does not compile itself."""
     called = set(re.findall(r"custom_call @([\w$.]+)", program))
     return sorted(called - _NO_KERNELS)
-
-
-def _why_tokamax_declines(case: Case, inputs: Inputs) -> str:
-    """Returns the reasons of tokamax's kernels, which it tries in this order."""
-    import tokamax
-
-    q, k, v, mask, *_ = inputs
-    reasons = []
-    for name in ("mosaic", "triton"):
-        attend = functools.partial(
-            tokamax.dot_product_attention,
-            mask=mask.dense()[:, None],
-            logits_soft_cap=case.soft_cap,
-            implementation=name,
-        )
-        try:
-            jax.eval_shape(attend, q, k, v)
-        except NotImplementedError as error:
-            reasons.append(f"{name}: {first_line(error)}")
-    return "; ".join(reasons)
 
 
 def _milliseconds(run, inputs: Inputs) -> float:

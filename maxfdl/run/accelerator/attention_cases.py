@@ -57,11 +57,12 @@ CASES = (
     Case("latent", 8, 8, 192, 128, is_packed=True),  # DeepSeek
     Case("sinks", 8, 2, 64, rule="window", is_packed=True, has_sinks=True),  # GPT-OSS
     Case("width_96", 8, 8, 96, is_packed=True),  # Phi-3: no power of two
+    Case("whole_window", 8, 2, 128, rule="window"),  # Mistral, a document a row
     Case("window_cache", 8, 2, 128, rule="window", is_cached=True),
 )
 
 
-# On a CPU, where no kernel runs: a case of each shape of program.
+# On a CPU, where Pallas interprets its kernel: a case of each shape of program.
 CASES_ON_CPU = ("window", "soft_cap", "latent", "cache")
 
 
