@@ -19,7 +19,7 @@ def look_up(table_VD: jax.Array, tokens: jax.Array, context: Context) -> jax.Arr
     sharding = context.sharding
     if sharding is None:
         return jnp.take(table_VD, tokens, axis=0)
-    (cut,) = sharding.spec(("vocab",), skip=sharding.rules.batch)
+    (cut,) = sharding.spec_in_use(("vocab",))
     if cut is None:
         return jnp.take(table_VD, tokens, axis=0)
 

@@ -11,12 +11,16 @@ MeshAxes = tuple[str, ...]
 class AxisRules:
     """One field per logical dim; its value names the mesh axes that cut it.
 
-    A weight is gathered for use along the mesh axes that cut the batch. The dims that
-    `cut_in_use` names are left out of this: `("experts",)` leaves each device its own
-    experts where `experts` names such an axis.
-
     The default is fully sharded data parallelism (ZeRO-3, Rajbhandari et al. 2020)
     over `fsdp`, with Megatron's cuts (Shoeybi et al. 2019) over `tensor`.
+
+    Where a mesh axis cuts both a weight and the tokens, the weight is gathered over it
+    for use, for each device needs all of it for its own tokens. The dims in
+    `cut_in_use` are not: such weights stay where they lie, and tokens travel to them,
+    as they do to experts (Lepikhin et al. 2020, https://arxiv.org/abs/2006.16668).
+
+    Args:
+      cut_in_use: Logical dims along which weights are never gathered for use.
     """
 
     batch: MeshAxes = ("data", "fsdp")
@@ -36,22 +40,26 @@ class AxisRules:
     latent: MeshAxes = ()
     pair: MeshAxes = ()
     layers: MeshAxes = ()
-    cut_in_use: tuple[str, ...] = ()
+    cut_in_use: tuple[str, ...] = ("experts",)
 
     @staticmethod
     def check_config(node):
-        dims = [field.name for field in dataclasses.fields(AxisRules)]
-        dims.remove("cut_in_use")
-        for name in node.cut_in_use:
-            if name not in dims:
-                yield (
-                    f"AxisRules cut_in_use names the dim {name!r}, which must be one of"
-                    f" {', '.join(dims)}."
-                )
-        for name in dims:
-            for axis in getattr(node, name):
+        for dim in dims():
+            for axis in getattr(node, dim):
                 if axis not in axis_names():
                     yield (
-                        f"AxisRules {name} names the mesh axis {axis!r}, which"
+                        f"AxisRules {dim} names the mesh axis {axis!r}, which"
                         f" must be one of {', '.join(axis_names())}."
                     )
+        for dim in node.cut_in_use:
+            if dim not in dims():
+                yield (
+                    f"AxisRules cut_in_use names the dim {dim!r}, which must be one of"
+                    f" {', '.join(dims())}."
+                )
+
+
+def dims() -> tuple[str, ...]:
+    """Returns the names of the logical dims that there are rules for."""
+    names = [field.name for field in dataclasses.fields(AxisRules)]
+    return tuple(name for name in names if name != "cut_in_use")

@@ -3,13 +3,13 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from maxfdl.errors import UserError
-from maxfdl.sharding.rules import AxisRules
+from maxfdl.sharding.rules import AxisRules, dims
 
 REPLICAS = "data"
 """The mesh axis along which whole models stand side by side."""
@@ -32,17 +32,17 @@ class Sharding:
     def within(self, axes: tuple[str, ...]) -> "Sharding":
         """Returns the sharding inside a `shard_map` over these mesh axes.
 
-        Inside another one, the axes of both run apart.
+        A `shard_map` may stand in another: axes that run apart already still do.
         """
         mesh = cast(jax.sharding.Mesh, jax.sharding.get_abstract_mesh())
-        return dataclasses.replace(self, mesh=mesh, apart=(*self.apart, *axes))
+        apart = tuple(dict.fromkeys((*self.apart, *axes)))
+        return dataclasses.replace(self, mesh=mesh, apart=apart)
 
     @property
     def num_replicas(self) -> int:
         """Whole models that see other rows of the batch: 1 where rules cut parameters
         along the axis of replicas, too."""
-        rules = dataclasses.asdict(self.rules)
-        cut_by = {name for name, axes in rules.items() if REPLICAS in axes}
+        cut_by = {dim for dim in dims() if REPLICAS in getattr(self.rules, dim)}
         return self.mesh.shape[REPLICAS] if cut_by == {"batch"} else 1
 
     def everywhere(self, x: jax.Array) -> jax.Array:
@@ -53,15 +53,14 @@ class Sharding:
     def spec(
         self,
         axes: Sequence[str | None],
-        skip: Sequence[str] = (),
         only: Sequence[str] | None = None,
     ) -> PartitionSpec:
         """Returns the PartitionSpec of an array whose dims have these names.
 
-        A mesh axis serves one dim only: the first that asks. Axes in `skip`, those of
-        size 1 and, if `only` is given, all others are left out.
+        A mesh axis serves one dim only: the first that asks. Axes of size 1 and, if
+        `only` is given, all others are left out.
         """
-        taken = {*skip, *self.apart}
+        taken = set(self.apart)
         if only is not None:
             taken.update(set(self.mesh.axis_names) - set(only))
         entries = []
@@ -86,14 +85,26 @@ class Sharding:
         sharding = NamedSharding(self.mesh, self.spec(axes))
         return jax.lax.with_sharding_constraint(x, sharding)
 
+    def spec_in_use(self, axes: Sequence[str]) -> PartitionSpec:
+        """Returns the PartitionSpec of a weight with these dims while it is used.
+
+        It is the stored one without the mesh axes that cut the tokens, but for dims
+        that stay cut.
+        """
+        of_tokens = {*self.rules.batch, *self.rules.sequence}
+
+        def in_use(axis: str, entry: Any) -> Any:
+            if entry is None or axis in self.rules.cut_in_use:
+                return entry
+            names = (entry,) if isinstance(entry, str) else entry
+            left = tuple(name for name in names if name not in of_tokens)
+            return left[0] if len(left) == 1 else left or None
+
+        return PartitionSpec(*map(in_use, axes, self.spec(axes)))
+
     def gather(self, weight: jax.Array, axes: Sequence[str]) -> jax.Array:
-        """Pins a weight for use: whole over the axes that cut the batch, except along
-        the dims that the rules leave cut."""
-        spec = self.spec(axes)
-        whole = self.spec(axes, skip=self.rules.batch)
-        left = [axis in self.rules.cut_in_use for axis in axes]
-        entries = (s if cut else w for s, w, cut in zip(spec, whole, left, strict=True))
-        sharding = NamedSharding(self.mesh, PartitionSpec(*entries))
+        """Pins a weight for use, see `spec_in_use`."""
+        sharding = NamedSharding(self.mesh, self.spec_in_use(axes))
         return jax.lax.with_sharding_constraint(weight, sharding)
 
     def check(self, path: str, shape: Sequence[int], axes: Sequence[str]) -> None:

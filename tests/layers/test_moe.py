@@ -25,6 +25,7 @@ from maxfdl.ops.routing import GroupLimit, TopK
 from maxfdl.sharding.mesh import MeshShape
 from maxfdl.sharding.rules import AxisRules
 from maxfdl.sharding.sharding import Sharding
+from tests import hlo
 from tests.layers import families
 from tests.layers.families import (
     FEATURES,
@@ -274,6 +275,38 @@ def test_a_mesh_changes_nothing(dispatch):
     whole = jax.device_put(variables["state"], sharding.named(()))
     actual = value_and_gradients(on_mesh, {"params": params, "state": whole}, **inputs)
     jax.tree.map(assert_close, actual, expected)
+
+
+def test_experts_on_an_axis_that_cuts_the_batch_too_are_not_gathered():
+    """Each of eight devices has one expert and one row; tokens travel, not weights."""
+    kind = dict(**BLOCKS["mixtral"], dispatch=Capacity(0.7))
+    model = model_of("nnx", **kind)
+    variables, inputs = jax.jit(model.init)(KEY), packed_tokens(rows=8)
+    expected = value_and_gradients(model, variables, **inputs)
+
+    def on_mesh(**rules):
+        """Returns value and gradients, and how often a kernel's bytes are gathered."""
+        model = model_of("nnx", **kind)
+        rules = AxisRules(experts=("fsdp",), **rules)
+        model.sharding = sharding = Sharding(MeshShape(fsdp=8).build(), rules)
+        params = jax.device_put(
+            variables["params"],
+            jax.tree.map(lambda p: sharding.named(p.full_axes), model.parameters()),
+        )
+        run = functools.partial(value_and_gradients, model)
+        given = {"params": params, "state": variables["state"]}
+        compiled = jax.jit(run).lower(given, **inputs).compile()
+        collectives = hlo.read(compiled.as_text()).collectives
+        kernel = params["layer"]["experts"]["up"]["kernel"]
+        assert kernel.addressable_shards[0].data.shape[0] == 1
+        gathers = [c.payload for c in collectives if c.kind == "all-gather"]
+        return compiled(given, **inputs), gathers.count(kernel.nbytes)
+
+    actual, gathers = on_mesh()
+    jax.tree.map(assert_close, actual, expected)
+    gathered, gathers_of_all = on_mesh(cut_in_use=())
+    jax.tree.map(assert_close, gathered, expected)
+    assert gathers_of_all - gathers == 3  # gate, up and down
 
 
 def assert_close(actual, expected):

@@ -1,5 +1,7 @@
 """Rules on a mesh: who is cut by what, and which sizes are refused."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from maxfdl import graph
-from maxfdl.errors import UserError
+from maxfdl.errors import ConfigError, UserError
 from maxfdl.sharding.mesh import MeshShape
 from maxfdl.sharding.rules import AxisRules
 from maxfdl.sharding.sharding import Sharding
@@ -53,39 +55,65 @@ def test_a_weight_is_whole_for_use_but_for_its_tensor_parts(on):
     assert used.addressable_shards[0].data.shape == (8, 3)
 
 
-def test_experts_stay_where_they_are_if_the_rules_say_so(on):
-    dims, experts = ("experts", "embed", "expert_mlp"), ("fsdp",)
-    for cut_in_use, kept in (((), (4, 8, 3)), (("experts",), (1, 8, 3))):
-        rules = AxisRules(experts=experts, cut_in_use=cut_in_use)
-        sharding = on(rules, fsdp=4, tensor=2)
-        stored = jax.device_put(jnp.ones((4, 8, 6)), sharding.named(dims))
-        assert stored.addressable_shards[0].data.shape == (1, 8, 3)
-        used = jax.jit(lambda x, s=sharding: s.gather(x, dims))(stored)
-        assert used.addressable_shards[0].data.shape == kept
-        # Other weights are gathered from the same axis.
-        stored = jax.device_put(jnp.ones((8, 6)), sharding.named(("embed", "mlp")))
-        used = jax.jit(lambda x, s=sharding: s.gather(x, ("embed", "mlp")))(stored)
-        assert used.addressable_shards[0].data.shape == (8, 3)
+def test_a_weight_is_gathered_over_all_axes_that_cut_the_tokens(on):
+    rules = AxisRules(sequence=("tensor",), embed=("fsdp", "data"), vocab=("tensor",))
+    sharding = on(rules, data=2, fsdp=2, tensor=2)
+    assert sharding.spec(("vocab", "embed")) == P("tensor", ("fsdp", "data"))
+    assert sharding.spec_in_use(("vocab", "embed")) == P(None, None)
+    assert on(fsdp=4, tensor=2).spec_in_use(("vocab", "embed")) == P("tensor", None)
+
+
+def test_dims_that_cut_in_use_are_not_gathered(on):
+    axes = ("experts", "embed", "expert_mlp")
+    rules = AxisRules(experts=("fsdp",))
+    assert on(rules, fsdp=4, tensor=2).spec_in_use(axes) == P("fsdp", None, "tensor")
+    # Of an axis that another dim has taken, they do not get a part in use either.
+    assert on(rules, fsdp=8).spec_in_use(("embed", "experts")) == P(None, None)
+    whole = AxisRules(experts=("fsdp",), cut_in_use=())
+    assert on(whole, fsdp=4, tensor=2).spec_in_use(axes) == P(None, None, "tensor")
+    mixed = AxisRules(embed=("fsdp", "tensor"), cut_in_use=("embed",))
+    assert on(mixed, fsdp=4, tensor=2).spec_in_use(("embed",)) == P(("fsdp", "tensor"))
 
 
 def test_axes_that_run_apart_add_up(on):
+    """One `shard_map` in another: a sum is over the axes of both."""
     sharding = on(data=2, fsdp=2, tensor=2)
 
-    def inner(x):
-        both = sharding.within(("data",)).within(("fsdp",))
-        assert both.apart == ("data", "fsdp") and both.batch_axes() == ()
-        assert both.spec(("embed", "mlp")) == P(None, "tensor")
-        return both.everywhere(x)
+    def outer(x):
+        here = sharding.within(("data",))
+        assert here.spec(("batch", "heads")) == P("fsdp", "tensor")
+        return apart(functools.partial(inner, here), here, "tensor")(x)
 
-    run = jax.shard_map(
-        inner,
-        mesh=sharding.mesh,
-        in_specs=P(("data", "fsdp")),
-        out_specs=P(),
-        axis_names={"data", "fsdp"},
-        check_vma=False,
+    def inner(here, x):
+        here = here.within(("tensor",))
+        assert here.spec(("batch", "heads")) == P("fsdp", None)
+        return here.everywhere(x)
+
+    def apart(function, sharding, axis):
+        return jax.shard_map(
+            function,
+            mesh=sharding.mesh,
+            in_specs=P(axis),
+            out_specs=P(),
+            axis_names={axis},
+            check_vma=False,
+        )
+
+    total = jax.jit(apart(outer, sharding, "data"))(jnp.arange(4.0))
+    np.testing.assert_array_equal(total, [6.0])
+
+
+def test_rules_name_mesh_axes_and_dims_that_there_are():
+    config = tiny.experiment()
+    config.sharding.mlp, config.sharding.cut_in_use = ("model",), ("expert",)
+    with pytest.raises(ConfigError) as error:
+        graph.build(config)
+    assert "AxisRules mlp names the mesh axis 'model', which must be one of data" in (
+        str(error.value)
     )
-    np.testing.assert_array_equal(jax.jit(run)(jnp.arange(4.0)), [6.0])
+    assert "AxisRules cut_in_use names the dim 'expert', which must be one of batch" in (
+        str(error.value)
+    )
 
 
 def test_activations_lie_where_their_rows_do(on):
