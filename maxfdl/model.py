@@ -23,6 +23,7 @@ from maxfdl.layers import linen as linen_layers
 from maxfdl.layers import nnx as nnx_layers
 from maxfdl.layers.cache import EmptyCache
 from maxfdl.layers.context import Context, Rows
+from maxfdl.layers.execution import Repeats
 from maxfdl.layers.linen.module import Declared
 from maxfdl.layers.nnx.module import State, declaration_of, flat_names
 from maxfdl.layers.parameter import Parameter, map_parameters, path_hash
@@ -109,6 +110,19 @@ class Model:
 
         state = jax.tree.map(StateDeclaration.first, self.state())
         return {"params": map_parameters(draw, self.parameters()), "state": state}
+
+    def apart(self, variables: Mapping[str, Any]) -> Tree:
+        """Returns variables for decoding: each repeat of a stack has its own arrays.
+
+        `apply` takes them, too. They are views of the given ones on one CPU, and copies
+        elsewhere.
+        """
+
+        def cut(leaf: Any, declaration: Parameter | StateDeclaration) -> Any:
+            return leaf if declaration.repeats is None else Repeats.of(leaf)
+
+        declared = {"params": self.parameters(), "state": self.state()}
+        return jax.tree.map(cut, dict(variables), declared)
 
     def apply(
         self,

@@ -164,6 +164,7 @@ class Generator:
             check_room(on_one_device(abstract), f"caches of {slots} tokens need")
         rows = self._prefill(slots, variables, padded)
         yield np.array(rows.tokens)[:count]
+        variables = self.model.apart(variables)
         rows, ahead = self._run(variables, rows)
         while True:
             drawn = ahead

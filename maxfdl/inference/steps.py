@@ -73,7 +73,7 @@ def prefill(
     variables: Mapping[str, Any],
     prompts: Prompts,
 ) -> Rows:
-    """Returns the rows with the first new token of each.
+    """Returns the rows with the first new token of each, and caches that lie apart.
 
     Args:
       model: The network.
@@ -86,9 +86,8 @@ def prefill(
     places = jnp.arange(tokens.shape[1])
     real_BT = places < lengths[:, None]
     positions_BT = jnp.where(real_BT, places, NOWHERE)
-    out = model.apply(
-        variables, tokens, positions=positions_BT, cache=EmptyCache(slots)
-    )
+    cache = EmptyCache(slots, apart=True)
+    out = model.apply(variables, tokens, positions=positions_BT, cache=cache)
     last = jnp.maximum(lengths - 1, 0)[:, None, None]
     hidden_BD = jnp.take_along_axis(out.hidden, last, axis=1)[:, 0]
     logits_BV = out.unembedding(hidden_BD)
@@ -130,6 +129,8 @@ def decode(
     rows: Rows,
 ) -> tuple[Rows, jax.Array]:
     """Returns the rows after `steps` more tokens, and these [steps, B].
+
+    `variables` lie apart, see `Model.apart`.
 
     A row that has ended gives NOTHING; when all have, no more is computed.
     """

@@ -15,9 +15,16 @@ from maxfdl.ops.mask import NOWHERE, Causal, Mask, Places
 
 @dataclasses.dataclass(frozen=True)
 class EmptyCache:
-    """Asks a call to begin caches that hold `length` tokens a row."""
+    """Asks a call to begin caches.
+
+    Args:
+      length: Tokens that a row of a cache has room for.
+      apart: Whether the caches of a stack's repeats come out as arrays of their own,
+        for decoding with parameters that lie apart too.
+    """
 
     length: int
+    apart: bool = False
 
 
 @jax.tree_util.register_dataclass

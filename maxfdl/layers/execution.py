@@ -3,6 +3,8 @@
 A stack hands over `layer_fn(params, state, x, context) -> x, state`, which runs one
 repeat, and trees of arrays whose leading dim counts repeats. Whether that is a loop
 in the compiled program or not, and what the backward pass keeps, is decided here.
+
+For decoding, each leaf may be `Repeats` instead: an array of its own for each repeat.
 """
 
 import dataclasses
@@ -10,10 +12,13 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import jax
+import jax.core
+import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.ad_checkpoint import checkpoint_policies as policies
 
+from maxfdl.layers.cache import EmptyCache
 from maxfdl.layers.context import Context
 from maxfdl.sharding.memory import on_device
 
@@ -41,6 +46,33 @@ _POLICIES = {
     "dots_no_batch": policies.dots_with_no_batch_dims_saveable,
     "attention_out": policies.save_only_these_names("attention_out"),
 }
+
+
+class Repeats(tuple[Any, ...]):
+    """A leaf of a stack whose repeats have an array each, without the leading dim."""
+
+    @classmethod
+    def of(cls, stacked: jax.Array) -> "Repeats":
+        """Returns the parts of a stacked array.
+
+        Of an array on one CPU they are views, which take no memory.
+        """
+        if _is_on_one_cpu(stacked):
+            place = stacked.sharding if stacked.committed else None
+            views = np.asarray(stacked)
+            return cls(jax.device_put(view, place, may_alias=True) for view in views)
+        return cls(stacked[i] for i in range(stacked.shape[0]))
+
+
+def _is_on_one_cpu(array: jax.Array) -> bool:
+    if isinstance(array, jax.core.Tracer):
+        return False
+    return [device.platform for device in array.devices()] == ["cpu"]
+
+
+jax.tree_util.register_pytree_node(
+    Repeats, lambda parts: (tuple(parts), None), lambda _, parts: Repeats(parts)
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +183,43 @@ class Unroll(Execution):
         return x, jax.tree.map(lambda *values: jax.numpy.stack(values), *outs)
 
 
+class EachRepeat(Execution):
+    """The repeats one after the other, each with arrays of its own: for decoding.
+
+    A loop would copy each layer's weights out of the stack before it reads them, and
+    read and write the caches of all layers whole for each token. Here nothing is cut or
+    stacked, so that weights are read where they lie and caches change in place.
+    """
+
+    in_loop = False
+
+    def __call__(self, body: Callable, x: jax.Array, per_repeat: Any):
+        outs = []
+        for i in range(num_repeats(per_repeat)):
+            x, out = body(x, _each(lambda leaf, i=i: leaf[i], per_repeat))
+            outs.append(out)
+        return x, jax.tree.map(lambda *values: Repeats(values), *outs)
+
+
+def num_repeats(tree: Any) -> int:
+    """Returns how many repeats the arrays of a stack are of."""
+    leaf = jax.tree.leaves(tree, is_leaf=_is_apart)[0]
+    return len(leaf) if _is_apart(leaf) else leaf.shape[0]
+
+
+def are_apart(tree: Any) -> bool:
+    """Returns whether the arrays of a stack lie apart, as `Repeats`."""
+    return any(map(_is_apart, jax.tree.leaves(tree, is_leaf=_is_apart)))
+
+
+def _is_apart(leaf: Any) -> bool:
+    return isinstance(leaf, Repeats)
+
+
+def _each(function: Callable, tree: Any) -> Any:
+    return jax.tree.map(function, tree, is_leaf=_is_apart)
+
+
 def run_stack(
     layer_fn: LayerFn,
     params: Any,
@@ -163,8 +232,12 @@ def run_stack(
 ) -> tuple[jax.Array, Any]:
     """Runs all repeats and returns the output and the new stacked state.
 
-    Side results and caches of the layers come out stacked too, under their path.
+    Side results and caches of the layers come out stacked too, under their path. Where
+    parameters or state lie apart, so does all that comes out, and `EachRepeat` runs in
+    place of `execution`.
     """
+    if are_apart((params, state)):
+        execution = EachRepeat()
 
     def one_repeat(x, params, state, cache, index):
         inner = context.for_layer(index, cache)
@@ -173,7 +246,7 @@ def run_stack(
         return x, (state, inner.sinks, inner.kept)
 
     one_repeat = rematerialised(one_repeat, remat, not execution.in_loop)
-    repeats = jax.tree.leaves((params, state))[0].shape[0]
+    repeats = num_repeats((params, state))
 
     def body(x, per_repeat):
         return one_repeat(x, *per_repeat)
@@ -182,5 +255,7 @@ def run_stack(
     x, (state, sinks, kept) = execution(
         body, x, (params, state, context.stacked_cache(), indexes)
     )
+    if isinstance(context.cache, EmptyCache) and context.cache.apart:
+        kept = _each(lambda x: x if _is_apart(x) else Repeats.of(x), kept)
     context.collect(sinks, kept)
     return x, state

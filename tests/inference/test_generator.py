@@ -13,6 +13,7 @@ from maxfdl import graph
 from maxfdl.errors import UserError
 from maxfdl.inference import NOTHING, Generator, Sampler, generate
 from maxfdl.inference.generator import _rounded
+from maxfdl.layers.execution import Repeats
 from maxfdl.mutations.family import to_linen
 from maxfdl.mutations.mesh import mesh
 from maxfdl.ops.rope import LongRope
@@ -255,3 +256,35 @@ def test_a_document_is_read_anew_where_its_rotation_changes(mutations):
             logits = logits_of(variables, jnp.asarray([row]))
             row.append(int(jnp.argmax(logits[0, -1])))
         assert tokens == row[len(prompt) :]
+
+
+@pytest.mark.parametrize("mutations", [(), (to_linen,)], ids=["nnx", "linen"])
+def test_arrays_that_lie_apart_give_the_logits_of_stacked_ones(mutations):
+    model, variables = made(*mutations)
+    tokens = jnp.asarray([PROMPTS[2]])
+    run = jax.jit(model.logits)
+    expected = run(variables, tokens)
+    np.testing.assert_allclose(run(model.apart(variables), tokens), expected, atol=1e-5)
+
+
+def test_arrays_of_one_cpu_that_lie_apart_take_no_memory():
+    params = {"w": jnp.arange(3 * 16 * 16.0).reshape(3, 16, 16)}
+    first, second, third = Repeats.of(params["w"])
+    np.testing.assert_array_equal(second, params["w"][1])
+    start, size = params["w"].unsafe_buffer_pointer(), first.nbytes
+    assert [x.unsafe_buffer_pointer() for x in (first, second, third)] == [
+        start + i * size for i in range(3)
+    ]
+
+
+def test_decoding_neither_cuts_nor_stacks_the_arrays_of_layers():
+    model, variables = made()
+    generator = Generator(model)
+    rows = generator._prefill(16, variables, generator._padded([[1, 2]], [9], 0))
+    program = generator._decode.lower(model.apart(variables), rows).compile()
+    stacked = [x.shape for x in jax.tree.leaves(variables["params"]["decoder"])]
+    caches = [(3, *x.shape) for x in jax.tree.leaves(rows.cache)]
+    assert {shape[0] for shape in stacked} == {3}
+    text = program.as_text()
+    for shape in (*stacked, *caches):
+        assert f"[{','.join(map(str, shape))}]" not in text
