@@ -90,7 +90,7 @@ def prefill(
     out = model.apply(variables, tokens, positions=positions_BT, cache=cache)
     last = jnp.maximum(lengths - 1, 0)[:, None, None]
     hidden_BD = jnp.take_along_axis(out.hidden, last, axis=1)[:, 0]
-    logits_BV = out.unembedding(hidden_BD)
+    logits_BV = out.unembedding.of_vectors(hidden_BD)
     seen_BV = None
     if sampler.repetition_penalty is not None:
         row = jnp.arange(len(lengths))[:, None]
@@ -117,7 +117,7 @@ def decode_one(
     out = model.apply(
         variables, rows.tokens[:, None], positions=positions_B1, cache=rows.cache
     )
-    logits_BV = out.unembedding(out.hidden[:, 0])
+    logits_BV = out.unembedding.of_vectors(out.hidden[:, 0])
     return _with_next(sampler, dataclasses.replace(rows, cache=out.cache), logits_BV)
 
 

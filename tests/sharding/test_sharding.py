@@ -111,8 +111,9 @@ def test_rules_name_mesh_axes_and_dims_that_there_are():
     assert "AxisRules mlp names the mesh axis 'model', which must be one of data" in (
         str(error.value)
     )
-    assert "AxisRules cut_in_use names the dim 'expert', which must be one of batch" in (
-        str(error.value)
+    assert (
+        "AxisRules cut_in_use names the dim 'expert', which must be one of batch"
+        in (str(error.value))
     )
 
 
