@@ -119,10 +119,14 @@ class Model:
         """
 
         def cut(leaf: Any, declaration: Parameter | StateDeclaration) -> Any:
-            return leaf if declaration.repeats is None else Repeats.of(leaf)
+            stacked = declaration.repeats is not None
+            return Repeats.of(jnp.asarray(leaf)) if stacked else leaf
 
         declared = {"params": self.parameters(), "state": self.state()}
-        return jax.tree.map(cut, dict(variables), declared)
+        return {
+            name: jax.tree.map(cut, variables[name], declarations)
+            for name, declarations in declared.items()
+        }
 
     def apply(
         self,

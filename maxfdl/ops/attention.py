@@ -240,8 +240,8 @@ def _attend_fused(name, *args, **kwargs):
     try:
         return KERNELS[name](*args, **kwargs)
     except RuntimeError as error:  # and NotImplementedError, which is one
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"DotProductAttention implementation ({name}) cannot run here ({reason});"
-            " use auto or xla."
+            f"DotProductAttention implementation ({name}) cannot run here"
+            f" ({lines[0].rstrip('.')}); use xla."
         ) from error

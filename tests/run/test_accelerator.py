@@ -213,7 +213,7 @@ def test_what_a_kernel_declines_is_refused_with_its_words(monkeypatch):
     assert outcome.status == "refused"
     assert outcome.text == (
         "DotProductAttention implementation (tokamax) cannot run here (only for sm90);"
-        " use auto or xla."
+        " use xla."
     )
 
 
