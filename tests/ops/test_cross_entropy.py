@@ -131,7 +131,7 @@ def test_agrees_with_torch(kind):
         identity = whole_kernel(jnp.eye(logits.shape[-1]))
         return scale * sum(loss(logits, identity, labels, weights).values())
 
-    value, grad = jax.value_and_grad(objective)(golden["in.logits"])
+    value, grad = jax.value_and_grad(objective)(jnp.asarray(golden["in.logits"]))
     value_noise, grad_noise = golden.noise[kind]
     np.testing.assert_allclose(
         value, golden[f"out.loss.{kind}"], rtol=0, atol=max(20 * value_noise, 2e-5)

@@ -285,7 +285,7 @@ def test_flops_of_a_step_are_those_of_the_formula(program):
 
 def test_numbers_out_of_range_are_refused():
     counts = {"eval_every": -1, "eval_batches": -2, "sample_tokens": -3}
-    node = types.SimpleNamespace(log_every=0, goal=None, **counts)
+    node = types.SimpleNamespace(log_every=0, goal=None, updates=(), **counts)
     assert list(Trainer.check_config(node)) == [
         "Trainer log_every (0) must be at least 1.",
         *(f"Trainer {k} ({v}) must not be negative." for k, v in counts.items()),
