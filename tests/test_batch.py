@@ -71,13 +71,14 @@ def loss_of(config, batch, devices=1):
     ("mutations", "devices"),
     [
         ((), 1),
-        (
+        pytest.param(
             (
                 to_linen,
                 lambda cfg: gradient_accumulation(cfg, steps=2),
                 lambda cfg: mesh(cfg, data=2, fsdp=2, tensor=1),
             ),
             4,
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["one device", "microbatches on a mesh"],

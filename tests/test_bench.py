@@ -110,6 +110,7 @@ def test_mistakes_are_one_line_and_code_2(args, message):
     assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_accelerator_is_checked_in_processes_of_their_own(tmp_path):
     file = tmp_path / "found.json"
     done = bench("--accelerator", "--accelerator_only=product", f"--json={file}")

@@ -87,6 +87,7 @@ def test_a_folder_goes_on_as_transformers_does(folder):
     assert int(count) == 12
 
 
+@pytest.mark.slow
 def test_a_chat_template_asks_and_stop_tokens_end(folder, tmp_path):
     prompt, ids = expected()
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
@@ -103,6 +104,7 @@ def test_a_chat_template_asks_and_stop_tokens_end(folder, tmp_path):
     assert (done.returncode, done.stdout) == (0, words(ids[:end]) + "\n"), done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_its_newest_checkpoint_and_so_does_its_export(tmp_path):
     smoke = "--fdl_config=experiments.llama2_smoke"
     trained = run("launch", smoke, "steps=2", f"--run_dir={tmp_path}")

@@ -266,6 +266,7 @@ def test_fewer_steps_than_were_taken_say_so_and_change_nothing(whole, call):
     assert snapshot(directory) == before
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_mesh_more_steps_and_other_habits(
     whole, call, tmp_path
 ):
@@ -317,6 +318,7 @@ def test_a_directory_where_nothing_ran_takes_another_graph(call, tmp_path):
     assert "batch_size = 6" in (tmp_path / "run/config.txt").read_text()
 
 
+@pytest.mark.slow
 def test_it_trains_on_eight_devices_with_all_kinds_of_changes(call, tmp_path):
     (tmp_path / "overrides.py").write_text(
         "from ml_collections import config_dict\n"

@@ -97,13 +97,7 @@ def check_stack(node):
         yield "Stack layers must name at least one layer."
 
 
-def check_decoder(node):
-    if not node.stacks:
-        yield "Decoder stacks must name at least one stack."
-    yield from _check_named(node)
-
-
-def _check_named(decoder):
+def check_decoder(decoder):
     """What `remat` names must be a tensor that a layer of some stack gives."""
     remats = [stack.remat for stack in decoder.stacks]
     names = [

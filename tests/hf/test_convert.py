@@ -156,6 +156,7 @@ def test_the_launcher_goes_on_from_there_as_from_the_folder(converted, trained):
     assert losses(converted) == losses(trained)
 
 
+@pytest.mark.slow
 def test_a_directory_that_holds_a_run_is_refused(trained):
     errors = run("maxfdl.convert", f"--from_hf={FOLDER}", f"--to={trained}", code=2)
     assert errors == f"error: {trained} holds a run; give another --to.\n"

@@ -20,7 +20,7 @@ from tests.hf.variants import FAMILIES, VARIANTS, loaded, varied
 
 START, STEPS = 30, 64
 # Between them all kinds of caches, but for chunks, sinks and stale rotations.
-FAST = ("gemma3", "deepseek_v3", "qwen3_next")
+FAST = ("deepseek_v3", "qwen3_next")
 CASES = [
     pytest.param(
         (folder, tuple(VARIANTS)[i % len(VARIANTS)]),

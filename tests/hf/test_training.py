@@ -58,7 +58,11 @@ def trained(folder, *mutations):
     return reports, state, trainer.model
 
 
-@pytest.mark.parametrize("mutations", [(), (to_linen, unroll_layers)], ids=len)
+@pytest.mark.parametrize(
+    "mutations",
+    [(), pytest.param((to_linen, unroll_layers), marks=pytest.mark.slow)],
+    ids=["as it is", "linen, unrolled"],
+)
 @pytest.mark.parametrize(
     "folder",
     [

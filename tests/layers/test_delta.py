@@ -165,6 +165,7 @@ def some_tokens(rows, length):
     return jnp.asarray(tokens, jnp.int32)
 
 
+@pytest.mark.slow
 def test_packed_documents_read_as_they_would_alone():
     model, variables = model_of("nnx")
     tokens, lengths = some_tokens(1, 21), [5, 1, 8, 7]
@@ -181,7 +182,13 @@ def test_packed_documents_read_as_they_would_alone():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("execution", [Scan(), Unroll()], ids=["scan", "unroll"])
+@pytest.mark.parametrize(
+    "execution",
+    [
+        pytest.param(Scan(), id="scan"),
+        pytest.param(Unroll(), id="unroll", marks=pytest.mark.slow),
+    ],
+)
 def test_a_document_read_in_pieces_reads_as_a_whole(family, execution):
     model, variables = model_of(family, execution)
     tokens = some_tokens(2, 16)

@@ -344,7 +344,9 @@ def scanned(stack_variables):
     return value_and_gradients(model, stack_variables, **packed_tokens())
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize(
+    "remat", ["none", pytest.param("full", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("execution", [Scan(), Unroll()], ids=["scan", "unroll"])
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_stacks_keep_state_and_count_once(

@@ -171,6 +171,7 @@ def test_sinks_come_out_stacked_under_the_path_of_their_layer(expected):
     assert shapes == dict.fromkeys(keys, (REPEATS,))
 
 
+@pytest.mark.slow
 def test_dropout_is_the_same_however_the_stack_runs():
     weights = model("nnx", layers=["decoder"]).init(KEY)
 

@@ -48,6 +48,7 @@ def reference():
 @pytest.mark.parametrize(
     "kept", [pytest.param(k, marks=[pytest.mark.slow] * (k in SLOW)) for k in KEPT]
 )
+@pytest.mark.slow
 def test_losses_on_a_mesh_are_the_same_whatever_is_kept(kept):
     losses, _ = reference()
     found, state = on_the_mesh(KEPT[kept])

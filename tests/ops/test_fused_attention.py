@@ -318,6 +318,7 @@ def test_auto_takes_what_a_card_has_a_kernel_for(asked, capability, best, a_gpu)
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_each_device_attends_with_its_own_rows_and_heads(axes):
     """In training, where replicas along `data` run apart; against `xla` alone."""
 

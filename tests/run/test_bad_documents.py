@@ -41,6 +41,7 @@ def train(tmp_path, monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_past_a_bad_line(train, tmp_path):
     """2,000 documents of which line 1,701 is null: it is met after 44 steps."""
     texts = [f"document {i}" if i != 1_700 else None for i in range(2_000)]

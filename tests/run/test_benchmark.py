@@ -42,6 +42,7 @@ def figures(measured):
     return measured[0]
 
 
+@pytest.mark.slow
 def test_speed_follows_from_the_median_step(experiment, figures):
     median = figures.step_seconds.median
     assert figures.tokens_per_second == pytest.approx(TOKENS / median)

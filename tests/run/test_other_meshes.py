@@ -95,7 +95,9 @@ def tiled(config):
 @pytest.mark.parametrize(
     "first, then",
     [
-        ("1", [on_eight, zero1, accumulating, remat]),
+        pytest.param(
+            "1", [on_eight, zero1, accumulating, remat], marks=pytest.mark.slow
+        ),
         ("1", [on_two, offload_optimizer, tiled, unroll_layers]),
         ("8", []),
         ("8", [on_two, accumulating]),

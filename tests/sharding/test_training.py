@@ -86,7 +86,9 @@ def test_no_parameter_is_replicated_that_the_rules_shard(name, family):
     assert shards(moments.mu) == shards(moments.nu) == SHARDS[name]
 
 
-@pytest.mark.parametrize("name", SHARDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param("fsdp 8", marks=pytest.mark.slow), "fsdp 4, tensor 2"]
+)
 def test_the_first_weights_are_drawn_in_place_and_are_those_of_one_device(name):
     config = tiny.experiment(functools.partial(mesh, **MESHES[name]))
     state = tiny.program(config, 8).init()

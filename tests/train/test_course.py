@@ -117,6 +117,7 @@ def test_a_goal_that_is_not_reached_changes_nothing(tmp_path, capsys):
     assert "finished 4 steps" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_after_so_many_refused_steps_the_run_gives_up_and_keeps_what_was_good(tmp_path):
     config = experiment()
     # Good for one step, and the same program however long the run is.

@@ -180,6 +180,7 @@ def test_the_balance_of_a_batch_is_the_same_on_replicas():
     assert_equal_gradients(gradients(on(data=8)(config), devices=8), alone)
 
 
+@pytest.mark.slow
 def test_dropout_is_the_same_however_a_batch_is_cut():
     config = tiny.experiment()
     config.batch_size, config.sequence_length = ROWS, LENGTH

@@ -66,6 +66,7 @@ def test_the_scale_follows_the_rule(kind, initial):
     assert len(set(scales)) > 3
 
 
+@pytest.mark.slow
 def test_no_rounding_comes_of_it():
     """Powers of two: float32 steps are the same at any scale, to the last bit."""
     found = [
@@ -119,7 +120,7 @@ def gradients(*mutations):
     return grads["decoder"]
 
 
-@pytest.mark.parametrize("tiles", [1, 2])
+@pytest.mark.parametrize("tiles", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_gradients_that_float16_does_not_hold_are_right_at_scale(tiles):
     exact = gradients()
     in_tiles = functools.partial(vocab_tiling, num_tiles=tiles)

@@ -72,6 +72,7 @@ def test_load_is_relative_to_the_mean_of_its_layer(counts):
     assert found["expert_load_least"] == min(1.0, *ratios)
 
 
+@pytest.mark.slow
 def test_an_evaluation_reports_experts_and_terms_too(tmp_path):
     config = zoo_smoke.experiment("mixtral")
     config.steps, config.metrics.tensorboard = 1, False

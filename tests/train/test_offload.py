@@ -51,7 +51,7 @@ CASES = {
         functools.partial(gradient_accumulation, steps=2),
     ),
 }
-FAST = ("muonclip", "replicas")
+FAST = ("replicas",)
 offloads = pytest.mark.parametrize(
     "offload",
     [

@@ -27,7 +27,7 @@ REASONS = {
     "ops/delta_rule.py": "reads and writes of a memory: no kernel takes part",
     "ops/routing.py": "logits of a router, which stay in float32 so that none tie",
 }
-FAST = ("deepseek_v3", "qwen3_next", "gpt_oss")
+FAST = ("deepseek_v3",)
 
 
 def owners_in(jaxpr, known=None):

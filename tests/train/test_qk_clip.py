@@ -128,6 +128,7 @@ def test_a_run_reports_and_bounds_the_scores():
     assert found[0] > 0.55 and found[-1] <= 0.5 * (1 + 1e-3)
 
 
+@pytest.mark.slow
 def test_maxima_of_microbatches_are_compared_and_not_added():
     """MaxText adds them: D2 of the facts."""
     whole = tiny.program(tiny.experiment(use_muonclip))

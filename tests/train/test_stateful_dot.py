@@ -88,7 +88,7 @@ def two_steps(name=None):
     return losses, jax.device_get(state)
 
 
-SLOW = ("unrolled remat", "fsdp", "tiled loss")
+SLOW = ("unrolled remat", "fsdp", "tiled loss", "linen")
 
 
 @pytest.mark.parametrize(
