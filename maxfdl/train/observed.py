@@ -38,13 +38,18 @@ def norm(tree: Any, parameters: dict) -> jax.Array:
 def _square(parameter: Parameter, x: jax.Array) -> jax.Array:
     """Returns the squared L2 norm; stacks on the host are fetched layer by layer."""
     if parameter.repeats is None or not is_on_host(x):
-        return optax.tree.norm(on_device(x), squared=True)
+        return _summed(on_device(x))
 
     def add(i: jax.Array, total: jax.Array) -> jax.Array:
-        part = on_device(lax.dynamic_slice_in_dim(x, i, 1, 0))
-        return total + optax.tree.norm(part, squared=True)
+        return total + _summed(on_device(lax.dynamic_slice_in_dim(x, i, 1, 0)))
 
     return lax.fori_loop(0, x.shape[0], add, jnp.zeros(()))
+
+
+def _summed(x: jax.Array) -> jax.Array:
+    """Returns the sum of squares, in float32 at least."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return optax.tree.norm(x.astype(wide), squared=True)
 
 
 def packing(batch: Mapping[str, jax.Array]) -> Metrics:

@@ -128,6 +128,7 @@ def test_a_run_survives_the_death_of_process_0_with_the_losses_of_one_process(
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_survives_the_death_of_process_1_with_the_losses_of_one_process(
     run, tmp_path
 ):
@@ -240,6 +241,7 @@ def test_before_the_first_step_a_signal_to_one_process_ends_both(run, tmp_path, 
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_bad_line_in_the_share_of_one_process_loses_no_step(run, tmp_path):
     lines = [{"text": f"document {i} has some words to learn from"} for i in range(600)]
     lines[401]["text"] = None

@@ -131,7 +131,7 @@ def assert_same(state, before):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chips", [1, 4])
+@pytest.mark.parametrize("chips", [pytest.param(1, marks=pytest.mark.exhaustive), 4])
 def test_on_a_tpu_one_layer_at_a_time_is_on_the_device(monkeypatch, chips):
     pytest.importorskip("libtpu")
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
