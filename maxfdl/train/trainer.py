@@ -107,11 +107,13 @@ class Trainer:
         """Returns the state before the first step, with these weights."""
         params = variables["params"]
         changing = self._trained(params)
+        # Fused with the norm, fresh weights would be rounded in other ways on each mesh.
+        apart = jax.lax.optimization_barrier(changing)
         return {
             "step": jnp.zeros((), jnp.int32),
             "guard": self.guard.init(),
             "params": params,
-            "param_norm": observed.norm(changing, self._trained()),
+            "param_norm": observed.norm(apart, self._trained()),
             "state": variables["state"],
             "optimizer": self._optimizer.init(changing),
             "updates": {each.name: each.init(changing) for each in self._updates},
