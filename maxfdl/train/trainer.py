@@ -107,7 +107,7 @@ class Trainer:
         """Returns the state before the first step, with these weights."""
         params = variables["params"]
         changing = self._trained(params)
-        # Fused with the norm, fresh weights would be rounded in other ways on each mesh.
+        # Fused with the norm, fresh weights would not be the same on every mesh.
         apart = jax.lax.optimization_barrier(changing)
         return {
             "step": jnp.zeros((), jnp.int32),
