@@ -18,6 +18,13 @@ def iterate(cfg: Any) -> Iterator[tuple[str, fdl.Buildable]]:
             yield daglish.path_str(path).removeprefix("."), value
 
 
+def iterate_paths(cfg: Any) -> Iterator[tuple[str, fdl.Buildable]]:
+    """Yields `(path, node)`, parents first, a shared node with each of its paths."""
+    for value, path in daglish.iterate(cfg, memoized=False):
+        if isinstance(value, fdl.Buildable):
+            yield daglish.path_str(path).removeprefix("."), value
+
+
 def _matches(node: fdl.Buildable, target: Target) -> bool:
     if not isinstance(target, type):
         return target(node)

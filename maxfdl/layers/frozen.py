@@ -62,7 +62,7 @@ class Frozen:
                     f" which has {', '.join(sorted(roles))}."
                 )
         for pattern in (*self.paths, *self.trained_paths):
-            if not any(_matches(pattern, path) for path in found):
+            if not any(matches(pattern, path) for path in found):
                 raise UserError(
                     f"Frozen path [{pattern}] must match a parameter of the model;"
                     f" maxfdl.show prints their paths.{_near(pattern, found)}"
@@ -84,7 +84,7 @@ class Frozen:
 
     def _selects(self, path: str, parameter: Parameter) -> bool:
         def named(roles: tuple[Role, ...], paths: tuple[str, ...]) -> bool:
-            return parameter.role in roles or any(_matches(p, path) for p in paths)
+            return parameter.role in roles or any(matches(p, path) for p in paths)
 
         return named(self.roles, self.paths) and not named(
             self.trained_roles, self.trained_paths
@@ -123,9 +123,15 @@ def _part(declared: Mapping[str, Any], tree: Any, is_trained: bool) -> dict[str,
     return part
 
 
-def _matches(pattern: str, path: str) -> bool:
-    """Says whether a pattern selects a parameter, or something that holds it."""
+def matches(pattern: str, path: str) -> bool:
+    """Says whether a pattern, as `Frozen` takes it, selects a parameter or a layer, or
+    something that holds it. `path` is that in the parameter tree."""
     return _match(_names(pattern), path.split("/"))
+
+
+def tree_path(path: str) -> str:
+    """Returns the path in the parameter tree of a layer at `path` in the graph."""
+    return "/".join(_names(path))
 
 
 def _match(patterns: list[str], names: list[str]) -> bool:

@@ -10,6 +10,7 @@ from maxfdl.mutations.course import batch_ramp_up, stop_at_loss
 from maxfdl.mutations.dtypes import compute_dtype, param_dtype
 from maxfdl.mutations.execution import scan_layers, unroll_layers
 from maxfdl.mutations.family import to_linen, to_nnx
+from maxfdl.mutations.fp8 import disable_fp8, enable_fp8
 from maxfdl.mutations.freeze import freeze, unfreeze
 from maxfdl.mutations.gradient_accumulation import gradient_accumulation
 from maxfdl.mutations.guards import loss_scale, skip_spikes
@@ -36,6 +37,8 @@ __all__ = [
     "average_weights",
     "batch_ramp_up",
     "compute_dtype",
+    "disable_fp8",
+    "enable_fp8",
     "freeze",
     "gradient_accumulation",
     "king_james",

@@ -8,6 +8,9 @@ from maxfdl.layers import linen, nnx
 from maxfdl.layers.execution import Execution
 from maxfdl.layers.frozen import Frozen
 from maxfdl.ops.cross_entropy import CrossEntropy
+from maxfdl.ops.dot import MatrixProduct
+from maxfdl.ops.fp8_recipes import Recipe
+from maxfdl.ops.grouped_dot import GroupedProduct
 from maxfdl.optim.schedules import Schedule
 from maxfdl.optim.transforms import UpdateRule, WeightDecay
 from maxfdl.sharding.mesh import MeshShape
@@ -18,6 +21,7 @@ from maxfdl.train.placement import Placement
 from maxfdl.train.updates import Update
 
 _DATA = "the mutation text_files(files=...), king_james, python_source or synthetic"
+_FP8 = "the mutation enable_fp8(recipe=...)"
 _MODEL = "the experiment experiments.pretrain(model=...)"
 
 WAYS: dict[type, str] = {
@@ -28,6 +32,9 @@ WAYS: dict[type, str] = {
     linen.Transformer: _MODEL,
     Execution: "the mutation scan_layers or unroll_layers",
     CrossEntropy: "the mutation vocab_tiling(num_tiles=...)",
+    MatrixProduct: _FP8,
+    GroupedProduct: _FP8,
+    Recipe: _FP8,
     UpdateRule: "the mutation use_adafactor, use_adam_pax, use_adamw, use_lion,"
     " use_muon, use_muonclip, use_schedule_free or use_sgd",
     Schedule: "the mutation use_schedule(kind=...)",

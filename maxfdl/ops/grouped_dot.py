@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from maxfdl.markers import Operational
@@ -67,7 +68,7 @@ class GroupedDot(GroupedProduct):
 
     implementation: Annotated[Implementation, Operational] = "auto"
 
-    def resolve(self, platform: str | None = None) -> str:
+    def resolve(self, platform: str | None = None) -> Implementation:
         """Returns what `auto` means on `platform` (default: where JAX runs now)."""
         if self.implementation != "auto":
             return self.implementation
@@ -96,22 +97,55 @@ class GroupedDot(GroupedProduct):
 _ROWS = 64  # of one block; 32 to 128 are within a fifth of each other
 
 
+def rows_by_kernels(
+    x_MD: Float[Array, "M D"],
+    kernel_EDF: Float[Array, "E D F"],
+    sizes_E: Int[Array, " E"],
+    implementation: Implementation,
+    dtype: DTypeLike,
+) -> Float[Array, "M F"]:
+    """Returns each row times the kernel of its group, without a rule for gradients.
+
+    Args:
+      x_MD: Rows in the order of their groups.
+      kernel_EDF: A kernel for each group.
+      sizes_E: How many rows each group has.
+      implementation: As in `GroupedDot`; `auto` is resolved already.
+      dtype: Type of the sums and of the result.
+    """
+    if implementation == "ragged":
+        return lax.ragged_dot(x_MD, kernel_EDF, sizes_E, preferred_element_type=dtype)
+    return _by_blocks(x_MD, kernel_EDF, sizes_E, dtype)
+
+
+def kernels_of_rows(
+    x_MD: Float[Array, "M D"],
+    dy_MF: Float[Array, "M F"],
+    sizes_E: Int[Array, " E"],
+    implementation: Implementation,
+    dtype: DTypeLike,
+) -> Float[Array, "E D F"]:
+    """Returns, for each group, the sum of `x^T dy` over its rows: a kernel's gradient.
+
+    The arguments are those of `rows_by_kernels`, with the gradient of its result.
+    """
+    if implementation == "ragged":
+        return lax.ragged_dot_general(
+            x_MD, dy_MF, sizes_E, _OVER_ROWS, preferred_element_type=dtype
+        )
+    return _kernels_by_blocks(x_MD, dy_MF, sizes_E).astype(dtype)
+
+
+_OVER_ROWS = lax.RaggedDotDimensionNumbers(
+    dot_dimension_numbers=(((0,), (0,)), ((), ())),
+    lhs_ragged_dimensions=[0],
+    rhs_group_dimensions=[],
+)
+
+
 @jax.custom_vjp
 def _blocks(x_MD, kernel_EDF, sizes_E):
-    """Blocks of rows, each times the kernel of the group that it begins in.
-
-    The last block of a group reaches into the next, which overwrites what is too much.
-    """
-    blocks = _Blocks(sizes_E, x_MD.shape[0])
-    x_MD = blocks.padded(x_MD)
-
-    def body(i, y_MF):
-        group, start = blocks.at(i)
-        y = blocks.cut(x_MD, start) @ kernel_EDF[group]
-        return lax.dynamic_update_slice(y_MF, y, (start, 0))
-
-    y_MF = jnp.zeros((x_MD.shape[0], kernel_EDF.shape[-1]), x_MD.dtype)
-    return blocks.unpadded(lax.fori_loop(0, blocks.number, body, y_MF))
+    return _by_blocks(x_MD, kernel_EDF, sizes_E, x_MD.dtype)
 
 
 def _blocks_forward(x_MD, kernel_EDF, sizes_E):
@@ -121,23 +155,46 @@ def _blocks_forward(x_MD, kernel_EDF, sizes_E):
 def _blocks_backward(saved, dy_MF):
     x_MD, kernel_EDF, sizes_E = saved
     dx_MD = _blocks(dy_MF, kernel_EDF.swapaxes(1, 2), sizes_E)
+    dkernel_EDF = _kernels_by_blocks(x_MD, dy_MF, sizes_E)
+    return dx_MD, dkernel_EDF.astype(kernel_EDF.dtype), None
+
+
+_blocks.defvjp(_blocks_forward, _blocks_backward)
+
+
+def _by_blocks(x_MD, kernel_EDF, sizes_E, dtype):
+    """Blocks of rows, each times the kernel of the group that it begins in.
+
+    The last block of a group reaches into the next, which overwrites what is too much.
+    """
+    blocks = _Blocks(sizes_E, x_MD.shape[0])
+    x_MD = blocks.padded(x_MD)
+
+    def body(i, y_MF):
+        group, start = blocks.at(i)
+        x = blocks.cut(x_MD, start)
+        y = lax.dot(x, kernel_EDF[group], preferred_element_type=dtype)
+        return lax.dynamic_update_slice(y_MF, y, (start, 0))
+
+    y_MF = jnp.zeros((x_MD.shape[0], kernel_EDF.shape[-1]), dtype)
+    return blocks.unpadded(lax.fori_loop(0, blocks.number, body, y_MF))
+
+
+def _kernels_by_blocks(x_MD, dy_MF, sizes_E):
+    """The gradient of the kernels, added up block by block in float32."""
     blocks = _Blocks(sizes_E, x_MD.shape[0])
     x_MD, dy_MF = blocks.padded(x_MD), blocks.padded(dy_MF)
 
     def body(i, dkernel_EDF):
         group, start = blocks.at(i)
-        x = jnp.where(blocks.own(group, start), blocks.cut(x_MD, start), 0)
-        dkernel = jnp.matmul(
-            x.T, blocks.cut(dy_MF, start), preferred_element_type=jnp.float32
-        )
+        x = blocks.cut(x_MD, start)
+        x = jnp.where(blocks.own(group, start), x, jnp.zeros_like(x))
+        dy = blocks.cut(dy_MF, start)
+        dkernel = lax.dot(x.T, dy, preferred_element_type=jnp.float32)
         return dkernel_EDF.at[group].add(dkernel)
 
-    dkernel_EDF = jnp.zeros(kernel_EDF.shape, jnp.float32)
-    dkernel_EDF = lax.fori_loop(0, blocks.number, body, dkernel_EDF)
-    return dx_MD, dkernel_EDF.astype(kernel_EDF.dtype), None
-
-
-_blocks.defvjp(_blocks_forward, _blocks_backward)
+    shape = (sizes_E.size, x_MD.shape[1], dy_MF.shape[1])
+    return lax.fori_loop(0, blocks.number, body, jnp.zeros(shape, jnp.float32))
 
 
 class _Blocks:

@@ -35,6 +35,7 @@ class AxisRules:
     vocab: MeshAxes = ("tensor",)
     norm: MeshAxes = ()
     taps: MeshAxes = ()
+    history: MeshAxes = ()
     positions: MeshAxes = ()
     rank: MeshAxes = ()
     latent: MeshAxes = ()

@@ -33,8 +33,9 @@ WITHOUT = {
     "selection_bias": ("llama", "mixtral"),
 }
 # Loss and gradients of the first step depend on these alone.
-CHANGES = ("freeze", "multi_token_prediction", "router_losses")
-LESS_EXACT = ("compute_dtype", "param_dtype")
+CHANGES = ("enable_fp8", "freeze", "multi_token_prediction", "router_losses")
+# Replicas and microbatches of FP8 have scales of their own.
+LESS_EXACT = ("compute_dtype", "enable_fp8", "param_dtype")
 
 
 def choices():

@@ -110,6 +110,12 @@ CASES = {
         decides="type of activations",
         undo=lambda cfg: f"compute_dtype(dtype={cfg.model.dtype})",
     ),
+    "disable_fp8": Case(
+        call="disable_fp8", decides="products", undo=lambda cfg: "disable_fp8"
+    ),
+    "enable_fp8": Case(
+        call="enable_fp8", decides="products", undo=lambda cfg: "disable_fp8"
+    ),
     "freeze": Case(
         call="freeze(roles=('embedding',), paths=('final_norm',))",
         decides="what is trained",

@@ -1,0 +1,170 @@
+"""Products of activations and a kernel, and their gradients, with every dim named.
+
+A product `y = sum x kernel` has three arrays, each with a letter per dim. Its two
+gradients are products of the same kind: that of `x` is `sum y kernel`, that of the
+kernel `sum x y`. Scales of low-precision operands are arrays too, with some of the
+letters of the operand that they belong to.
+"""
+
+import dataclasses
+import string
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from maxfdl.ops.cost import declare_flops
+from maxfdl.ops.grouped_dot import Implementation, kernels_of_rows, rows_by_kernels
+
+Name = Literal["x", "kernel", "y"]
+FACTORS: dict[Name, tuple[Name, Name]] = {
+    "y": ("x", "kernel"),
+    "x": ("y", "kernel"),
+    "kernel": ("x", "y"),
+}
+"""Of which two arrays each array, or its gradient, is the product."""
+
+
+def _static(**kwargs: Any) -> Any:
+    return dataclasses.field(metadata={"static": True}, **kwargs)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Contraction:
+    """A product that is one `dot_general`.
+
+    Args:
+      x, kernel, y: A letter for each dim. A letter that all have is a batch dim.
+      each: Leading letters of the kernel that number kernels of the same kind.
+    """
+
+    x: str = _static()
+    kernel: str = _static()
+    y: str = _static()
+    each: str = _static(default="")
+
+    @classmethod
+    def of_projection(cls, x_ndim: int, kernel_ndim: int, contract: int):
+        """Sums over `contract` dims: the last of x, the first of the kernel."""
+        letters, rows = string.ascii_letters, x_ndim - contract
+        x = letters[:x_ndim]
+        kernel = letters[rows : rows + kernel_ndim]
+        return cls(x=x, kernel=kernel, y=x[:rows] + kernel[contract:])
+
+    @classmethod
+    def of_equation(cls, equation: str):
+        """The einsum of both, such as `bthn,lhn->bthl`."""
+        factors, y = equation.split("->")
+        x, kernel = factors.split(",")
+        return cls(x=x, kernel=kernel, y=y)
+
+    def letters(self, name: Name) -> str:
+        return getattr(self, name)
+
+    def product(self, result: Name, a: jax.Array, b: jax.Array) -> jax.Array:
+        """Returns y, or the gradient of x or of the kernel, in float32.
+
+        Args:
+          result: What to form.
+          a, b: The `FACTORS` of it, a gradient of y in place of y.
+        """
+        of_a, of_b = (self.letters(name) for name in FACTORS[result])
+        of_y = self.letters(result)
+        batch = [c for c in of_a if c in of_b and c in of_y]
+        summed = [c for c in of_a if c in of_b and c not in of_y]
+
+        def places(letters):
+            return [*map(of_a.index, letters)], [*map(of_b.index, letters)]
+
+        dims = places(summed), places(batch)
+        y = lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
+        free = [c for c in of_a + of_b if c not in batch and c not in summed]
+        order = [*batch, *free]
+        return jnp.transpose(y, [order.index(c) for c in of_y])
+
+    def kept(self, name: Name, result: Name) -> str:
+        """Returns the letters of a factor that are not summed over in `result`."""
+        return "".join(c for c in self.letters(name) if c in self.letters(result))
+
+    def greatest(self, a: jax.Array, name: Name, kept: str) -> jax.Array:
+        """Returns the greatest finite magnitude in `a` for each value of `kept`."""
+        letters = self.letters(name)
+        dims = tuple(i for i, c in enumerate(letters) if c not in kept)
+        return greatest_magnitude(a, dims)
+
+    def spread(self, scale: jax.Array, kept: str, onto: Name) -> jax.Array:
+        """Returns a scale with letters `kept`, fit to multiply the array `onto`."""
+        letters = self.letters(onto)
+        order = sorted(kept, key=letters.index)
+        scale = jnp.transpose(scale, [kept.index(c) for c in order])
+        missing = [i for i, c in enumerate(letters) if c not in kept]
+        return jnp.expand_dims(scale, missing) if scale.ndim else scale
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GroupedContraction(Contraction):
+    """Rows in the order of their groups, each group with a kernel of its own.
+
+    Letters: m rows, d contracted, f outputs, e groups.
+
+    Args:
+      sizes: [e] rows of each group.
+      group: [m] group of each row.
+      implementation: See `rows_by_kernels`.
+    """
+
+    x: str = _static(default="md")
+    kernel: str = _static(default="edf")
+    y: str = _static(default="mf")
+    each: str = _static(default="e")
+    sizes: Any  # arrays; JAX also makes trees of placeholders
+    group: Any
+    implementation: Implementation = _static()
+
+    @classmethod
+    def of_rows(cls, rows: int, sizes: jax.Array, implementation: Implementation):
+        groups = jnp.arange(sizes.size, dtype=jnp.int32)
+        group = jnp.repeat(groups, sizes, total_repeat_length=rows)
+        return cls(sizes=sizes, group=group, implementation=implementation)
+
+    def product(self, result: Name, a: jax.Array, b: jax.Array) -> jax.Array:
+        if result == "kernel":
+            flops = 2 * a.shape[0] * a.shape[1] * b.shape[1]
+            multiply = kernels_of_rows
+        else:
+            flops = 2 * a.shape[0] * b.shape[1] * b.shape[2]
+            multiply = rows_by_kernels
+            b = b.swapaxes(1, 2) if result == "x" else b
+
+        def product(a, b, sizes):
+            return multiply(a, b, sizes, self.implementation, jnp.float32)
+
+        return declare_flops(product, flops)(a, b, self.sizes)
+
+    def kept(self, name: Name, result: Name) -> str:
+        kept = super().kept(name, result)
+        has_groups = "kernel" in (name, result)
+        return f"e{kept.replace('e', '')}" if has_groups else kept
+
+    def greatest(self, a: jax.Array, name: Name, kept: str) -> jax.Array:
+        if name == "kernel" or "e" not in kept:
+            return super().greatest(a, name, kept)
+        of_rows = super().greatest(a, name, kept.replace("e", "m"))
+        of_groups = jax.ops.segment_max(
+            of_rows, self.group, self.sizes.size, indices_are_sorted=True
+        )
+        return jnp.maximum(of_groups, 0)  # a group without rows has -inf
+
+    def spread(self, scale: jax.Array, kept: str, onto: Name) -> jax.Array:
+        if "e" in kept and onto != "kernel":
+            scale, kept = scale[self.group], kept.replace("e", "m")
+        return super().spread(scale, kept, onto)
+
+
+def greatest_magnitude(a: jax.Array, dims: tuple[int, ...] | None = None) -> jax.Array:
+    """Returns `max |a|` over `dims` in float32, leaving out infinities and NaN."""
+    magnitude = jnp.where(jnp.isfinite(a), jnp.abs(a), 0)
+    return jnp.max(magnitude, dims, initial=0).astype(jnp.float32)

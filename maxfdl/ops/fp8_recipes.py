@@ -1,0 +1,221 @@
+"""Recipes: where the scales of an FP8 product come from.
+
+A recipe multiplies activations by a kernel, in FP8 in the forward pass and in both
+products of the backward pass. The operands of each `dot_general` are FP8 arrays, its
+sums are float32. For the backward pass a product keeps the FP8 operands and their
+scales, and not what they were made of.
+
+Scales follow from the rows of one call: where a step cuts its batch in microbatches
+or replicas, each has scales of its own, unless they come from state.
+"""
+
+import abc
+import dataclasses
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from maxfdl.ops.contraction import Contraction, Name
+from maxfdl.ops.dot import State
+from maxfdl.ops.fp8 import Formats, quantise, rolled, scale_of
+from maxfdl.ops.state import Declaration, StateDeclaration
+
+Granularity = Literal["tensor", "channel"]
+
+
+class Recipe(Formats, abc.ABC):
+    """Formats, and how operands in them are scaled."""
+
+    def declare(self, kernel: Declaration) -> dict[str, StateDeclaration]:
+        """Returns the state that a product with this kernel keeps, by name."""
+        return {}
+
+    @abc.abstractmethod
+    def multiply(
+        self, product: Contraction, x: jax.Array, kernel: jax.Array, state: State
+    ) -> tuple[jax.Array, State]:
+        """Returns y in float32, and what is new of the state.
+
+        Args:
+          product: Which dims are summed.
+          x, kernel: The factors, in float32.
+          state: A value for each name that was declared.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class Current(Recipe):
+    """Scales of the tensors at hand: no state.
+
+    With the granularity `tensor` each tensor has one scale, and each expert's kernel
+    one. With `channel` each row of activations and each output of a kernel has a scale
+    of its own. A gradient is then multiplied by the scales of the other factor before
+    it is quantised, for they lie along the dim that the product sums over:
+    `dx = (dy s_kernel) (kernel / s_kernel)^T`. So the backward pass needs no second
+    copy of the other factor, and quantises the gradient twice.
+
+    Args:
+      granularity: Numbers that share a scale.
+    """
+
+    granularity: Granularity = "tensor"
+
+    def multiply(
+        self, product: Contraction, x: jax.Array, kernel: jax.Array, state: State
+    ) -> tuple[jax.Array, State]:
+        if self.granularity == "channel":
+            return _by_channel(self, product, x, kernel), {}
+        dtype = self.forward_dtype
+        x_scale = scale_of(product.greatest(x, "x", ""), dtype)
+        of_kernels = product.greatest(kernel, "kernel", product.each)
+        scales = jax.lax.stop_gradient((x_scale, scale_of(of_kernels, dtype)))
+        return _by_tensor(self, product, x, kernel, scales, None), {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Delayed(Recipe):
+    """Scales of earlier steps: from the greatest magnitude that a history holds.
+
+    A step scales by `max(history) / max`, and puts what it sees in the history. So a
+    tensor is read once; one that grows beyond its history is clipped. Before anything
+    was seen the scale is 1. Micikevicius et al. 2022; the formula and the order of the
+    history are those of Flax's `Fp8DotGeneralOp`.
+
+    State: the histories of activations, of each kernel, and of the gradient of y, which
+    the backward pass leaves. Microbatches and replicas begin with the history from
+    before the step and differ in its newest value alone, of which the greatest counts:
+    that of the whole batch. Infinities and NaN are not put in it.
+
+    Args:
+      history: Steps that it holds.
+      margin: Powers of two left free for numbers above the history.
+    """
+
+    history: int = 1024
+    margin: int = 0
+
+    @staticmethod
+    def check_config(node):
+        if node.history < 1:
+            yield f"Delayed history ({node.history}) must be at least 1 step."
+        if not 0 <= node.margin <= 8:
+            yield f"Delayed margin ({node.margin}) must be from 0 to 8 powers of two."
+
+    def declare(self, kernel: Declaration) -> dict[str, StateDeclaration]:
+        def amaxes(each: int, **kwargs) -> StateDeclaration:
+            shape = (*kernel.shape[:each], self.history)
+            axes = (*kernel.axes[:each], "history")
+            return StateDeclaration(shape, axes, merge="max", **kwargs)
+
+        return {
+            "x_amax": amaxes(0),
+            "kernel_amax": amaxes(kernel.batched),
+            "dy_amax": amaxes(0, backward=True),
+        }
+
+    def multiply(
+        self, product: Contraction, x: jax.Array, kernel: jax.Array, state: State
+    ) -> tuple[jax.Array, State]:
+        seen = {
+            "x_amax": product.greatest(x, "x", ""),
+            "kernel_amax": product.greatest(kernel, "kernel", product.each),
+        }
+        scales = tuple(self.scale(state[name], self.forward_dtype) for name in seen)
+        y = _by_tensor(self, product, x, kernel, scales, state["dy_amax"])
+        return jnp.asarray(y), {
+            name: rolled(state[name], amax) for name, amax in seen.items()
+        }
+
+    def scale(self, history: jax.Array, dtype) -> jax.Array:
+        return scale_of(jnp.max(history, axis=-1), dtype, self.margin)
+
+
+# Scales of whole tensors are factors of the result.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _by_tensor(recipe, product, x, kernel, scales, dy_history):
+    """The product by given scales, of x and of each kernel.
+
+    The gradient is scaled by `dy_history`, whose gradient is the history with what is
+    seen; without one by what is seen.
+    """
+    return _by_tensor_forward(recipe, product, x, kernel, scales, dy_history)[0]
+
+
+def _by_tensor_forward(recipe, product, x, kernel, scales, dy_history):
+    x_scale, kernel_scale = scales
+    of_kernels = product.spread(kernel_scale, product.each, "kernel")
+    x = quantise(x, x_scale, recipe.forward_dtype)
+    kernel = quantise(kernel, of_kernels, recipe.forward_dtype)
+    y = product.product("y", x, kernel)
+    y = y * (x_scale * product.spread(kernel_scale, product.each, "y"))
+    return y, (product, x, kernel, scales, dy_history)
+
+
+def _by_tensor_backward(recipe, saved, dy):
+    product, x, kernel, (x_scale, kernel_scale), dy_history = saved
+    seen, dtype = product.greatest(dy, "y", ""), recipe.backward_dtype
+    if dy_history is None:
+        scale, history = scale_of(seen, dtype), None
+    else:
+        scale, history = recipe.scale(dy_history, dtype), rolled(dy_history, seen)
+    dy = quantise(dy, scale, dtype)
+    dx = product.product("x", dy, kernel)
+    dx = dx * (product.spread(kernel_scale, product.each, "x") * scale)
+    dkernel = product.product("kernel", x, dy) * (x_scale * scale)
+    return None, dx, dkernel, None, history
+
+
+_by_tensor.defvjp(_by_tensor_forward, _by_tensor_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _by_channel(recipe, product, x, kernel):
+    """The product by a scale for each row of x and each output of the kernel."""
+    return _by_channel_forward(recipe, product, x, kernel)[0]
+
+
+def _by_channel_forward(recipe, product, x, kernel):
+    dtype = recipe.forward_dtype
+    x, x_scale = _in_channels(product, x, "x", "y", dtype)
+    kernel, kernel_scale = _in_channels(product, kernel, "kernel", "y", dtype)
+    y = product.product("y", x, kernel)
+    y = y * x_scale.onto("y") * kernel_scale.onto("y")
+    return y, (x, kernel, x_scale, kernel_scale)
+
+
+def _by_channel_backward(recipe, saved, dy):
+    x, kernel, x_scale, kernel_scale = saved
+    product, dtype = x_scale.product, recipe.backward_dtype
+    for_x = dy * kernel_scale.onto("y")
+    for_x, scale = _in_channels(product, for_x, "y", "x", dtype)
+    dx = product.product("x", for_x, kernel) * scale.onto("x")
+    for_kernel = dy * x_scale.onto("y")
+    for_kernel, scale = _in_channels(product, for_kernel, "y", "kernel", dtype)
+    dkernel = product.product("kernel", x, for_kernel) * scale.onto("kernel")
+    return None, dx, dkernel
+
+
+_by_channel.defvjp(_by_channel_forward, _by_channel_backward)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Scale:
+    """Scales of a factor, one for each value of the letters `kept`."""
+
+    product: Contraction
+    value: jax.Array
+    kept: str = dataclasses.field(metadata={"static": True})
+
+    def onto(self, name: Name) -> jax.Array:
+        return self.product.spread(self.value, self.kept, name)
+
+
+def _in_channels(product, a, name: Name, result: Name, dtype):
+    """Returns a factor of `result` in FP8, and a scale for each row of its sums."""
+    kept = product.kept(name, result)
+    value = scale_of(product.greatest(a, name, kept), dtype)
+    scale = _Scale(product, value, kept)
+    return quantise(a, scale.onto(name), dtype), scale

@@ -1,0 +1,182 @@
+"""Which products run in FP8, and that they do so in the program of a training step."""
+
+import re
+
+import fiddle as fdl
+import jax
+import pytest
+
+from experiments import zoo_smoke
+from maxfdl import graph
+from maxfdl.errors import ConfigError, MutationError
+from maxfdl.mutations import (
+    compute_dtype,
+    disable_fp8,
+    enable_fp8,
+    multi_token_prediction,
+)
+from maxfdl.mutations.fp8 import is_matrix_product
+from maxfdl.ops.fp8_dot import Fp8Dot, Fp8GroupedDot
+from maxfdl.report.modules import modules_of
+from maxfdl.train.program import Program
+
+FP8 = (Fp8Dot, Fp8GroupedDot)
+
+
+def with_tokens_beyond(family):
+    return multi_token_prediction(zoo_smoke.experiment(family), depth=1)
+
+
+def in_fp8(config):
+    """Paths of the layers whose product is in FP8, from the network on."""
+    products = graph.nodes_of(config, is_matrix_product)
+    paths = {id(node): path for path, node in graph.iterate(config.model)}
+    return [
+        paths[id(node)].removesuffix(".dot")
+        for node in products
+        if fdl.get_callable(node) in FP8
+    ]
+
+
+@pytest.mark.parametrize(
+    ("family", "kinds"),
+    [
+        ("llama2", ("query", "key", "value", "out", "gate", "up", "down")),
+        ("deepseek_v3", ("query.down", "query.up", "latent", "rope_key", "experts.up")),
+        ("qwen3_next", ("decay", "output_gate", "shared_gate", "experts.down")),
+    ],
+)
+def test_all_products_but_those_of_heads_run_in_fp8(family, kinds):
+    config = enable_fp8(with_tokens_beyond(family))
+    found = in_fp8(config)
+    products = graph.nodes_of(config.model, is_matrix_product)
+    heads = len(graph.nodes_of(config.model.head, is_matrix_product))
+    assert len(found) == len(products) - heads
+    for kind in (*kinds, "later_token.projection"):
+        assert any(path.endswith(kind) for path in found), kind
+
+
+def test_roles_and_paths_select_products():
+    config = with_tokens_beyond("deepseek_v3")
+    everything = in_fp8(enable_fp8(config))
+
+    def selects(*expected, **arguments):
+        wanted = [p for p in everything if any(re.search(e, p) for e in expected)]
+        assert in_fp8(enable_fp8(config, **arguments)) == wanted and wanted
+
+    selects("attention", only=("attention",))
+    selects("attention", only=("latent_attention",))
+    selects(r"experts\.", only=("experts",))
+    selects(r"mlp\.(gate|up|down)", "shared", only=("mlp",))
+    selects("later_token", only=("later_token",))
+    selects(r"attention\.out", only=("**.attention.out",))
+    selects(
+        r"attention\.(query|latent|rope|key|value)",
+        only=("attention",),
+        skip=("**.out",),
+    )
+    selects(r"stacks\[1\].*experts", only=("decoder.stacks[1].layers[*].mlp.experts",))
+
+
+def test_what_is_not_selected_stays_so_that_two_recipes_go_together():
+    config = enable_fp8(
+        zoo_smoke.experiment("mixtral"), recipe="delayed", only=("experts",)
+    )
+    both = enable_fp8(config, granularity="channel", only=("attention",))
+    recipes = {
+        p.split(".")[-2]: dict(graph.iterate(both.model))[f"{p}.dot"]
+        for p in in_fp8(both)
+    }
+    assert {k: fdl.get_callable(v.recipe).__name__ for k, v in recipes.items()} == {
+        "attention": "Current",
+        "experts": "Delayed",
+    }
+    assert disable_fp8(both) == zoo_smoke.experiment("mixtral")
+
+
+def test_a_head_runs_in_fp8_if_it_is_named():
+    config = zoo_smoke.experiment("llama2")
+    assert in_fp8(enable_fp8(config, only=("head",))) == ["head"]
+    assert "head" not in in_fp8(enable_fp8(config, only=("**",)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"only": ("experts",)},
+            r"\[experts\] must match the path of a product, or be one",
+        ),
+        ({"only": ("atention",)}, "Did you mean 'attention'"),
+        (
+            {"skip": ("decoder.stacks[7]",)},
+            r"\[decoder.stacks\[7\]\] must match the path",
+        ),
+        ({"only": ("mlp",), "skip": ("mlp",)}, "is left no product"),
+        ({"recipe": "delaid"}, "recipe .'delaid'. must be one of current, delayed"),
+        ({"history": 4}, "history belongs to another recipe than current, which has"),
+        ({"under": "teacher"}, "must be the path of a network of this graph"),
+    ],
+)
+def test_what_it_cannot_do_is_said(arguments, message):
+    with pytest.raises(MutationError, match=message):
+        enable_fp8(zoo_smoke.experiment("llama2"), **arguments)
+
+
+def test_one_node_that_makes_several_products_is_taken_whole_or_not():
+    config = zoo_smoke.experiment("deepseek_v3")  # two stacks share their attention
+    with pytest.raises(MutationError, match="without all of .* one node of the graph"):
+        enable_fp8(config, skip=("decoder.stacks[0].layers[0].attention",))
+
+
+@pytest.mark.parametrize(("field", "value"), [("history", 0), ("margin", -1)])
+def test_a_history_and_a_margin_that_cannot_be_are_refused(field, value):
+    config = enable_fp8(
+        zoo_smoke.experiment("llama2"), recipe="delayed", **{field: value}
+    )
+    with pytest.raises(ConfigError, match=f"Delayed {field} .{value}. must be"):
+        graph.validate(config)
+
+
+def lowered(config, platform):
+    """The text of a training step, as it is given to XLA."""
+    experiment = graph.build(config)
+    trainer = experiment.make_trainer(experiment.make_sharding(jax.devices()[:1]))
+    program = Program(trainer, experiment.batch_size, experiment.sequence_length)
+    step = jax.jit(trainer.step)
+    traced = step.trace(program.abstract_state(), program.abstract_batch())
+    return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+_OPERANDS = re.compile(
+    r"(?:stablehlo\.dot_general|chlo\.ragged_dot).*: "
+    r"\(tensor<(?:\d+x)*([a-z]\w*)>, tensor<(?:\d+x)*([a-z]\w*)>"
+)
+
+
+def products_in(text):
+    """How many products have FP8 operands, and how many have others."""
+    operands = _OPERANDS.findall(text)
+    fp8 = [a.startswith("f8") and b.startswith("f8") for a, b in operands]
+    return sum(fp8), len(fp8) - sum(fp8)
+
+
+FAST = ("deepseek_v3",)
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
+        for name in ("deepseek_v3", "llama2", "mixtral", "qwen3_next")
+    ],
+)
+def test_every_product_that_it_names_has_fp8_operands_in_all_three_passes(family):
+    config = compute_dtype(with_tokens_beyond(family), dtype="bfloat16")
+    plain = products_in(lowered(config, "cuda"))
+    assert plain[0] == 0
+    fp8 = enable_fp8(config)
+    # A module of a stack stands once in the program, for its layers are in a loop.
+    named = sum("Fp8" in m.fields.get("dot", "") for m in modules_of(fp8.model))
+    found = products_in(lowered(fp8, "cuda"))
+    assert found == (3 * named, plain[1] - 3 * named) and named
