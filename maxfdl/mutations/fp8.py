@@ -14,14 +14,19 @@ from maxfdl.mutations.fields import chosen
 from maxfdl.mutations.scope import MODEL, network_in
 from maxfdl.ops.dot import Dot, MatrixProduct
 from maxfdl.ops.fp8 import Format
+from maxfdl.ops.fp8_block import Block
 from maxfdl.ops.fp8_dot import Fp8Dot, Fp8GroupedDot
 from maxfdl.ops.fp8_recipes import Current, Delayed, Granularity, Recipe
 from maxfdl.ops.grouped_dot import GroupedDot, GroupedProduct
 
 C = TypeVar("C", bound=fdl.Buildable)
-RecipeName = Literal["current", "delayed"]
+RecipeName = Literal["current", "delayed", "block"]
 
-_RECIPES: dict[str, type[Recipe]] = {"current": Current, "delayed": Delayed}
+_RECIPES: dict[str, type[Recipe]] = {
+    "current": Current,
+    "delayed": Delayed,
+    "block": Block,
+}
 _ROLES = {
     "attention": ("Attention", "LatentAttention"),
     "delta_net": ("GatedDeltaNet",),
@@ -44,6 +49,7 @@ def enable_fp8(
     granularity: Granularity | None = None,
     history: int | None = None,
     margin: int | None = None,
+    size: int | None = None,
     only: tuple[str, ...] = (),
     skip: tuple[str, ...] = (),
     under: str = MODEL,
@@ -59,13 +65,16 @@ def enable_fp8(
     Args:
       cfg: The graph.
       recipe: Where scales come from: `current` takes those of the tensors at hand,
-        `delayed` those of the steps before, see `maxfdl.ops.fp8_recipes`.
+        `delayed` those of the steps before, see `maxfdl.ops.fp8_recipes`; `block` those
+        of blocks of 128 numbers, as DeepSeek-V3 trains, see `maxfdl.ops.fp8_block`.
       forward: Format of activations and kernels; None is the recipe's, `e4m3`.
-      backward: Format of gradients; None is the recipe's, `e5m2`.
+      backward: Format of gradients; None is the recipe's, `e5m2`, but `e4m3` for
+        `block`.
       fnuz: Whether the formats are those of AMD's MI300.
       granularity: Of `current`: a scale per `tensor` or per `channel`.
       history: Of `delayed`: steps that scales look back.
       margin: Of `delayed`: powers of two left free for greater numbers.
+      size: Of `block`: numbers along the side of a block.
       only: Which products; empty: all. Each is `attention`, `delta_net`, `experts`,
         `head`, `later_token`, `latent_attention` or `mlp`, or a path as `freeze` takes
         it, such as `**.attention.out`, from the network on.
@@ -85,6 +94,7 @@ def enable_fp8(
             granularity=granularity,
             history=history,
             margin=margin,
+            size=size,
         ),
     )
     out = copy(cfg)

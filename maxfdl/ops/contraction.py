@@ -7,6 +7,7 @@ letters of the operand that they belong to.
 """
 
 import dataclasses
+import math
 import string
 from typing import Any, Literal
 
@@ -83,6 +84,42 @@ class Contraction:
         free = [c for c in of_a + of_b if c not in batch and c not in summed]
         order = [*batch, *free]
         return jnp.transpose(y, [order.index(c) for c in of_y])
+
+    def as_matrices(self, name: Name, a: jax.Array) -> jax.Array:
+        """Returns an array as a matrix for each place of the batch dims.
+
+        Its dims are the batch's, then one for each of the two kinds that it has of:
+        rows, which x and y have, contracted, and outputs.
+        """
+        letters, parts, shape = self.letters(name), self._parts(name), a.shape
+        a = jnp.transpose(a, [letters.index(c) for part in parts for c in part])
+        sizes = dict(zip(letters, shape, strict=True))
+        return a.reshape([math.prod(sizes[c] for c in part) for part in parts])
+
+    def from_matrices(
+        self, name: Name, a: jax.Array, shape: tuple[int, ...]
+    ) -> jax.Array:
+        """Returns the array, of this shape, of which `as_matrices` would make `a`."""
+        letters = self.letters(name)
+        order = "".join(self._parts(name))
+        a = a.reshape([shape[letters.index(c)] for c in order])
+        return jnp.transpose(a, [order.index(c) for c in letters])
+
+    def shape_of_y(self, x: jax.Array, kernel: jax.Array) -> tuple[int, ...]:
+        sizes = dict(zip(self.x + self.kernel, x.shape + kernel.shape, strict=True))
+        return tuple(sizes[letter] for letter in self.y)
+
+    def _parts(self, name: Name) -> tuple[str, str, str]:
+        """Returns the letters of an array: batch, then those that either other has."""
+        of_first, of_second = map(self.letters, FACTORS[name])
+        letters = self.letters(name)
+        batch = "".join(c for c in letters if c in of_first and c in of_second)
+        rest = [c for c in letters if c not in batch]
+        return (
+            batch,
+            "".join(c for c in rest if c in of_first),
+            "".join(c for c in rest if c in of_second),
+        )
 
     def kept(self, name: Name, result: Name) -> str:
         """Returns the letters of a factor that are not summed over in `result`."""

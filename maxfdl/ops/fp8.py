@@ -66,7 +66,7 @@ def scale_of(
     """
     most = jnp.finfo(dtype).max.astype(jnp.float32)
     inverse = (most / jnp.clip(amax, _LEAST, _MOST)) / 2**margin
-    return jnp.where(amax > 0, 1.0 / inverse, 1.0)
+    return 1.0 / jnp.where(amax > 0, inverse, 1.0)
 
 
 def quantise(

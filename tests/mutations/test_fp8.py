@@ -113,7 +113,10 @@ def test_a_head_runs_in_fp8_if_it_is_named():
             r"\[decoder.stacks\[7\]\] must match the path",
         ),
         ({"only": ("mlp",), "skip": ("mlp",)}, "is left no product"),
-        ({"recipe": "delaid"}, "recipe .'delaid'. must be one of current, delayed"),
+        (
+            {"recipe": "delaid"},
+            "recipe .'delaid'. must be one of current, delayed",
+        ),
         ({"history": 4}, "history belongs to another recipe than current, which has"),
         ({"under": "teacher"}, "must be the path of a network of this graph"),
     ],
@@ -161,21 +164,33 @@ def products_in(text):
     return sum(fp8), len(fp8) - sum(fp8)
 
 
-FAST = ("deepseek_v3",)
+IN_PROGRAMS = [
+    pytest.param(
+        family,
+        arguments,
+        marks=()
+        if (family, len(arguments)) == ("deepseek_v3", 0)
+        else pytest.mark.slow,
+        id=f"{family}-{'-'.join(arguments.values())}",
+    )
+    for family in ("deepseek_v3", "llama2", "mixtral", "qwen3_next")
+    for arguments in (
+        {},
+        {"granularity": "channel"},
+        {"recipe": "delayed"},
+        {"recipe": "block"},
+    )
+]
 
 
-@pytest.mark.parametrize(
-    "family",
-    [
-        pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
-        for name in ("deepseek_v3", "llama2", "mixtral", "qwen3_next")
-    ],
-)
-def test_every_product_that_it_names_has_fp8_operands_in_all_three_passes(family):
+@pytest.mark.parametrize(("family", "arguments"), IN_PROGRAMS)
+def test_every_product_that_it_names_has_fp8_operands_in_all_three_passes(
+    family, arguments
+):
     config = compute_dtype(with_tokens_beyond(family), dtype="bfloat16")
     plain = products_in(lowered(config, "cuda"))
     assert plain[0] == 0
-    fp8 = enable_fp8(config)
+    fp8 = enable_fp8(config, **arguments)
     # A module of a stack stands once in the program, for its layers are in a loop.
     named = sum("Fp8" in m.fields.get("dot", "") for m in modules_of(fp8.model))
     found = products_in(lowered(fp8, "cuda"))

@@ -66,10 +66,14 @@ SHAPES = {
     "from heads": ((2, 5, 3, 4), (3, 4, 6), 2),
     "to one number": ((2, 5, 6), (6,), 1),
 }
+SLOW = ("one dim", "to one number")
 
 
 @each_granularity
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in SHAPES],
+)
 def test_product_and_gradients_are_those_of_the_formula(name, granularity):
     x_shape, kernel_shape, contract = SHAPES[name]
     x, kernel = random(*x_shape), random(*kernel_shape, seed=1)

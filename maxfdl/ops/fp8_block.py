@@ -1,0 +1,221 @@
+"""FP8 products with a scale per block of numbers, as DeepSeek-V3 trains."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from maxfdl.ops.contraction import (
+    Contraction,
+    GroupedContraction,
+    Name,
+    greatest_magnitude,
+)
+from maxfdl.ops.dot import State
+from maxfdl.ops.fp8 import Format, quantise, scale_of
+from maxfdl.ops.fp8_recipes import Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class Block(Recipe):
+    """Scales of blocks of the tensors at hand: no state.
+
+    Activations and gradients have a scale for each `1 x size` numbers along the dim
+    that is summed, kernels for each `size x size`. Each product sums `size` numbers,
+    multiplies by the scales of the block, and adds that up in float32:
+    `y[t, o] = sum_b s_x[t, b] s_k[b, o // size] sum_{i in b} x[t, i] k[i, o]`. The last
+    block of a dim may be shorter.
+
+    The gradient of a kernel sums over tokens, so its factors have a scale for each
+    `size x 1`; activations are quantised anew for that from what was kept. Blocks of
+    tokens do not cross from one expert to another. DeepSeek-V3,
+    https://arxiv.org/abs/2412.19437, section 3.3, which has e4m3 for gradients too.
+
+    Args:
+      size: Numbers along the side of a block.
+    """
+
+    backward: Format = "e4m3"
+    size: int = 128
+
+    @staticmethod
+    def check_config(node):
+        if node.size < 1:
+            yield f"Block size ({node.size}) must be at least 1."
+
+    def multiply(
+        self, product: Contraction, x: jax.Array, kernel: jax.Array, state: State
+    ) -> tuple[jax.Array, State]:
+        if isinstance(product, GroupedContraction):
+            return jnp.asarray(_multiply(self, product, x, kernel)), {}
+        y_shape = product.shape_of_y(x, kernel)
+        x, kernel = product.as_matrices("x", x), product.as_matrices("kernel", kernel)
+        y = jnp.asarray(_multiply(self, MATRICES, x, kernel))
+        return product.from_matrices("y", y, y_shape), {}
+
+
+MATRICES = Contraction(x="emd", kernel="edf", y="emf", each="e")
+
+
+# Rows and kernels are those of `MATRICES`, or of a `GroupedContraction`.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _multiply(recipe, product, x, kernel):
+    return _multiply_forward(recipe, product, x, kernel)[0]
+
+
+def _multiply_forward(recipe, product, x, kernel):
+    size, dtype = recipe.size, recipe.forward_dtype
+    x = _Blocks.of(x, product.x, {"d": size}, dtype)
+    kernel = _Blocks.of(kernel, product.kernel, {"d": size, "f": size}, dtype)
+    return _sum_of_blocks(product, "y", "d", x, kernel), (product, x, kernel)
+
+
+def _multiply_backward(recipe, saved, dy):
+    product, x, kernel = saved
+    size, dtype = recipe.size, recipe.backward_dtype
+    of_outputs = _Blocks.of(dy, product.y, {"f": size}, dtype)
+    dx = _sum_of_blocks(product, "x", "f", of_outputs, kernel)
+    x_NSD, group_N = _row_blocks(product, x.numbers(), size)
+    dy_NSF, _ = _row_blocks(product, dy, size)
+    x = _Blocks.of(x_NSD, "nsd", {"s": size}, recipe.forward_dtype)
+    dy = _Blocks.of(dy_NSF, "nsf", {"s": size}, dtype)
+    return None, dx, _kernels_of_blocks(x, dy, group_N, kernel.shape[0])
+
+
+_multiply.defvjp(_multiply_forward, _multiply_backward)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Blocks:
+    """An array in FP8, with a scale for each block of its numbers.
+
+    Args:
+      values: The array, divided by its scales.
+      scales: One for each block, with as many dims as the array.
+      letters: One for each dim.
+      sizes: Side of a block along the dims that blocks cut; 1 along others.
+    """
+
+    values: Any
+    scales: Any
+    letters: str = dataclasses.field(metadata={"static": True})
+    sizes: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def of(cls, a: jax.Array, letters: str, cut: dict[str, int], dtype) -> "_Blocks":
+        sizes = tuple(cut.get(letter, 1) for letter in letters)
+        padded = _padded(a, sizes)
+        pairs = zip(padded.shape, sizes, strict=True)
+        split = [each for dim, size in pairs for each in (dim // size, size)]
+        inside = tuple(range(1, 2 * a.ndim, 2))
+        scales = scale_of(greatest_magnitude(padded.reshape(split), inside), dtype)
+        blocks = cls(a, scales, letters, sizes)
+        return dataclasses.replace(
+            blocks, values=quantise(a, blocks._spread(scales, letters), dtype)
+        )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    def numbers(self) -> jax.Array:
+        """Returns what the FP8 array stands for, in float32."""
+        scales = self._spread(self.scales, self.letters)
+        return self.values.astype(jnp.float32) * scales
+
+    def number(self, letter: str) -> int:
+        """Returns how many blocks there are along a dim."""
+        return self.scales.shape[self.letters.index(letter)]
+
+    def whole(self, letter: str) -> "_Blocks":
+        """Returns the same with zeros after it, so that the last block is whole."""
+        pairs = zip(self.letters, self.sizes, strict=True)
+        sizes = [size if each == letter else 1 for each, size in pairs]
+        return dataclasses.replace(self, values=_padded(self.values, sizes))
+
+    def at(self, letter: str, i: Any) -> tuple[jax.Array, jax.Array, str]:
+        """Returns block `i` along a dim, its scales, and the dims that they have."""
+        dim = self.letters.index(letter)
+        size = self.sizes[dim]
+        values = lax.dynamic_slice_in_dim(self.values, i * size, size, dim)
+        scales = lax.dynamic_index_in_dim(self.scales, i, dim, keepdims=False)
+        kept = self.letters.replace(letter, "")
+        return values, self._spread(scales, kept), kept
+
+    def _spread(self, scales: jax.Array, kept: str) -> jax.Array:
+        """Returns scales with a number for each of the array, along dims `kept`."""
+        for i, letter in enumerate(kept):
+            dim = self.letters.index(letter)
+            if self.sizes[dim] > 1:
+                scales = jnp.repeat(scales, self.sizes[dim], axis=i)
+                scales = lax.slice_in_dim(scales, 0, self.values.shape[dim], axis=i)
+        return scales
+
+
+def _padded(a: jax.Array, sizes: Sequence[int]) -> jax.Array:
+    """Returns `a` with zeros after it, so that each dim has whole blocks."""
+    pads = [(0, -dim % size) for dim, size in zip(a.shape, sizes, strict=True)]
+    return jnp.pad(a, pads) if any(after for _, after in pads) else a
+
+
+def _sum_of_blocks(
+    product: Contraction, result: Name, summed: str, a: _Blocks, b: _Blocks
+) -> jax.Array:
+    """Returns a product in float32, added up block by block of the dim `summed`."""
+    number, a, b = a.number(summed), a.whole(summed), b.whole(summed)
+
+    def part(i):
+        of_a, a_scale, a_kept = a.at(summed, i)
+        of_b, b_scale, b_kept = b.at(summed, i)
+        scale = product.spread(a_scale, a_kept, result)
+        scale = scale * product.spread(b_scale, b_kept, result)
+        return product.product(result, of_a, of_b) * scale
+
+    add = lambda i, total: total + part(i)  # noqa: E731
+    first = jnp.zeros(jax.eval_shape(part, 0).shape, jnp.float32)
+    return lax.fori_loop(0, number, add, first)
+
+
+def _row_blocks(
+    product: Contraction, a: jax.Array, size: int
+) -> tuple[jax.Array, jax.Array]:
+    """Returns rows in blocks [N, size, width] of one group each, and the groups [N].
+
+    Rows that fill up a block are 0.
+    """
+    if not isinstance(product, GroupedContraction):
+        a = _padded(a, (1, size, 1))
+        groups, rows, width = a.shape
+        group = jnp.repeat(jnp.arange(groups), rows // size)
+        return a.reshape(-1, size, width), group
+    rows, groups = a.shape[0], product.sizes.size
+    number = -(-rows // size) + min(groups, rows)  # enough for the last of each group
+    blocks = -(-product.sizes // size)
+    ends = jnp.cumsum(blocks)
+    begin = (ends - blocks) * size - (jnp.cumsum(product.sizes) - product.sizes)
+    place = jnp.arange(rows) + begin[product.group]
+    filled = jnp.zeros((number * size, a.shape[1]), a.dtype).at[place].set(a)
+    group = jnp.searchsorted(ends, jnp.arange(number), side="right")
+    return filled.reshape(number, size, -1), jnp.minimum(group, groups - 1)
+
+
+def _kernels_of_blocks(
+    x: _Blocks, dy: _Blocks, group_N: jax.Array, groups: int
+) -> jax.Array:
+    """Returns the gradient of the kernels [groups, D, F], added up block by block."""
+
+    def add(n, total):
+        (of_x, x_scale, _), (of_dy, dy_scale, _) = x.at("n", n), dy.at("n", n)
+        dims = (((0,), (0,)), ((), ()))
+        part = lax.dot_general(
+            of_x[0], of_dy[0], dims, preferred_element_type=jnp.float32
+        )
+        return total.at[group_N[n]].add(part * x_scale[0][:, None] * dy_scale[0])
+
+    shape = (groups, x.shape[2], dy.shape[2])
+    return lax.fori_loop(0, x.shape[0], add, jnp.zeros(shape, jnp.float32))

@@ -1,0 +1,142 @@
+"""The histories of FP8 products are the same however a step runs."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import zoo_smoke
+from maxfdl import graph
+from maxfdl.mutations import (
+    disable_fp8,
+    enable_fp8,
+    gradient_accumulation,
+    mesh,
+    remat,
+    to_linen,
+    unroll_layers,
+)
+from tests import tiny
+from tests.layers.families import assert_same_bits
+
+STEPS = 2
+RECIPES = {
+    "current": enable_fp8,
+    "channel": functools.partial(enable_fp8, granularity="channel"),
+    "delayed": functools.partial(enable_fp8, recipe="delayed", history=4),
+    "block": functools.partial(enable_fp8, recipe="block", size=8),
+}
+SAME = {
+    "linen": [to_linen],
+    "unrolled": [unroll_layers],
+    "remat": [remat],
+    "unrolled remat": [unroll_layers, remat],
+}
+CUT = {
+    "accumulated": ([functools.partial(gradient_accumulation, steps=4)], 1),
+    "replicas": ([functools.partial(mesh, data=8, fsdp=1)], 8),
+    "fsdp": ([functools.partial(mesh, fsdp=8)], 8),
+}
+
+
+@functools.cache
+def trained(recipe, *how, steps=STEPS):
+    mutations, devices = [RECIPES[recipe]], 1
+    for name in how:
+        more, devices = (SAME[name], devices) if name in SAME else CUT[name]
+        mutations += more
+    config = tiny.experiment(*mutations, num_layers=2)
+    losses, state = tiny.train(config, steps, devices)
+    return losses, jax.device_get(state)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "how"),
+    [
+        pytest.param(recipe, how, marks=() if fast else pytest.mark.slow)
+        for recipe in RECIPES
+        for how in SAME
+        for fast in [(recipe, how) == ("delayed", "unrolled remat")]
+    ],
+)
+def test_however_the_layers_run_nothing_changes_to_the_last_bit(recipe, how):
+    (losses, state), (expected_losses, expected) = trained(recipe, how), trained(recipe)
+    assert losses == expected_losses
+    assert_same_bits(state, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", CUT)
+def test_parts_of_a_batch_leave_the_history_of_the_whole(how):
+    """That of activations and kernels to the last bit; gradients pass sums in float32
+    (attention, norms, and the first step's update), whose order follows the shapes."""
+    state, expected = (trained("delayed", *h, steps=1)[1] for h in ([how], []))
+    check = functools.partial(jax.tree_util.tree_map_with_path, assert_same_amax)
+    check(state["state"], expected["state"])
+    (losses, state), (expected_losses, expected) = (
+        trained("delayed", *h) for h in ([how], [])
+    )
+    np.testing.assert_allclose(losses, expected_losses, rtol=2e-6)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5)
+    jax.tree.map(close, state["state"], expected["state"])
+
+
+def assert_same_amax(path, history, expected):
+    rtol = 1e-6 if path[-1].key == "dot_dy_amax" else 0
+    np.testing.assert_allclose(history, expected, rtol=rtol, atol=0)
+
+
+def test_each_layer_has_histories_with_what_it_saw_in_the_last_steps():
+    state = trained("delayed")[1]["state"]["decoder"]["stacks_0"]["layers_0"]
+    leaves = jax.tree.leaves(state)
+    assert len(leaves) == 7 * 3
+    for history in leaves:
+        assert history.shape == (2, 4)
+        # The newest is first, the one before it last: see `rolled`.
+        assert np.all((history > 0) == [True, False, False, True])
+        assert history[0, 0] != history[1, 0]
+
+
+def test_without_fp8_nothing_of_it_is_left():
+    config = tiny.experiment(RECIPES["delayed"], disable_fp8)
+    assert config == tiny.experiment()
+
+
+FAMILIES = {"llama2": 0.99, "mixtral": 0.99}
+"""Cosine to the gradient in float32 that every recipe reaches on these shapes."""
+
+
+def gradient(config):
+    model = graph.build(config).make_model()
+    variables = jax.jit(model.init)(jax.random.key(0))
+    vocab = model.network.vocab_size
+    tokens = jax.random.randint(jax.random.key(1), (4, 33), 0, vocab)
+
+    def loss(params):
+        out = model.apply({**variables, "params": params}, tokens[:, :-1])
+        chosen = jax.nn.log_softmax(out.logits)
+        return -jnp.mean(jnp.take_along_axis(chosen, tokens[:, 1:, None], -1))
+
+    leaves = jax.tree.leaves(jax.jit(jax.grad(loss))(variables["params"]))
+    return np.concatenate([np.ravel(leaf) for leaf in leaves])
+
+
+def of_two_layers(family):
+    config = zoo_smoke.experiment(family)
+    config.model.embedding.initializer.stddev = 1.0
+    for stack in config.model.decoder.stacks:
+        stack.repeats = min(stack.repeats, 2)
+    return config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_point_where_those_of_float32_do(family):
+    config = of_two_layers(family)
+    expected = gradient(config)
+    for name in ("current", "channel", "block"):
+        ours = gradient(RECIPES[name](config))
+        norms = np.linalg.norm(ours) * np.linalg.norm(expected)
+        assert ours @ expected / norms >= FAMILIES[family], name
