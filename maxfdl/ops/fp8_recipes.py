@@ -79,9 +79,10 @@ class Delayed(Recipe):
     """Scales of earlier steps: from the greatest magnitude that a history holds.
 
     A step scales by `max(history) / max`, and puts what it sees in the history. So a
-    tensor is read once; one that grows beyond its history is clipped. Before anything
-    was seen the scale is 1. Micikevicius et al. 2022; the formula and the order of the
-    history are those of Flax's `Fp8DotGeneralOp`.
+    tensor is read once; one that grows beyond its history is clipped. Micikevicius et
+    al. 2022; the formula and the order of the history are those of Flax's
+    `Fp8DotGeneralOp`. A history of zeros, as before the first step, has the scale 1;
+    Flax then keeps the last scale that it had.
 
     State: the histories of activations, of each kernel, and of the gradient of y, which
     the backward pass leaves. Microbatches and replicas begin with the history from

@@ -66,7 +66,7 @@ SHAPES = {
     "from heads": ((2, 5, 3, 4), (3, 4, 6), 2),
     "to one number": ((2, 5, 6), (6,), 1),
 }
-SLOW = ("one dim", "to one number")
+SLOW = ("one dim", "to heads", "to one number")
 
 
 @each_granularity
