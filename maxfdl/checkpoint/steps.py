@@ -3,6 +3,7 @@
 import pathlib
 import shutil
 import tempfile
+import time
 from typing import Any
 
 import jax
@@ -78,7 +79,17 @@ def set_aside_from(directory: pathlib.Path, step: int) -> list[int]:
 
 
 def remove_unfinished(directory: pathlib.Path) -> None:
-    """Removes what a failed save has left, for its room may be needed."""
-    if jax.process_index() == 0:
-        for path in directory.glob(_UNFINISHED):
+    """Removes what a failed save has left, for its room may be needed.
+
+    Other arrays of it may still be on their way to disk, and put files there while
+    their folder is removed: so it is tried again until nothing is left, for a second.
+    """
+    if jax.process_index() != 0:
+        return
+    for _ in range(20):
+        left = [*directory.glob(_UNFINISHED)]
+        for path in left:
             shutil.rmtree(path, ignore_errors=True)
+        if not left:
+            return
+        time.sleep(0.05)
