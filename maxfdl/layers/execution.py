@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.ad_checkpoint import checkpoint_policies as policies
+from jax.sharding import SingleDeviceSharding
 
 from maxfdl.layers.cache import EmptyCache
 from maxfdl.layers.context import Context
@@ -58,7 +59,9 @@ class Repeats(tuple[Any, ...]):
         Of an array on one CPU they are views, which take no memory.
         """
         if _is_on_one_cpu(stacked):
-            place = stacked.sharding if stacked.committed else None
+            # A sharding over a mesh of one would count the dim that is gone.
+            (device,) = stacked.devices()
+            place = SingleDeviceSharding(device) if stacked.committed else None
             views = np.asarray(stacked)
             return cls(jax.device_put(view, place, may_alias=True) for view in views)
         return cls(stacked[i] for i in range(stacked.shape[0]))

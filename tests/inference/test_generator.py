@@ -163,12 +163,17 @@ def test_lengths_are_rounded_up_to_a_few_sizes():
     assert all(size >= n for size, n in sizes.items())
 
 
-@pytest.mark.parametrize("shape", [dict(fsdp=8), dict(fsdp=4, tensor=2)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [dict(fsdp=1, tensor=1), dict(fsdp=8, tensor=1), dict(fsdp=4, tensor=2)],
+    ids=str,
+)
 def test_a_mesh_gives_the_tokens_of_one_device(shape):
     model, variables = made()
     expected = generate(model, variables, PROMPTS, max_new_tokens=10)
     experiment = graph.build(tiny.experiment(functools.partial(mesh, **shape)))
-    trainer = experiment.make_trainer(experiment.make_sharding())
+    devices = jax.devices()[: shape["fsdp"] * shape["tensor"]]
+    trainer = experiment.make_trainer(experiment.make_sharding(devices))
     places = {k: trainer.state_shardings()[k] for k in ("params", "state")}
     placed = jax.device_put(variables, places)
     assert generate(trainer.model, placed, PROMPTS, max_new_tokens=10) == expected
