@@ -60,7 +60,7 @@ def gpt_oss(
                 mask=layers.causal_within(window),
                 bias=attention_bias,
                 out_bias=attention_bias,
-                sinks=fdl.Partial(nnx.Sinks, initializer=fdl.Config(Normal)),
+                sinks=fdl.Partial(nnx.AttentionSinks, initializer=fdl.Config(Normal)),
             ),
             mlp=moe.moe(
                 num_experts=num_experts,

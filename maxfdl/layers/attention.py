@@ -27,7 +27,7 @@ from maxfdl.ops.rope import Rope
 from maxfdl.ops.temperature import LogTemperature
 
 
-class Sinks(Layer):
+class AttentionSinks(Layer):
     """A learned score per head that attention may spend its weight on.
 
     Xiao et al. 2023, https://arxiv.org/abs/2309.17453, as a logit without a key.
@@ -85,7 +85,7 @@ class Attention(Layer):
     key_norm: Callable[..., PerHead | AcrossHeads] | None = None
     temperature: LogTemperature | None = None
     gate: Callable[..., Linear] | None = None
-    sinks: Callable[..., Sinks] | None = None
+    sinks: Callable[..., AttentionSinks] | None = None
     watch: WatchScores | None = None
     features: Annotated[int, FromParent]
 

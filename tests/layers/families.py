@@ -66,7 +66,7 @@ def attention_with_all(family: ModuleType):
         key_norm=functools.partial(family.AcrossHeads, norm=family.LayerNorm),
         temperature=LogTemperature(scale=0.5, floor=2),
         gate=linear(family),
-        sinks=functools.partial(family.Sinks, initializer=Normal()),
+        sinks=functools.partial(family.AttentionSinks, initializer=Normal()),
     )
 
 
@@ -419,8 +419,8 @@ CASES = {
         _SIZES | {"dtype": "float32"},
         beside_embedding,
     ),
-    "Sinks": Case(
-        lambda family: functools.partial(family.Sinks, initializer=Normal()),
+    "AttentionSinks": Case(
+        lambda family: functools.partial(family.AttentionSinks, initializer=Normal()),
         {"heads": FEATURES},
         beside_vectors,
     ),

@@ -1,6 +1,6 @@
 """The Linen family of layers: `maxfdl.layers.nnx` is its twin."""
 
-from maxfdl.layers.linen.attention import Attention, Sinks
+from maxfdl.layers.linen.attention import Attention, AttentionSinks
 from maxfdl.layers.linen.convolution import CausalConvolution
 from maxfdl.layers.linen.decoder import Decoder, DecoderLayer, ParallelDecoderLayer
 from maxfdl.layers.linen.delta import GatedDeltaNet, GatedRMSNorm
@@ -26,6 +26,7 @@ from maxfdl.layers.linen.transformer import Transformer
 __all__ = [
     "AcrossHeads",
     "Attention",
+    "AttentionSinks",
     "CausalConvolution",
     "Decoder",
     "DecoderLayer",
@@ -50,7 +51,6 @@ __all__ = [
     "RMSNorm",
     "Router",
     "ScaledEmbedding",
-    "Sinks",
     "Stack",
     "TiedHead",
     "Transformer",

@@ -1,6 +1,6 @@
 """The NNX family of layers: `maxfdl.layers.linen` is its twin."""
 
-from maxfdl.layers.nnx.attention import Attention, Sinks
+from maxfdl.layers.nnx.attention import Attention, AttentionSinks
 from maxfdl.layers.nnx.convolution import CausalConvolution
 from maxfdl.layers.nnx.decoder import Decoder, DecoderLayer, ParallelDecoderLayer
 from maxfdl.layers.nnx.delta import GatedDeltaNet, GatedRMSNorm
@@ -26,6 +26,7 @@ from maxfdl.layers.nnx.transformer import Transformer
 __all__ = [
     "AcrossHeads",
     "Attention",
+    "AttentionSinks",
     "CausalConvolution",
     "Decoder",
     "DecoderLayer",
@@ -50,7 +51,6 @@ __all__ = [
     "RMSNorm",
     "Router",
     "ScaledEmbedding",
-    "Sinks",
     "Stack",
     "TiedHead",
     "Transformer",
