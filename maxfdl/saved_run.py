@@ -53,7 +53,8 @@ def read_run(
     checkpointer = Checkpointer(directory=run.checkpoints)
     step = checkpointer.latest()
     if step is None:
-        raise UserError(f"{folder} has saved no checkpoint; train for longer.")
+        how = "train for longer" if config.checkpoint else "its checkpoint is None"
+        raise UserError(f"{folder} has saved no checkpoint; {how}.")
     experiment: Experiment = graph.build(config)
     alone = MeshShape(data=1, fsdp=1, tensor=1).build(jax.devices()[:1])
     trainer = experiment.make_trainer(Sharding(alone, experiment.sharding))
