@@ -20,8 +20,8 @@ from maxfdl.ops.state import Declaration, StateDeclaration
 class Fp8Dot(MatrixProduct):
     """The product in FP8, with sums in float32.
 
-    Cost: the FLOPs of `Dot`, at twice the rate of bfloat16 where the hardware has FP8
-    units. Keeps a byte per number of x and of the kernel for the backward pass.
+    Cost: the FLOPs of `Dot`. Keeps a byte per number of x and of the kernel for the
+    backward pass.
 
     Args:
       recipe: Formats, and how tensors are scaled.
