@@ -6,10 +6,13 @@ all of them to the end, one after the other in one folder, with sizes that suit 
 
 import importlib
 import json
+import os
 import pathlib
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -185,3 +188,18 @@ def test_all_of_them_run_one_after_the_other(folder, call):
         "x",
         "x-tuned",
     ]
+
+
+@pytest.mark.slow
+def test_the_first_one_runs_on_one_device_to_its_sample(folder):
+    """The others run on eight here, where arrays are laid out in other ways."""
+    name, args = parsed(OURS[0])
+    done = subprocess.run(
+        [sys.executable, "-m", f"maxfdl.{name}", *args, *SMALL],
+        cwd=folder,
+        env=os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "on 1 x cpu" in done.stdout and "--- the model goes on ---" in done.stdout
