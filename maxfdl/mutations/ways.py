@@ -15,7 +15,7 @@ from maxfdl.optim.schedules import Schedule
 from maxfdl.optim.transforms import UpdateRule, WeightDecay
 from maxfdl.sharding.mesh import MeshShape
 from maxfdl.train.auxiliary import AuxiliaryLoss
-from maxfdl.train.gradients import Accumulate, WholeBatch
+from maxfdl.train.gradients import Gradients
 from maxfdl.train.guard import Guard
 from maxfdl.train.placement import Placement
 from maxfdl.train.updates import Update
@@ -41,8 +41,7 @@ WAYS: dict[type, str] = {
     WeightDecay: "the mutation weight_decay(rate=...)",
     MeshShape: "the mutation mesh(data=..., fsdp=..., tensor=...)",
     AuxiliaryLoss: "the mutation router_losses(...)",
-    WholeBatch: "the mutation gradient_accumulation(steps=...)",
-    Accumulate: "the mutation gradient_accumulation(steps=...)",
+    Gradients: "the mutation gradient_accumulation(steps=...)",
     Guard: "the mutation skip_spikes",
     Placement: "the mutation zero1, offload_optimizer or offload_parameters",
     Frozen: "the mutation freeze(roles=...) or freeze(paths=...)",

@@ -6,6 +6,7 @@ divided by weights of the whole batch, so that gradients of parts add up and are
 divided afterwards.
 """
 
+import abc
 import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
@@ -50,8 +51,38 @@ def _gradient(objective: Objective, states: States) -> Objective:
     return gradient
 
 
+class Gradients(abc.ABC):
+    """What computes the gradients of a batch.
+
+    `steps` is the number of microbatches that it is cut in.
+    """
+
+    steps: int
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        objective: Objective,
+        params: Any,
+        layer_state: Any,
+        batch: Any,
+        sharding: Sharding,
+        states: States,
+    ) -> tuple[Any, Parts]:
+        """Returns the gradients, and the parts of the objective.
+
+        Args:
+          objective: What is differentiated by `params`.
+          params: The trained parameters.
+          layer_state: State of the layers before the step.
+          batch: Fields of all rows.
+          sharding: Where microbatches lie.
+          states: Declarations of the state, which say how parts are merged.
+        """
+
+
 @dataclasses.dataclass(frozen=True)
-class WholeBatch:
+class WholeBatch(Gradients):
     """Computes the gradients of all rows at once."""
 
     steps: ClassVar[int] = 1
@@ -65,14 +96,12 @@ class WholeBatch:
         sharding: Sharding,
         states: States,
     ) -> tuple[Any, Parts]:
-        """Returns the gradients, and the parts of the objective."""
         return _gradient(objective, states)(params, layer_state, batch)
 
 
 @dataclasses.dataclass(frozen=True)
-class Accumulate:
+class Accumulate(Gradients):
     """Accumulates the gradients of `steps` microbatches, in float32.
-
 
     Activations take the memory of one microbatch. Row i of microbatch j is row
     `i * steps + j` of the batch, so that no row moves to another device. Dropout of a
@@ -111,7 +140,6 @@ class Accumulate:
         sharding: Sharding,
         states: States,
     ) -> tuple[Any, Parts]:
-        """Returns the gradients, and the parts of the objective."""
         gradient = _gradient(objective, states)
 
         def microbatches(x: jax.Array) -> jax.Array:

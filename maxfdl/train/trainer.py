@@ -23,7 +23,7 @@ from maxfdl.sharding.memory import on_device
 from maxfdl.sharding.sharding import Sharding
 from maxfdl.train import observed
 from maxfdl.train.goal import LossGoal
-from maxfdl.train.gradients import Accumulate, Parts, WholeBatch
+from maxfdl.train.gradients import Gradients, Parts
 from maxfdl.train.guard import Guard, Proposal
 from maxfdl.train.loss import STUDENT, Batch, Loss, Term, total
 from maxfdl.train.placement import Placement
@@ -58,7 +58,7 @@ class Trainer:
         eval_batches: Annotated[int, Operational] = 8,
         goal: Annotated[LossGoal | None, Operational] = None,
         sample_tokens: Annotated[int, Operational] = 0,
-        gradients: Annotated[WholeBatch | Accumulate, Operational("adds_up")],
+        gradients: Annotated[Gradients, Operational("adds_up")],
         guard: Guard,
         placement: Annotated[Placement, Operational],
         updates: Sequence[Update] = (),
