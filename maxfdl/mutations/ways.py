@@ -9,8 +9,8 @@ from maxfdl.layers.execution import Execution
 from maxfdl.layers.frozen import Frozen
 from maxfdl.ops.cross_entropy import CrossEntropy
 from maxfdl.ops.dot import MatrixProduct
-from maxfdl.ops.fp8_recipes import Recipe
 from maxfdl.ops.grouped_dot import GroupedProduct
+from maxfdl.ops.recipe import Recipe
 from maxfdl.optim.schedules import Schedule
 from maxfdl.optim.transforms import UpdateRule, WeightDecay
 from maxfdl.sharding.mesh import MeshShape

@@ -16,12 +16,12 @@ from maxfdl.ops.contraction import (
     greatest_magnitude,
 )
 from maxfdl.ops.dot import State
-from maxfdl.ops.fp8 import Format, quantise, scale_of
-from maxfdl.ops.fp8_recipes import Recipe
+from maxfdl.ops.fp8 import Format, Formats, quantise, scale_of
+from maxfdl.ops.recipe import Recipe
 
 
 @dataclasses.dataclass(frozen=True)
-class Block(Recipe):
+class Fp8Block(Formats, Recipe):
     """Scales of blocks of the tensors at hand: no state.
 
     Activations and gradients have a scale for each `1 x size` numbers along the dim
@@ -45,7 +45,7 @@ class Block(Recipe):
     @staticmethod
     def check_config(node):
         if node.size < 1:
-            yield f"Block size ({node.size}) must be at least 1."
+            yield f"Fp8Block size ({node.size}) must be at least 1."
 
     def multiply(
         self, product: Contraction, x: jax.Array, kernel: jax.Array, state: State

@@ -1,4 +1,4 @@
-"""Recipes: where the scales of an FP8 product come from.
+"""FP8 recipes: where the scales of an FP8 product come from.
 
 A recipe multiplies activations by a kernel, in FP8 in the forward pass and in both
 products of the backward pass. The operands of each `dot_general` are FP8 arrays, its
@@ -9,7 +9,6 @@ Scales follow from the rows of one call: where a step cuts its batch in microbat
 or replicas, each has scales of its own, unless they come from state.
 """
 
-import abc
 import dataclasses
 import functools
 from typing import Literal
@@ -20,33 +19,14 @@ import jax.numpy as jnp
 from maxfdl.ops.contraction import Contraction, Name
 from maxfdl.ops.dot import State
 from maxfdl.ops.fp8 import Formats, quantise, rolled, scale_of
+from maxfdl.ops.recipe import Recipe
 from maxfdl.ops.state import Declaration, StateDeclaration
 
 Granularity = Literal["tensor", "channel"]
 
 
-class Recipe(Formats, abc.ABC):
-    """Formats, and how operands in them are scaled."""
-
-    def declare(self, kernel: Declaration) -> dict[str, StateDeclaration]:
-        """Returns the state that a product with this kernel keeps, by name."""
-        return {}
-
-    @abc.abstractmethod
-    def multiply(
-        self, product: Contraction, x: jax.Array, kernel: jax.Array, state: State
-    ) -> tuple[jax.Array, State]:
-        """Returns y in float32, and what is new of the state.
-
-        Args:
-          product: Which dims are summed.
-          x, kernel: The factors, in float32.
-          state: A value for each name that was declared.
-        """
-
-
 @dataclasses.dataclass(frozen=True)
-class Current(Recipe):
+class Fp8Current(Formats, Recipe):
     """Scales of the tensors at hand: no state.
 
     With the granularity `tensor` each tensor has one scale, and each expert's kernel
@@ -75,7 +55,7 @@ class Current(Recipe):
 
 
 @dataclasses.dataclass(frozen=True)
-class Delayed(Recipe):
+class Fp8Delayed(Formats, Recipe):
     """Scales of earlier steps: from the greatest magnitude that a history holds.
 
     A step scales by `max(history) / max`, and puts what it sees in the history. So a
@@ -100,9 +80,11 @@ class Delayed(Recipe):
     @staticmethod
     def check_config(node):
         if node.history < 1:
-            yield f"Delayed history ({node.history}) must be at least 1 step."
+            yield f"Fp8Delayed history ({node.history}) must be at least 1 step."
         if not 0 <= node.margin <= 8:
-            yield f"Delayed margin ({node.margin}) must be from 0 to 8 powers of two."
+            yield (
+                f"Fp8Delayed margin ({node.margin}) must be from 0 to 8 powers of two."
+            )
 
     def declare(self, kernel: Declaration) -> dict[str, StateDeclaration]:
         def amaxes(each: int, **kwargs) -> StateDeclaration:

@@ -15,12 +15,12 @@ from maxfdl.mutations import (
     enable_fp8,
     multi_token_prediction,
 )
-from maxfdl.mutations.fp8 import is_matrix_product
-from maxfdl.ops.fp8_dot import Fp8Dot, Fp8GroupedDot
+from maxfdl.mutations.products import is_matrix_product
+from maxfdl.ops.quantized_dot import QuantizedDot, QuantizedGroupedDot
 from maxfdl.report.modules import modules_of
 from maxfdl.train.program import Program
 
-FP8 = (Fp8Dot, Fp8GroupedDot)
+FP8 = (QuantizedDot, QuantizedGroupedDot)
 
 
 def with_tokens_beyond(family):
@@ -88,8 +88,8 @@ def test_what_is_not_selected_stays_so_that_two_recipes_go_together():
         for p in in_fp8(both)
     }
     assert {k: fdl.get_callable(v.recipe).__name__ for k, v in recipes.items()} == {
-        "attention": "Current",
-        "experts": "Delayed",
+        "attention": "Fp8Current",
+        "experts": "Fp8Delayed",
     }
     assert disable_fp8(both) == zoo_smoke.experiment("mixtral")
 
@@ -137,7 +137,7 @@ def test_a_history_and_a_margin_that_cannot_be_are_refused(field, value):
     config = enable_fp8(
         zoo_smoke.experiment("llama2"), recipe="delayed", **{field: value}
     )
-    with pytest.raises(ConfigError, match=f"Delayed {field} .{value}. must be"):
+    with pytest.raises(ConfigError, match=f"Fp8Delayed {field} .{value}. must be"):
         graph.validate(config)
 
 
@@ -192,6 +192,6 @@ def test_every_product_that_it_names_has_fp8_operands_in_all_three_passes(
     assert plain[0] == 0
     fp8 = enable_fp8(config, **arguments)
     # A module of a stack stands once in the program, for its layers are in a loop.
-    named = sum("Fp8" in m.fields.get("dot", "") for m in modules_of(fp8.model))
+    named = sum("recipe=Fp8" in m.fields.get("dot", "") for m in modules_of(fp8.model))
     found = products_in(lowered(fp8, "cuda"))
     assert found == (3 * named, plain[1] - 3 * named) and named

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maxfdl.ops.fp8_block import Block
-from maxfdl.ops.fp8_dot import Fp8Dot, Fp8GroupedDot
-from tests.ops.test_fp8_dot import assert_close, random, rounded, with_gradients
+from maxfdl.ops.fp8_block import Fp8Block
+from maxfdl.ops.quantized_dot import QuantizedDot, QuantizedGroupedDot
+from tests.ops.test_quantized_dot import assert_close, random, rounded, with_gradients
 
 SIZE = 4
 
@@ -53,7 +53,7 @@ def test_product_and_gradients_are_those_of_the_formula(name):
     dy = random(*x_shape[:-contract], *kernel_shape[contract:], seed=2) * 1e-4
 
     def product(x, kernel):
-        return Fp8Dot(Block(size=SIZE))(x, kernel, {}, contract=contract)[0]
+        return QuantizedDot(Fp8Block(size=SIZE))(x, kernel, {}, contract=contract)[0]
 
     rows = int(np.prod(x_shape[:-contract]))
     flat = x.reshape(rows, -1), kernel.reshape(inputs, -1), dy.reshape(rows, -1)
@@ -62,7 +62,7 @@ def test_product_and_gradients_are_those_of_the_formula(name):
 
 def test_an_einsum_is_a_product_for_each_of_its_batch_dims():
     q, kernel = random(2, 1, 3, 6), random(5, 3, 6, seed=1)
-    dot = Fp8Dot(Block(size=SIZE))
+    dot = QuantizedDot(Fp8Block(size=SIZE))
     y, _ = dot(jnp.asarray(q), jnp.asarray(kernel), {}, equation="bthn,lhn->bthl")
     for head in range(3):
         here = q[:, 0, head], kernel[:, head].T
@@ -79,7 +79,7 @@ def test_blocks_of_rows_end_with_their_group(sizes, implementation):
     sizes = sizes or [5, 5]
     x, kernel = random(sum(sizes), 6), random(len(sizes), 6, 9, seed=1)
     dy = random(sum(sizes), 9, seed=2) * 1e-4
-    dot = Fp8GroupedDot(Block(size=SIZE), implementation)
+    dot = QuantizedGroupedDot(Fp8Block(size=SIZE), implementation)
 
     def product(x, kernel):
         return dot(x, kernel, {}, given)[0]
@@ -92,8 +92,10 @@ def test_blocks_of_rows_end_with_their_group(sizes, implementation):
 
 
 def test_the_block_of_the_paper_has_128_numbers_and_gradients_in_e4m3():
-    assert Block().size == 128 and Block().backward == Block().forward == "e4m3"
+    assert (
+        Fp8Block().size == 128 and Fp8Block().backward == Fp8Block().forward == "e4m3"
+    )
     x, kernel = random(2, 200), random(200, 130, seed=1)
-    y, _ = Fp8Dot(Block())(jnp.asarray(x), jnp.asarray(kernel), {})
+    y, _ = QuantizedDot(Fp8Block())(jnp.asarray(x), jnp.asarray(kernel), {})
     expected, _, _ = by_formula(x, kernel, np.zeros((2, 130)), size=128)
     np.testing.assert_allclose(y, expected, rtol=0, atol=1e-4)

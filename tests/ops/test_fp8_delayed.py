@@ -9,9 +9,9 @@ import pytest
 from flax.linen import fp8_ops
 
 from maxfdl.layers.parameter import Parameter
-from maxfdl.ops.fp8_dot import Fp8Dot, Fp8GroupedDot
-from maxfdl.ops.fp8_recipes import Delayed
+from maxfdl.ops.fp8_recipes import Fp8Delayed
 from maxfdl.ops.initializers import Constant
+from maxfdl.ops.quantized_dot import QuantizedDot, QuantizedGroupedDot
 
 HISTORY, STEPS = 3, 6
 OF_FLAX = {
@@ -34,7 +34,7 @@ def tensors(step):
 
 @jax.jit
 def ours(x, kernel, dy, state):
-    dot = Fp8Dot(Delayed(history=HISTORY))
+    dot = QuantizedDot(Fp8Delayed(history=HISTORY))
 
     def product(x, kernel, dy_amax):
         return dot(x, kernel, {**state, "dy_amax": dy_amax})
@@ -109,7 +109,7 @@ def test_each_kernel_of_a_group_has_a_history_of_its_own():
         contracted=1,
         batched=1,
     )
-    dot = Fp8GroupedDot(Delayed(history=2))
+    dot = QuantizedGroupedDot(Fp8Delayed(history=2))
     declared = dot.declare(kernel)
     assert declared["kernel_amax"].shape == (4, 2)
     assert declared["kernel_amax"].axes == ("experts", "history")

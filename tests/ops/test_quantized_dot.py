@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from maxfdl.ops.dot import Dot
-from maxfdl.ops.fp8_dot import Fp8Dot, Fp8GroupedDot
-from maxfdl.ops.fp8_recipes import Current
+from maxfdl.ops.fp8_recipes import Fp8Current
 from maxfdl.ops.grouped_dot import GroupedDot
+from maxfdl.ops.quantized_dot import QuantizedDot, QuantizedGroupedDot
 
 FORMATS = {
     "e4m3": (ml_dtypes.float8_e4m3fn, 448.0),
@@ -80,7 +80,7 @@ def test_product_and_gradients_are_those_of_the_formula(name, granularity):
     inputs = int(np.prod(kernel_shape[:contract]))
     y_shape = (*x_shape[:-contract], *kernel_shape[contract:])
     dy = random(*y_shape, seed=2) * 1e-4
-    dot = Fp8Dot(Current(granularity=granularity))
+    dot = QuantizedDot(Fp8Current(granularity=granularity))
 
     def product(x, kernel):
         return dot(x, kernel, {}, contract=contract)[0]
@@ -106,7 +106,7 @@ def test_product_and_gradients_are_those_of_the_formula(name, granularity):
 @each_granularity
 def test_an_einsum_is_the_product_with_the_dims_in_another_order(granularity):
     q, kernel = random(2, 1, 3, 4), random(5, 3, 4, seed=1)
-    dot = Fp8Dot(Current(granularity=granularity))
+    dot = QuantizedDot(Fp8Current(granularity=granularity))
     equation = "bthn,lhn->bthl"
     y, _ = dot(jnp.asarray(q), jnp.asarray(kernel), {}, equation=equation)
     axes = (3, 2) if granularity == "channel" else (None, None)
@@ -164,7 +164,7 @@ def test_products_of_groups_are_those_of_the_formula(name, implementation, granu
     x, kernel = random(rows, 6), random(len(sizes), 6, 4, seed=1)
     kernel *= np.float32(2.0) ** np.arange(len(sizes))[:, None, None]
     dy = random(rows, 4, seed=2) * 1e-4
-    dot = Fp8GroupedDot(Current(granularity=granularity), implementation)
+    dot = QuantizedGroupedDot(Fp8Current(granularity=granularity), implementation)
     given = None if SIZES[name] is None else jnp.asarray(sizes)
 
     def product(x, kernel):
@@ -178,7 +178,7 @@ def test_products_of_groups_are_those_of_the_formula(name, implementation, granu
 def test_it_computes_in_bfloat16_what_it_does_in_float32_and_returns_bfloat16(
     granularity,
 ):
-    dot = Fp8Dot(Current(granularity=granularity))
+    dot = QuantizedDot(Fp8Current(granularity=granularity))
     x = jnp.asarray(random(4, 6), jnp.bfloat16)
     kernel = jnp.asarray(random(6, 5, seed=1), jnp.bfloat16)
     product = jax.jit(lambda x, kernel, **kwargs: dot(x, kernel, {}, **kwargs)[0])
@@ -201,7 +201,7 @@ def test_a_byte_per_number_is_kept_for_the_backward_pass():
     numbers = x.size + kernel.size
     assert bytes_kept(Dot(), x, kernel) == 2 * numbers
     for granularity, scales in (("tensor", 2), ("channel", 64 + 16)):
-        kept = bytes_kept(Fp8Dot(Current(granularity=granularity)), x, kernel)
+        kept = bytes_kept(QuantizedDot(Fp8Current(granularity=granularity)), x, kernel)
         assert kept <= numbers + 4 * scales
 
 
@@ -209,12 +209,14 @@ def test_products_of_groups_keep_a_byte_per_number_and_the_group_of_each_row():
     x, kernel = jnp.ones((64, 32), jnp.bfloat16), jnp.ones((2, 32, 16), jnp.bfloat16)
     sizes, numbers = jnp.array([40, 24]), x.size + kernel.size
     assert bytes_kept(GroupedDot(), x, kernel, sizes) >= 2 * numbers
-    kept = bytes_kept(Fp8GroupedDot(Current()), x, kernel, sizes)
+    kept = bytes_kept(QuantizedGroupedDot(Fp8Current()), x, kernel, sizes)
     assert kept <= numbers + 4 * (64 + 2) + 4 * 3
 
 
 def test_a_tensor_that_overflowed_gives_no_numbers():
-    dot = functools.partial(Fp8Dot(Current()), kernel=jnp.ones((2, 2)), state={})
+    dot = functools.partial(
+        QuantizedDot(Fp8Current()), kernel=jnp.ones((2, 2)), state={}
+    )
     y, _ = dot(jnp.array([[1.0, jnp.inf], [1.0, 2.0]]))
     assert np.all(np.isnan(y[0])) and np.all(np.isfinite(y[1]))
     y, _ = dot(jnp.zeros((1, 2)))

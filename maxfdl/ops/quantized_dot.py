@@ -1,4 +1,4 @@
-"""Matrix products in FP8, as leaf ops: `Dot` and `GroupedDot` by a recipe."""
+"""Matrix products in few bits, as leaf ops: `Dot` and `GroupedDot` by a recipe."""
 
 import dataclasses
 from typing import Annotated
@@ -11,17 +11,17 @@ from jaxtyping import Array, Float, Int
 from maxfdl.markers import Operational
 from maxfdl.ops.contraction import Contraction, GroupedContraction
 from maxfdl.ops.dot import MatrixProduct, State
-from maxfdl.ops.fp8_recipes import Recipe
 from maxfdl.ops.grouped_dot import GroupedDot, GroupedProduct, Implementation
+from maxfdl.ops.recipe import Recipe
 from maxfdl.ops.state import Declaration, StateDeclaration
 
 
 @dataclasses.dataclass(frozen=True)
-class Fp8Dot(MatrixProduct):
-    """The product in FP8, with sums in float32.
+class QuantizedDot(MatrixProduct):
+    """The product as a recipe computes it.
 
-    Cost: the FLOPs of `Dot`. Keeps a byte per number of x and of the kernel for the
-    backward pass.
+    Cost: the FLOPs of `Dot`. Keeps x and the kernel for the backward pass in the
+    format of the recipe: a byte per number in FP8 and int8.
 
     Args:
       recipe: Formats, and how tensors are scaled.
@@ -71,8 +71,8 @@ class Fp8Dot(MatrixProduct):
 
 
 @dataclasses.dataclass(frozen=True)
-class Fp8GroupedDot(GroupedProduct):
-    """Each row times the kernel of its group, in FP8, with sums in float32.
+class QuantizedGroupedDot(GroupedProduct):
+    """Each row times the kernel of its group, as a recipe computes it.
 
     Args:
       recipe: Formats, and how tensors are scaled.
