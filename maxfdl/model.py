@@ -27,7 +27,7 @@ from maxfdl.layers.execution import Repeats
 from maxfdl.layers.frozen import Frozen
 from maxfdl.layers.linen.module import Declared
 from maxfdl.layers.nnx.module import State, declaration_of, flat_names
-from maxfdl.layers.parameter import Parameter, map_parameters, path_hash
+from maxfdl.layers.parameter import Parameter, map_parameters, path_hash, whole_path
 from maxfdl.layers.sinks import SinkKey
 from maxfdl.markers import FromParent
 from maxfdl.ops.mask import NOWHERE
@@ -114,8 +114,12 @@ class Model:
         """
 
         def draw(path: str, parameter: Parameter) -> jax.Array:
-            values = parameter.draw(jax.random.fold_in(key, path_hash(path)))
-            return values.astype(parameter.dtype or self.network.param_dtype)
+            own = path_hash(whole_path(path, parameter))
+            whole = parameter.whole
+            values = whole.draw(jax.random.fold_in(key, own))
+            return parameter.part_of(
+                values.astype(whole.dtype or self.network.param_dtype)
+            )
 
         state = jax.tree.map(StateDeclaration.first, self.state())
         return {"params": map_parameters(draw, self.parameters()), "state": state}

@@ -71,6 +71,8 @@ class Frozen:
         def mark(path: str, parameter: Parameter) -> Parameter:
             if not self._selects(path, parameter):
                 return parameter
+            if parameter.packing is not None:
+                return parameter  # its types are those of codes and scales
             dtype = self.dtype or parameter.dtype
             return dataclasses.replace(parameter, trained=False, dtype=dtype)
 

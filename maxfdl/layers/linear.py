@@ -14,6 +14,7 @@ from maxfdl.layers.layer import Layer, Maker, Module, with_parts
 from maxfdl.layers.parameter import Parameter
 from maxfdl.layers.product import make_kernel, multiply
 from maxfdl.markers import FromParent
+from maxfdl.ops.codec import Codec
 from maxfdl.ops.dot import MatrixProduct
 from maxfdl.ops.initializers import Constant, Initializer
 
@@ -28,6 +29,8 @@ class Linear(Layer):
     Args:
       dot: The matrix product.
       initializer: How the kernel is drawn.
+      storage: How the kernel is stored in a few bits, and not trained; None: as one
+        array of numbers.
       use_bias: Whether to add a bias, which starts at 0.
       inputs: Name and size of each contracted dim, the last dims of `x`.
       outputs: Name and size of each dim of the result.
@@ -35,6 +38,7 @@ class Linear(Layer):
 
     dot: MatrixProduct
     initializer: Initializer
+    storage: Codec | None = None
     use_bias: bool = False
     inputs: Annotated[Dims, FromParent]
     outputs: Annotated[Dims, FromParent]
@@ -48,7 +52,7 @@ class Linear(Layer):
             contracted=len(self.inputs),
         )
         bias = Parameter.of_dims(self.outputs, init=Constant(), role="bias")
-        make_kernel(maker, self.dot, kernel)
+        make_kernel(maker, self.dot, kernel, self.storage)
         maker.parameter("bias", bias if self.use_bias else None)
 
     @with_parts
@@ -58,7 +62,7 @@ class Linear(Layer):
 
     @with_parts
     def __call__(self, parts, x: jax.Array, context: Context) -> jax.Array:
-        contract = parts.kernel.declared.contracted
+        contract = parts.kernel.declared.whole.contracted
         y = multiply(self.dot, parts, x, context, contract=contract)
         return y if parts.bias is None else y + parts.bias.ready(context, x.dtype)
 

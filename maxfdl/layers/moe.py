@@ -21,6 +21,7 @@ from maxfdl.layers.product import make_kernel, multiply
 from maxfdl.layers.sinks import Counts, Mean, RouterLoad
 from maxfdl.markers import FromParent
 from maxfdl.ops import balance
+from maxfdl.ops.codec import Codec
 from maxfdl.ops.experts import Dispatch, Groups
 from maxfdl.ops.glu import ClampedSwiGlu, Glu
 from maxfdl.ops.grouped_dot import GroupedProduct
@@ -102,6 +103,8 @@ class GroupedLinear(Layer):
     Args:
       dot: The product of groups of rows with their kernels.
       initializer: How the kernels are drawn.
+      storage: How they are stored in a few bits, and not trained; None: as one array of
+        numbers.
       use_bias: Whether to add biases, which start at 0.
       num_experts: E.
       inputs: Name and size of the contracted dim.
@@ -110,6 +113,7 @@ class GroupedLinear(Layer):
 
     dot: GroupedProduct
     initializer: Initializer
+    storage: Codec | None = None
     use_bias: bool = False
     num_experts: Annotated[int, FromParent]
     inputs: Annotated[dict[str, int], FromParent]
@@ -129,7 +133,7 @@ class GroupedLinear(Layer):
         bias = Parameter.of_dims(
             experts, self.outputs, init=Constant(), role="bias", batched=1
         )
-        make_kernel(maker, self.dot, kernel)
+        make_kernel(maker, self.dot, kernel, self.storage)
         maker.parameter("bias", bias if self.use_bias else None)
 
     @with_parts

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from maxfdl.errors import UserError
+from maxfdl.ops.codec import Codec, PackedKernel, Part, Parts
 from maxfdl.ops.initializers import Initializer
 from maxfdl.ops.state import Declaration
 
@@ -20,6 +21,8 @@ _LONGEST = 2**31 - 1  # what int32, the type of indices, counts to
 _MOST = 2**60  # whose bytes int64 counts, in every type
 
 DType = Literal["float32", "bfloat16", "float16", "float64"]
+"""Types that weights are trained in, or frozen."""
+
 Role = Literal["kernel", "embedding", "scale", "bias"]
 
 
@@ -39,6 +42,7 @@ class Parameter(Declaration):
         None outside stacks.
       trained: Whether training changes it; see `maxfdl.layers.frozen`.
       dtype: Type it is stored in; None is the model's `param_dtype`.
+      packing: Of which kernel it is a part, if that is stored in a few bits.
     """
 
     shape: tuple[int, ...]
@@ -49,7 +53,8 @@ class Parameter(Declaration):
     batched: int = 0
     repeats: int | None = None
     trained: bool = True
-    dtype: DType | None = None
+    dtype: str | None = None
+    packing: "Packing | None" = None
 
     @classmethod
     def of_dims(
@@ -77,12 +82,34 @@ class Parameter(Declaration):
         """Returns fresh float32 values; each layer of a stack has a key of its own.
 
         Layer i draws with `fold_in(key, i)`, so that weights do not depend on how a
-        stack is cut or run.
+        stack is cut or run. A part of a packed kernel is that of the kernel so drawn.
         """
+        if self.packing is not None:
+            return self.part_of(self.whole.draw(key))
         if self.repeats is None:
             return self.init(key, self.shape, self.fan_in)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(self.repeats))
         return jax.vmap(lambda key: self.init(key, self.shape, self.fan_in))(keys)
+
+    @property
+    def whole(self) -> "Parameter":
+        """The kernel that it is a part of; itself if it is none."""
+        return self if self.packing is None else self.packing.whole
+
+    def part_of(self, values: Any) -> Any:
+        """Returns what is stored here of the values of the kernel `whole`."""
+        if self.packing is None:
+            return values
+        return self.packing.encode(values)[self.packing.part]
+
+    def stacked(self, repeats: int) -> "Parameter":
+        one = super().stacked(repeats)
+        if self.packing is None:
+            return one
+        whole = self.packing.whole.stacked(repeats)
+        return dataclasses.replace(
+            one, packing=dataclasses.replace(self.packing, whole=whole)
+        )
 
     @property
     def fan_in(self) -> int:
@@ -90,6 +117,97 @@ class Parameter(Declaration):
 
     def abstract(self, dtype: str) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(self.full_shape, jnp.dtype(dtype))
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """How a kernel is stored that is packed, and which part of it an array is.
+
+    Codes and scales are [*batched, inputs, outputs]: the contracted dims of the kernel
+    are one, and so are the others.
+
+    Args:
+      codec: Makes the parts of the kernel, and the kernel of the parts.
+      part: The part.
+      whole: Declaration of the kernel.
+    """
+
+    codec: Codec
+    part: Part
+    whole: Parameter
+
+    def encode(self, kernel: Any) -> Parts:
+        """Returns all parts of the values of a kernel, or of several along first dims.
+
+        Takes NumPy arrays, too.
+        """
+        lead = kernel.shape[: kernel.ndim - len(self.whole.shape)]
+        return self.codec.encode(kernel.reshape(*lead, *_flat(self.whole)))
+
+    def kernel(self, codes: Any, scales: Any) -> PackedKernel:
+        """Returns the kernel of its parts, or several of such along first dims."""
+        dims = self.whole.shape[self.whole.batched :]
+        inputs, outputs = dims[: self.whole.contracted], dims[self.whole.contracted :]
+        return PackedKernel(
+            codes=codes, scales=scales, codec=self.codec, inputs=inputs, outputs=outputs
+        )
+
+
+def packed(kernel: Parameter, codec: Codec) -> dict[Part, Parameter]:
+    """Returns the declarations of the parts of a kernel, which are not trained.
+
+    A dim of a part is cut over a mesh as the first of the dims that it stands for. The
+    scales of groups of inputs or outputs are whole on every device.
+    """
+    inputs, outputs = _axis_of_each(kernel)
+    batch = kernel.axes[: kernel.batched]
+    scale_axes = (
+        inputs if codec.inputs == 1 else GROUPS,
+        outputs if codec.outputs == 1 else GROUPS,
+    )
+    axes = {"codes": (*batch, inputs, outputs), "scales": (*batch, *scale_axes)}
+    declared = codec.declare(_flat(kernel))
+    return {
+        part: Parameter(
+            shape,
+            axes[part],
+            kernel.init,
+            "kernel",
+            contracted=1,
+            batched=kernel.batched,
+            trained=False,
+            dtype=dtype,
+            packing=Packing(codec, part, kernel),
+        )
+        for part, (shape, dtype) in declared.items()
+    }
+
+
+SUFFIXES: dict[Part, str] = {"codes": "", "scales": "_scale"}
+"""What is added to the name of a kernel for each of its parts."""
+
+GROUPS = "groups"
+"""Logical name of a dim that counts groups of weights with a scale each."""
+
+
+def _flat(kernel: Parameter) -> tuple[int, ...]:
+    """Returns the shape [*batched, inputs, outputs] of a kernel."""
+    batch, rest = kernel.shape[: kernel.batched], kernel.shape[kernel.batched :]
+    inputs, outputs = rest[: kernel.contracted], rest[kernel.contracted :]
+    return (*batch, math.prod(inputs), math.prod(outputs))
+
+
+def _axis_of_each(kernel: Parameter) -> tuple[str, str]:
+    """Returns the names of the dims of inputs and of outputs: of the first of each."""
+    axes = kernel.axes[kernel.batched :]
+    inputs, outputs = axes[: kernel.contracted], axes[kernel.contracted :]
+    return inputs[0], outputs[0] if outputs else GROUPS
+
+
+def whole_path(path: str, parameter: Parameter) -> str:
+    """Returns the path of the kernel that the parameter at `path` is a part of."""
+    packing = parameter.packing
+    return path if packing is None else path.removesuffix(SUFFIXES[packing.part])
 
 
 def path_hash(path: str) -> int:

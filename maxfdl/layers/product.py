@@ -1,4 +1,7 @@
-"""Products of activations with the kernel of a layer, which may keep state."""
+"""Products of activations with the kernel of a layer, which may keep state.
+
+The kernel is one parameter, `kernel`, or packed in two: codes and scales.
+"""
 
 from typing import Any
 
@@ -6,16 +9,27 @@ import jax
 
 from maxfdl.layers.context import Context
 from maxfdl.layers.layer import Maker
-from maxfdl.layers.parameter import Parameter
+from maxfdl.layers.parameter import SUFFIXES, Parameter, packed
+from maxfdl.ops.codec import Codec, PackedKernel
 from maxfdl.ops.dot import MatrixProduct
 from maxfdl.ops.grouped_dot import GroupedProduct
 
 
 def make_kernel(
-    maker: Maker, dot: MatrixProduct | GroupedProduct, kernel: Parameter
+    maker: Maker,
+    dot: MatrixProduct | GroupedProduct,
+    kernel: Parameter,
+    storage: Codec | None = None,
 ) -> None:
-    """Makes the part `kernel`, and one for each state that its product keeps."""
-    maker.parameter("kernel", kernel)
+    """Makes the part `kernel`, and one for each state that its product keeps.
+
+    With a `storage` it makes those of the packed kernel, which are not trained.
+    """
+    if storage is None:
+        maker.parameter("kernel", kernel)
+    else:
+        for part, declaration in packed(kernel, storage).items():
+            maker.parameter(f"kernel{SUFFIXES[part]}", declaration)
     for name, declaration in dot.declare(kernel).items():
         maker.state(_part(name), declaration)
 
@@ -32,13 +46,31 @@ def multiply(
 
     Further arguments are those that the product takes after its state.
     """
-    names = dot.declare(parts.kernel.declared)
-    cells = {name: getattr(parts, _part(name)) for name in names}
+    declared = parts.kernel.declared.whole
+    cells = {name: getattr(parts, _part(name)) for name in dot.declare(declared)}
     state = {name: cell.read() for name, cell in cells.items()}
-    y, new = dot(x, parts.kernel.ready(context, x.dtype), state, *args, **kwargs)
+    if parts.kernel.declared.packing is None:
+        kernel = parts.kernel.ready(context, x.dtype)
+        y, new = dot(x, kernel, state, *args, **kwargs)
+    else:
+
+        def product(x: jax.Array, kernel: PackedKernel, state: Any) -> Any:
+            return dot.of_packed(x, kernel, state, *args, **kwargs)
+
+        # The backward pass keeps what is stored and unpacks it again.
+        y, new = jax.checkpoint(product)(x, _packed(parts, context), state)
     for name, value in new.items():
         cells[name].write(value)
     return y
+
+
+def _packed(parts: Any, context: Context) -> PackedKernel:
+    """Returns the packed kernel of a layer, gathered as it is stored."""
+    stored = {
+        part: getattr(parts, f"kernel{suffix}").ready(context)
+        for part, suffix in SUFFIXES.items()
+    }
+    return parts.kernel.declared.packing.kernel(**stored)
 
 
 def _part(name: str) -> str:

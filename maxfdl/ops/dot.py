@@ -7,7 +7,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from maxfdl.ops.codec import PackedKernel
 from maxfdl.ops.state import Declaration, StateDeclaration
 
 State = Mapping[str, Array]
@@ -59,6 +60,20 @@ class MatrixProduct(abc.ABC):
           equation: An einsum of both in place of that, for what is no projection.
           out_dtype: Type of the result; None is that of `x`.
         """
+
+    def of_packed(
+        self,
+        x: Float[Array, "..."],
+        kernel: PackedKernel,
+        state: State,
+        **kwargs: Any,
+    ) -> tuple[Float[Array, "..."], State]:
+        """Returns the product with a kernel that is stored in a few bits.
+
+        Further arguments are those of the product. A product that reads codes and
+        scales where they lie overrides this.
+        """
+        return self(x, kernel.unpacked(x.dtype), state, **kwargs)
 
     @abc.abstractmethod
     def backward(

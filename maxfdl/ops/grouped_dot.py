@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from maxfdl.markers import Operational
+from maxfdl.ops.codec import PackedKernel
 from maxfdl.ops.cost import declare_flops
 from maxfdl.ops.dot import State
 from maxfdl.ops.state import Declaration, StateDeclaration
@@ -50,6 +51,16 @@ class GroupedProduct(abc.ABC):
         Returns:
           The product, in the type of the rows, and what is new of the state.
         """
+
+    def of_packed(
+        self,
+        x_MD: Float[Array, "M D"],
+        kernel_EDF: PackedKernel,
+        state: State,
+        sizes_E: Int[Array, " E"] | None,
+    ) -> tuple[Float[Array, "M F"], State]:
+        """Returns the product with kernels that are stored in a few bits."""
+        return self(x_MD, kernel_EDF.unpacked(x_MD.dtype), state, sizes_E)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,6 +40,7 @@ class AxisRules:
     rank: MeshAxes = ()
     latent: MeshAxes = ()
     pair: MeshAxes = ()
+    groups: MeshAxes = ()
     layers: MeshAxes = ()
     cut_in_use: tuple[str, ...] = ("experts",)
 
