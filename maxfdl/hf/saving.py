@@ -138,7 +138,9 @@ def _text_part(origin: Folder) -> dict[str, Any]:
     raw = origin.raw_config
     if "text_config" in raw:
         return dict(origin.config)
-    kept = {key: value for key, value in raw.items() if key != "torch_dtype"}
+    # The second is about the files of the origin, and these are others.
+    dropped = ("torch_dtype", "quantization_config")
+    kept = {key: value for key, value in raw.items() if key not in dropped}
     return kept | {"tie_word_embeddings": False} if origin.unties_head else kept
 
 

@@ -108,7 +108,9 @@ def left_out(
     """Returns how many tensors with weights are not used, by the reason."""
     left = _left_over(tensors, spelled, table, config)
     whys = [why_left_out(name, table, config) for name in left]
-    return collections.Counter(why for why in whys if why and why != "buffers")
+    counts = collections.Counter(why for why in whys if why and why != "buffers")
+    activations = {"quantised activations": tensors.of_activations}
+    return counts + collections.Counter(activations)
 
 
 def their_shapes(bindings: list[Binding], config: Config) -> dict[str, tuple[int, ...]]:

@@ -29,7 +29,18 @@ _CODES = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-_CODE_OF = {dtype: code for code, dtype in _CODES.items()}
+_BYTES = {
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+}
+"""Types that the library does not read as NumPy arrays."""
+
+_CODE_OF = {dtype: code for code, dtype in (_CODES | _BYTES).items()} | {
+    np.dtype(np.int8): "I8",
+    np.dtype(np.uint8): "U8",
+    np.dtype(np.int32): "I32",
+    np.dtype(np.int64): "I64",
+}
 
 Spec = tuple[tuple[int, ...], np.dtype]
 """Shape and type of a tensor."""
@@ -38,9 +49,15 @@ Spec = tuple[tuple[int, ...], np.dtype]
 class TensorReader:
     """The tensors of several files, by name.
 
+    Attributes:
+      of_activations: Number of tensors that say how activations are quantised, which
+        are not among the names.
+
     Raises:
       UserError: If a file is missing or incomplete, or if two hold the same tensor.
     """
+
+    of_activations = 0
 
     def __init__(self, files: Iterable[pathlib.Path]):
         self._file_of: dict[str, Any] = {}
@@ -61,11 +78,17 @@ class TensorReader:
     def names(self) -> list[str]:
         return list(self._file_of)
 
+    def holds(self, name: str) -> bool:
+        return name in self._file_of
+
     def path(self, name: str) -> pathlib.Path:
         """Returns the file that holds a tensor."""
         return self._path_of[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
+        return self._shape(name)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._file_of[name].get_slice(name).get_shape())
 
     def code(self, name: str) -> str:
@@ -73,7 +96,10 @@ class TensorReader:
         return self._file_of[name].get_slice(name).get_dtype()
 
     def read(self, name: str) -> np.ndarray:
-        with _explain_failure(self._path_of[name]):
+        path, dtype = self._path_of[name], _BYTES.get(TensorReader.code(self, name))
+        with _explain_failure(path):
+            if dtype is not None:
+                return _read_bytes(path, name).view(dtype).reshape(self._shape(name))
             return self._file_of[name].get_tensor(name)
 
     def are_equal(self, name: str, other: str) -> bool:
@@ -106,6 +132,20 @@ def _explain_failure(path: pathlib.Path) -> Iterator[None]:
 def is_supported(code: str) -> bool:
     """Says whether weights may be of this type; types of 8 bits or less need scales."""
     return code in _CODES
+
+
+def code_of(dtype: np.dtype) -> str:
+    """Returns a type as the format writes it, such as `BF16`."""
+    return _CODE_OF[dtype]
+
+
+def _read_bytes(path: pathlib.Path, name: str) -> np.ndarray:
+    """Returns the bytes of a tensor."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        start, end = json.loads(file.read(length))[name]["data_offsets"]
+        file.seek(8 + length + start)
+        return np.fromfile(file, np.uint8, end - start)
 
 
 class TensorWriter:

@@ -22,8 +22,10 @@ from maxfdl.sharding import room
 from maxfdl.sharding.mesh import MeshShape
 from maxfdl.sharding.rules import AxisRules
 from maxfdl.sharding.sharding import Sharding
+from maxfdl.tensors.hugging_face.quantization.fp8 import block_codec
 from tests import goldens, tiny
 from tests.hf.variants import loaded
+from tests.tensors.quantized.test_reader import written
 
 NAME = "llama3"
 WEIGHTS = goldens.weights(NAME)
@@ -245,9 +247,26 @@ def test_what_is_no_folder_is_refused(tmp_path):
     assert "must be a folder with a config.json" in refusal("meta-llama/Llama-2-7b")
 
 
-def test_quantised_weights_are_refused(folder):
-    change_config(folder, quantization_config={"quant_method": "fp8"})
-    assert "has a quantization_config" in refusal(folder)
+def test_weights_in_few_bits_are_read_as_what_they_stand_for(folder, capsys):
+    codec, name = block_codec(16, 24), "model.layers.1.mlp.up_proj.weight"
+    parts = codec.encode(WEIGHTS[name])
+    tensors = {name + part: x for part, x in parts.items()}
+    scale = {"model.layers.1.mlp.up_proj.input_scale": np.ones(1, np.float32)}
+    rest = {key: x for key, x in WEIGHTS.items() if key != name}
+    written(folder, rest | tensors | scale)
+    sides = {"quant_method": "fp8", "weight_block_size": [16, 24]}
+    change_config(folder, quantization_config=sides, dtype="bfloat16")
+    layers = hf.load(folder).variables["params"]["decoder"]["stacks_0"]["layers_0"]
+    kernel = np.asarray(layers["mlp"]["up"]["kernel"][1])
+    expected = codec.decode(parts, WEIGHTS[name].shape).T
+    assert kernel.dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(kernel, expected.astype(kernel.dtype))
+    assert np.abs(expected - WEIGHTS[name].T).max() > 0
+    said = capsys.readouterr().err
+    assert said == f"{folder}: 1 tensors of quantised activations are not used\n"
+    change_config(folder, quantization_config={"quant_method": "gptq"})
+    problem = 'quantization_config.quant_method ("gptq") must be one of compressed-'
+    assert refusal(folder).startswith(f"{folder / 'config.json'}: {problem}")
 
 
 def test_code_of_the_folder_is_not_run(folder):

@@ -8,10 +8,12 @@ from typing import Any
 from maxfdl import outside
 from maxfdl.data.tokenizers.saving import TOKENIZER_FILES
 from maxfdl.errors import UserError
-from maxfdl.outside import Text, shown
+from maxfdl.outside import Object, Text, Values, shown
 from maxfdl.tensors.hugging_face.config import Config, normalised
+from maxfdl.tensors.hugging_face.quantization import scheme_of
 from maxfdl.tensors.matching import has_own_head
 from maxfdl.tensors.names import table_of
+from maxfdl.tensors.quantized.reader import QuantizedReader, Scheme
 from maxfdl.tensors.safetensors import INDEX, WHOLE, TensorReader
 
 CONFIG = "config.json"
@@ -20,6 +22,7 @@ EXPORTED = (CONFIG, WHOLE, "model-*-of-*.safetensors", INDEX, *TOKENIZER_FILES)
 """Patterns of the files that an export may consist of."""
 
 _WEIGHTS = "*.safetensors"
+_QUANTIZATION = "quantization_config"
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -53,7 +56,7 @@ class Folder:
         differs, it says that the head is not tied, as transformers 5 does.
 
         Raises:
-          UserError: If there is no such model type here, or weights are quantised.
+          UserError: If there is no such model type here.
         """
         config = self._config_as_written
         return config | {"tie_word_embeddings": False} if self.unties_head else config
@@ -69,12 +72,22 @@ class Folder:
 
     @functools.cached_property
     def _config_as_written(self) -> Config:
-        if self.raw_config.get("quantization_config"):
-            raise UserError(
-                f"{self.path / CONFIG} has a quantization_config; give a folder with"
-                " weights of float32, bfloat16 or float16."
-            )
-        return normalised(self.raw_config, str(self.path / CONFIG))
+        known = normalised(self.raw_config, str(self.path / CONFIG))
+        # It is about the files, and the graph does not depend on it.
+        return {key: value for key, value in known.items() if key != _QUANTIZATION}
+
+    @functools.cached_property
+    def scheme(self) -> Scheme | None:
+        """How weights are stored in few bits, or None if all are floating-point.
+
+        Raises:
+          UserError: If it is a way that is not read.
+        """
+        outer = Values(str(self.path / CONFIG), self.raw_config)
+        for values in (outer, outer.within("text_config")):
+            if values.take(_QUANTIZATION, Object(), default=None):
+                return scheme_of(values.within(_QUANTIZATION))
+        return None
 
     @property
     def remarks(self) -> list[str]:
@@ -101,10 +114,15 @@ class Folder:
     def tensors(self) -> TensorReader:
         """Returns the weights, unread.
 
+        Those in few bits are read as float32.
+
         Raises:
-          UserError: If they are missing, or are no safetensors.
+          UserError: If they are missing, are no safetensors, or are stored in a way
+            that is not read.
         """
-        return TensorReader(self._weight_files())
+        if self.scheme is None:
+            return TensorReader(self._weight_files())
+        return QuantizedReader(self._weight_files(), self.scheme)
 
     def _weight_files(self) -> list[pathlib.Path]:
         if self._has(WHOLE):

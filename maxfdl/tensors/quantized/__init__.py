@@ -1,0 +1,1 @@
+"""Weights in few bits, as files hold them: codes and scales, in NumPy on the host."""
