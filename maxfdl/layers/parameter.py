@@ -141,8 +141,9 @@ class Packing:
 
         Takes NumPy arrays, too.
         """
-        lead = kernel.shape[: kernel.ndim - len(self.whole.shape)]
-        return self.codec.encode(kernel.reshape(*lead, *_flat(self.whole)))
+        dims = self.whole.shape[self.whole.batched :]
+        lead = kernel.shape[: kernel.ndim - len(dims)]
+        return self.codec.encode(kernel.reshape(*lead, *_flat(self.whole)[-2:]))
 
     def kernel(self, codes: Any, scales: Any) -> PackedKernel:
         """Returns the kernel of its parts, or several of such along first dims."""
@@ -202,6 +203,17 @@ def _axis_of_each(kernel: Parameter) -> tuple[str, str]:
     axes = kernel.axes[kernel.batched :]
     inputs, outputs = axes[: kernel.contracted], axes[kernel.contracted :]
     return inputs[0], outputs[0] if outputs else GROUPS
+
+
+def wholes(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns declarations with those of kernels in place of those of their parts."""
+    result = {}
+    for name, value in parameters.items():
+        if not isinstance(value, Parameter):
+            result[name] = wholes(value)
+        elif value.packing is None or value.packing.part == "codes":
+            result[name] = value.whole
+    return result
 
 
 def whole_path(path: str, parameter: Parameter) -> str:

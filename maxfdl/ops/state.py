@@ -23,8 +23,9 @@ class Declaration:
 
     They have `shape` and `axes` inside one layer, and `repeats`, the number of layers
     of the stack that holds the array, or None outside stacks. `contracted` and
-    `batched` are those of `Parameter`, and 0 for what is no kernel. `dtype` is None
-    where the model's `param_dtype` counts.
+    `batched` are those of `Parameter`, and 0 for what is no kernel; `packing`, too, and
+    None for what is no part of one. `dtype` is None where the model's `param_dtype`
+    counts.
     """
 
     shape: tuple[int, ...]
@@ -34,6 +35,7 @@ class Declaration:
     batched: int
     repeats: int | None
     dtype: Any
+    packing: Any
 
     @property
     def full_shape(self) -> tuple[int, ...]:
@@ -76,6 +78,7 @@ class StateDeclaration(Declaration):
     role: ClassVar[str] = "state"
     contracted: ClassVar[int] = 0
     batched: ClassVar[int] = 0
+    packing: ClassVar[None] = None
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]

@@ -9,7 +9,10 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from maxfdl.errors import UserError
+from maxfdl.layers.parameter import SUFFIXES
 from maxfdl.model import Model
+from maxfdl.ops.codec import Parts
 from maxfdl.ops.state import StateDeclaration
 from maxfdl.sharding.sharding import Sharding
 from maxfdl.tensors.table import Leaves, Slot
@@ -22,7 +25,7 @@ class Arrays:
     """Variables in progress: an array is allocated when its first part arrives.
 
     Args:
-      leaves: Declarations of all arrays.
+      leaves: Declarations of all arrays, as they are stored.
       model: Its `param_dtype` is the type of those that declare none.
       sharding: Mesh and rules; None puts all on one device.
 
@@ -41,22 +44,46 @@ class Arrays:
                 sharding.check("/".join(path), shape, axes)
 
     def dtype(self, slot: Slot) -> np.dtype:
-        """Returns the type in which a slot is stored."""
-        return self._dtype((slot.collection, slot.path))
+        """Returns the type of the values at a slot, before a kernel is packed."""
+        return jnp.dtype(slot.declared.dtype or self._param_dtype)
 
     def _dtype(self, key: Key) -> np.dtype:
         return jnp.dtype(self._leaves[key].dtype or self._param_dtype)
 
     def fill(self, slot: Slot, values: np.ndarray) -> None:
-        key = slot.collection, slot.path
+        """Stores the values at a slot; those of a packed kernel are packed here.
+
+        Raises:
+          UserError: If values that are to be packed are not finite.
+        """
+        packing = self._leaves[slot.collection, slot.path].packing
+        if packing is None:
+            self._put((slot.collection, slot.path), slot.index, values)
+            return
+        if not np.all(np.isfinite(values)):
+            raise UserError(
+                f"{'/'.join(slot.path)} holds numbers that are not finite, which cannot"
+                f" be stored as {packing.codec.numbers}; leave it out by"
+                " quantize_weights(skip=...)."
+            )
+        self.fill_packed(slot, packing.encode(values))
+
+    def fill_packed(self, slot: Slot, parts: Parts) -> None:
+        """Stores the parts of a packed kernel at a slot."""
+        *above, name = slot.path
+        for part, values in parts.items():
+            path = (*above, f"{name}{SUFFIXES[part]}")
+            self._put((slot.collection, path), slot.index, values)
+
+    def _put(self, key: Key, index: tuple[int, ...], values: np.ndarray) -> None:
         if key not in self._arrays:
             self._arrays[key] = self._empty(key)
         whole = self._arrays.pop(key)
-        place = self._place(key, len(slot.index))
+        place = self._place(key, len(index))
         part = jax.make_array_from_callback(
-            values.shape, place, lambda index: values[index]
+            values.shape, place, lambda where: values[where]
         )
-        self._arrays[key] = _put(whole.sharding)(whole, part, slot.index)
+        self._arrays[key] = _put(whole.sharding)(whole, part, index)
         # One part at a time: else parts pile up in the queue of the device.
         self._arrays[key].block_until_ready()
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, cast
 
 from maxfdl.errors import UserError
+from maxfdl.layers.parameter import wholes
 from maxfdl.model import Model
 from maxfdl.ops.state import Declaration, StateDeclaration
 from maxfdl.tensors.layouts import AsDeclared, Config, Layout
@@ -126,8 +127,19 @@ Leaves = dict[tuple[str, tuple[str, ...]], Declaration]
 
 
 def leaves_of(model: Model) -> Leaves:
-    """Returns the declaration of every array of the variables."""
-    collections = {"params": model.parameters(), "state": model.state()}
+    """Returns the declaration of every array of the variables.
+
+    A packed kernel counts as the one array that it stands for.
+    """
+    return _leaves({"params": wholes(model.parameters()), "state": model.state()})
+
+
+def stored_leaves_of(model: Model) -> Leaves:
+    """Returns the declaration of every array of the variables, as it is stored."""
+    return _leaves({"params": model.parameters(), "state": model.state()})
+
+
+def _leaves(collections: Mapping[str, Mapping[str, Any]]) -> Leaves:
     return {
         (collection, path): declaration
         for collection, tree in collections.items()

@@ -11,10 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from maxfdl.layers.parameter import SUFFIXES, Packing
 from maxfdl.model import Model
 from maxfdl.sharding.room import check_room
 from maxfdl.sharding.sharding import Sharding
@@ -25,7 +27,7 @@ from maxfdl.tensors.layouts import Config
 from maxfdl.tensors.matching import check_count, left_out, match, their_shapes
 from maxfdl.tensors.names import table_of
 from maxfdl.tensors.safetensors import SHARD_BYTES, TensorWriter
-from maxfdl.tensors.table import Binding, Slot, bind, leaves_of
+from maxfdl.tensors.table import Slot, bind, leaves_of, stored_leaves_of
 
 Variables = dict[str, Any]
 
@@ -55,7 +57,7 @@ def read_weights(
     """
     table, config = table_of(folder.config["model_type"]), folder.config
     leaves, tensors = leaves_of(model), folder.tensors()
-    arrays = Arrays(leaves, model, sharding)
+    arrays = Arrays(stored_leaves_of(model), model, sharding)
     check_count(leaves, tensors, table, folder.path)
     bindings = bind(table, leaves)
     spelled = match(bindings, tensors, table, config, folder.path)
@@ -95,7 +97,7 @@ def write_weights(
     """
     bindings = bind(table_of(config["model_type"]), leaves_of(model))
     dtypes = {
-        name: np.dtype(_leaf(variables, binding.slots[0]).dtype)
+        name: _dtype(model, variables, binding.slots[0])
         for binding in bindings
         for name in binding.theirs
     }
@@ -118,17 +120,39 @@ def their_tensors(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yields each tensor of Hugging Face, by name, from a tree like `variables`."""
     for binding in bind(table_of(config["model_type"]), leaves_of(model)):
-        theirs = binding.to_theirs(_fetch(variables, binding), config)
+        ours = [_fetch(model, variables, slot) for slot in binding.slots]
+        theirs = binding.to_theirs(ours, config)
         yield from zip(binding.theirs, theirs, strict=True)
 
 
-def _fetch(variables: Mapping[str, Any], binding: Binding) -> list[np.ndarray]:
-    """Returns the values at the slots of a binding, on the host."""
-    fetched = []
-    for slot in binding.slots:
-        leaf = _leaf(variables, slot)
-        fetched.append(np.asarray(_take(_everywhere(leaf))(leaf, slot.index)))
-    return fetched
+def _fetch(model: Model, variables: Mapping[str, Any], slot: Slot) -> np.ndarray:
+    """Returns the values at a slot, on the host; those of a packed kernel unpacked."""
+
+    def fetch(suffix: str = "") -> np.ndarray:
+        leaf = _leaf(variables, slot, suffix)
+        return np.asarray(_take(_everywhere(leaf))(leaf, slot.index))
+
+    packing = _packing(model, slot)
+    if packing is None:
+        return fetch()
+    parts = {part: fetch(suffix) for part, suffix in SUFFIXES.items()}
+    return packing.kernel(**parts).unpacked(_dtype(model, variables, slot))
+
+
+def _dtype(model: Model, variables: Mapping[str, Any], slot: Slot) -> np.dtype:
+    """Returns the type of the values at a slot; of a packed kernel, once unpacked."""
+    if _packing(model, slot) is None:
+        return np.dtype(_leaf(variables, slot).dtype)
+    return jnp.dtype(slot.declared.dtype or model.network.param_dtype)
+
+
+def _packing(model: Model, slot: Slot) -> Packing | None:
+    if slot.collection != "params":
+        return None
+    declared: Any = model.parameters()
+    for name in slot.path:
+        declared = declared[name]
+    return declared.packing
 
 
 @functools.cache
@@ -148,11 +172,13 @@ def _everywhere(leaf: jax.Array) -> jax.sharding.Sharding | None:
     return None
 
 
-def _leaf(variables: Mapping[str, Any], slot: Slot) -> jax.Array:
+def _leaf(variables: Mapping[str, Any], slot: Slot, suffix: str = "") -> jax.Array:
+    """Returns the array at a slot, or that beside it whose name has the suffix."""
+    *above, name = slot.path
     node: Any = variables[slot.collection]
-    for name in slot.path:
-        node = node[name]
-    return node
+    for each in above:
+        node = node[each]
+    return node[f"{name}{suffix}"]
 
 
 def _tell(lines: Iterable[str]) -> None:
