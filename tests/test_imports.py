@@ -41,7 +41,7 @@ LIBRARY = {
     | {"sharding", "layers.frozen", "model", "data", "optim", "checkpoint", "train"},
     "tensors": WORDS
     | {"ops.initializers", "ops.state", "layers.parameter", "layers.checks", "model"}
-    | {"sharding", "outside", "data.tokenizers"},
+    | {"sharding", "outside", "data.tokenizers", "ops.codec", "ops.numbers"},
     "run": WORDS
     | {"files", "ops", "layers.sinks", "sharding", "data", "checkpoint", "train"}
     | {"experiment", "inference", "outside", "terminal"}
