@@ -27,6 +27,7 @@ from maxfdl.mutations.optimizers import (
     use_sgd,
 )
 from maxfdl.mutations.placement import offload_optimizer, offload_parameters, zero1
+from maxfdl.mutations.quantize import quantize
 from maxfdl.mutations.rates import learning_rate_by_role, use_schedule, weight_decay
 from maxfdl.mutations.remat import offload_activations, remat
 from maxfdl.mutations.router_losses import router_losses, selection_bias
@@ -51,6 +52,7 @@ __all__ = [
     "offload_parameters",
     "param_dtype",
     "python_source",
+    "quantize",
     "remat",
     "router_losses",
     "scan_layers",

@@ -1,14 +1,14 @@
 """FP8 matrix products."""
 
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import fiddle as fdl
 
-from maxfdl.errors import MutationError
 from maxfdl.graph import copy, nodes_of
 from maxfdl.mutations.fields import chosen
 from maxfdl.mutations.products import (
     is_matrix_product,
+    recipe_of,
     selected,
     use_no_recipe,
     use_recipe,
@@ -74,17 +74,16 @@ def enable_fp8(
       MutationError: If nothing is selected, if `only` or `skip` names nothing, or if
         an argument belongs to another recipe.
     """
-    made = _recipe(
-        recipe,
-        dict(
-            forward=forward,
-            backward=backward,
-            fnuz=fnuz,
-            granularity=granularity,
-            history=history,
-            margin=margin,
-            size=size,
-        ),
+    made = recipe_of(
+        chosen(_RECIPES, recipe, "enable_fp8 recipe"),
+        f"enable_fp8 recipe {recipe}",
+        forward=forward,
+        backward=backward,
+        fnuz=fnuz,
+        granularity=granularity,
+        history=history,
+        margin=margin,
+        size=size,
     )
     out = copy(cfg)
     for node in selected(network_in(out, under), only, skip, "enable_fp8"):
@@ -95,7 +94,8 @@ def enable_fp8(
 def disable_fp8(cfg: C, *, under: str = MODEL) -> C:
     """Computes all matrix products in the type of activations again.
 
-    State that FP8 kept is left out of the model. `enable_fp8` is the inverse.
+    Also those that are in another format than FP8. State that products kept is left
+    out of the model. `enable_fp8` is the inverse.
 
     Raises:
       MutationError: If there is no matrix product.
@@ -104,16 +104,3 @@ def disable_fp8(cfg: C, *, under: str = MODEL) -> C:
     for node in nodes_of(network_in(out, under), is_matrix_product):
         use_no_recipe(node)
     return out
-
-
-def _recipe(name: str, arguments: dict[str, Any]) -> fdl.Config:
-    """Returns the node of a recipe, with the arguments that are given."""
-    given = {key: value for key, value in arguments.items() if value is not None}
-    made = chosen(_RECIPES, name, "enable_fp8 recipe")
-    strange = given.keys() - made.__dataclass_fields__.keys()
-    if strange:
-        raise MutationError(
-            f"enable_fp8 {', '.join(sorted(strange))} belongs to another recipe than"
-            f" {name}, which has {', '.join(made.__dataclass_fields__)}."
-        )
-    return fdl.Config(made, **given)

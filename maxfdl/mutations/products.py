@@ -1,5 +1,6 @@
 """Which matrix products of a network a mutation changes."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from maxfdl.layers.frozen import matches, tree_path
 from maxfdl.ops.dot import Dot, MatrixProduct
 from maxfdl.ops.grouped_dot import GroupedDot, GroupedProduct
 from maxfdl.ops.quantized_dot import QuantizedDot, QuantizedGroupedDot
+from maxfdl.ops.recipe import Recipe
 
 _ROLES = {
     "attention": ("Attention", "LatentAttention"),
@@ -29,6 +31,27 @@ _ROLES = {
 def is_matrix_product(node: fdl.Buildable) -> bool:
     made = fdl.get_callable(node)
     return isinstance(made, type) and issubclass(made, (MatrixProduct, GroupedProduct))
+
+
+def recipe_of(made: type[Recipe], what: str, **arguments: Any) -> fdl.Config:
+    """Returns the node of a recipe, with those arguments that are not None.
+
+    Args:
+      made: The recipe.
+      what: How its user calls it, for errors.
+      **arguments: Those of all recipes that the user might have named.
+
+    Raises:
+      MutationError: If one is given that this recipe does not have.
+    """
+    given = {key: value for key, value in arguments.items() if value is not None}
+    there = list(inspect.signature(made).parameters)
+    strange = sorted(given.keys() - set(there))
+    if strange:
+        raise MutationError(
+            f"{what} has no {', '.join(strange)}; it has {', '.join(there)}."
+        )
+    return fdl.Config(made, **given)
 
 
 def use_recipe(node: fdl.Buildable, recipe: fdl.Config) -> None:

@@ -21,7 +21,7 @@ from maxfdl.train.placement import Placement
 from maxfdl.train.updates import Update
 
 _DATA = "the mutation text_files(files=...), king_james, python_source or synthetic"
-_FP8 = "the mutation enable_fp8(recipe=...)"
+_PRODUCTS = "the mutation enable_fp8(recipe=...) or quantize(format=...)"
 _MODEL = "the experiment experiments.pretrain(model=...)"
 
 WAYS: dict[type, str] = {
@@ -32,9 +32,9 @@ WAYS: dict[type, str] = {
     linen.Transformer: _MODEL,
     Execution: "the mutation scan_layers or unroll_layers",
     CrossEntropy: "the mutation vocab_tiling(num_tiles=...)",
-    MatrixProduct: _FP8,
-    GroupedProduct: _FP8,
-    Recipe: _FP8,
+    MatrixProduct: _PRODUCTS,
+    GroupedProduct: _PRODUCTS,
+    Recipe: _PRODUCTS,
     UpdateRule: "the mutation use_adafactor, use_adam_pax, use_adamw, use_lion,"
     " use_muon, use_muonclip, use_schedule_free or use_sgd",
     Schedule: "the mutation use_schedule(kind=...)",

@@ -17,6 +17,7 @@ from jax import lax
 
 from maxfdl.ops.cost import declare_flops
 from maxfdl.ops.grouped_dot import Implementation, kernels_of_rows, rows_by_kernels
+from maxfdl.ops.integer_sums import in_float32, type_of_sums
 
 Name = Literal["x", "kernel", "y"]
 FACTORS: dict[Name, tuple[Name, Name]] = {
@@ -39,33 +40,40 @@ class Contraction:
     Args:
       x, kernel, y: A letter for each dim. A letter that all have is a batch dim.
       each: Leading letters of the kernel that number kernels of the same kind.
+      dtype: Type of the activations: in it factors are multiplied that are in no
+        smaller one.
     """
 
     x: str = _static()
     kernel: str = _static()
     y: str = _static()
     each: str = _static(default="")
+    dtype: str = _static(default="float32")
 
     @classmethod
-    def of_projection(cls, x_ndim: int, kernel_ndim: int, contract: int):
+    def of_projection(
+        cls, x_ndim: int, kernel_ndim: int, contract: int, dtype: str = "float32"
+    ):
         """Sums over `contract` dims: the last of x, the first of the kernel."""
         letters, rows = string.ascii_letters, x_ndim - contract
         x = letters[:x_ndim]
         kernel = letters[rows : rows + kernel_ndim]
-        return cls(x=x, kernel=kernel, y=x[:rows] + kernel[contract:])
+        return cls(x=x, kernel=kernel, y=x[:rows] + kernel[contract:], dtype=dtype)
 
     @classmethod
-    def of_equation(cls, equation: str):
+    def of_equation(cls, equation: str, dtype: str = "float32"):
         """The einsum of both, such as `bthn,lhn->bthl`."""
         factors, y = equation.split("->")
         x, kernel = factors.split(",")
-        return cls(x=x, kernel=kernel, y=y)
+        return cls(x=x, kernel=kernel, y=y, dtype=dtype)
 
     def letters(self, name: Name) -> str:
         return getattr(self, name)
 
     def product(self, result: Name, a: jax.Array, b: jax.Array) -> jax.Array:
         """Returns y, or the gradient of x or of the kernel, in float32.
+
+        Integers are added up exactly, see `maxfdl.ops.integer_sums`.
 
         Args:
           result: What to form.
@@ -79,8 +87,12 @@ class Contraction:
         def places(letters):
             return [*map(of_a.index, letters)], [*map(of_b.index, letters)]
 
-        dims = places(summed), places(batch)
-        y = lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
+        def multiply(a, b, _):
+            dims = places(summed), places(batch)
+            dtype = type_of_sums(a.dtype)
+            return lax.dot_general(a, b, dims, preferred_element_type=dtype)
+
+        y = in_float32(multiply, (a, places(summed)[0]), (b, places(summed)[1]))
         free = [c for c in of_a + of_b if c not in batch and c not in summed]
         order = [*batch, *free]
         return jnp.transpose(y, [order.index(c) for c in of_y])
@@ -125,11 +137,20 @@ class Contraction:
         """Returns the letters of a factor that are not summed over in `result`."""
         return "".join(c for c in self.letters(name) if c in self.letters(result))
 
-    def greatest(self, a: jax.Array, name: Name, kept: str) -> jax.Array:
-        """Returns the greatest finite magnitude in `a` for each value of `kept`."""
+    def greatest(
+        self, a: jax.Array, name: Name, kept: str, not_finite: float = 0.0
+    ) -> jax.Array:
+        """Returns the greatest finite magnitude in `a` for each value of `kept`.
+
+        Args:
+          a: The array.
+          name: Which of the arrays of the product it is.
+          kept: Letters of the dims that the result has.
+          not_finite: Magnitude that infinities and NaN count as.
+        """
         letters = self.letters(name)
         dims = tuple(i for i, c in enumerate(letters) if c not in kept)
-        return greatest_magnitude(a, dims)
+        return greatest_magnitude(a, dims, not_finite)
 
     def spread(self, scale: jax.Array, kept: str, onto: Name) -> jax.Array:
         """Returns a scale with letters `kept`, fit to multiply the array `onto`."""
@@ -162,34 +183,47 @@ class GroupedContraction(Contraction):
     implementation: Implementation = _static()
 
     @classmethod
-    def of_rows(cls, rows: int, sizes: jax.Array, implementation: Implementation):
+    def of_rows(
+        cls,
+        rows: int,
+        sizes: jax.Array,
+        implementation: Implementation,
+        dtype: str = "float32",
+    ):
         groups = jnp.arange(sizes.size, dtype=jnp.int32)
         group = jnp.repeat(groups, sizes, total_repeat_length=rows)
-        return cls(sizes=sizes, group=group, implementation=implementation)
+        return cls(sizes=sizes, group=group, implementation=implementation, dtype=dtype)
 
     def product(self, result: Name, a: jax.Array, b: jax.Array) -> jax.Array:
         if result == "kernel":
             flops = 2 * a.shape[0] * a.shape[1] * b.shape[1]
-            multiply = kernels_of_rows
+            product, summed = kernels_of_rows, (0, 0)
         else:
             flops = 2 * a.shape[0] * b.shape[1] * b.shape[2]
-            multiply = rows_by_kernels
             b = b.swapaxes(1, 2) if result == "x" else b
+            product, summed = rows_by_kernels, (1, 1)
 
-        def product(a, b, sizes):
-            return multiply(a, b, sizes, self.implementation, jnp.float32)
+        def multiply(a, b, part):
+            sizes = self.sizes if result != "kernel" else part.of_groups(self.sizes)
+            dtype = type_of_sums(a.dtype)
+            return product(a, b, sizes, self.implementation, dtype)
 
-        return declare_flops(product, flops)(a, b, self.sizes)
+        def whole(a, b):
+            return in_float32(multiply, (a, [summed[0]]), (b, [summed[1]]))
+
+        return declare_flops(whole, flops)(a, b)
 
     def kept(self, name: Name, result: Name) -> str:
         kept = super().kept(name, result)
         has_groups = "kernel" in (name, result)
         return f"e{kept.replace('e', '')}" if has_groups else kept
 
-    def greatest(self, a: jax.Array, name: Name, kept: str) -> jax.Array:
+    def greatest(
+        self, a: jax.Array, name: Name, kept: str, not_finite: float = 0.0
+    ) -> jax.Array:
         if name == "kernel" or "e" not in kept:
-            return super().greatest(a, name, kept)
-        of_rows = super().greatest(a, name, kept.replace("e", "m"))
+            return super().greatest(a, name, kept, not_finite)
+        of_rows = super().greatest(a, name, kept.replace("e", "m"), not_finite)
         of_groups = jax.ops.segment_max(
             of_rows, self.group, self.sizes.size, indices_are_sorted=True
         )
@@ -201,7 +235,9 @@ class GroupedContraction(Contraction):
         return super().spread(scale, kept, onto)
 
 
-def greatest_magnitude(a: jax.Array, dims: tuple[int, ...] | None = None) -> jax.Array:
-    """Returns `max |a|` over `dims` in float32, leaving out infinities and NaN."""
-    magnitude = jnp.where(jnp.isfinite(a), jnp.abs(a), 0)
+def greatest_magnitude(
+    a: jax.Array, dims: tuple[int, ...] | None = None, not_finite: float = 0.0
+) -> jax.Array:
+    """Returns `max |a|` over `dims` in float32; infinities and NaN are `not_finite`."""
+    magnitude = jnp.where(jnp.isfinite(a), jnp.abs(a), not_finite)
     return jnp.max(magnitude, dims, initial=0).astype(jnp.float32)

@@ -11,11 +11,12 @@ or replicas, each has scales of its own, unless they come from state.
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
+from maxfdl.ops.channels import Coder, by_channel
 from maxfdl.ops.contraction import Contraction, Name
 from maxfdl.ops.dot import State
 from maxfdl.ops.fp8 import Formats, quantise, rolled, scale_of
@@ -31,10 +32,7 @@ class Fp8Current(Formats, Recipe):
 
     With the granularity `tensor` each tensor has one scale, and each expert's kernel
     one. With `channel` each row of activations and each output of a kernel has a scale
-    of its own. A gradient is then multiplied by the scales of the other factor before
-    it is quantised, for they lie along the dim that the product sums over:
-    `dx = (dy s_kernel) (kernel / s_kernel)^T`. So the backward pass needs no second
-    copy of the other factor, and quantises the gradient twice.
+    of its own, see `maxfdl.ops.channels`.
 
     Args:
       granularity: Numbers that share a scale.
@@ -46,7 +44,8 @@ class Fp8Current(Formats, Recipe):
         self, product: Contraction, x: jax.Array, kernel: jax.Array, state: State
     ) -> tuple[jax.Array, State]:
         if self.granularity == "channel":
-            return _by_channel(self, product, x, kernel), {}
+            coders = _Channels(self.forward_dtype), _Channels(self.backward_dtype)
+            return jnp.asarray(by_channel(*coders, product, x, kernel)), {}
         dtype = self.forward_dtype
         x_scale = scale_of(product.greatest(x, "x", ""), dtype)
         of_kernels = product.greatest(kernel, "kernel", product.each)
@@ -153,52 +152,14 @@ def _by_tensor_backward(recipe, saved, dy):
 _by_tensor.defvjp(_by_tensor_forward, _by_tensor_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _by_channel(recipe, product, x, kernel):
-    """The product by a scale for each row of x and each output of the kernel."""
-    return _by_channel_forward(recipe, product, x, kernel)[0]
-
-
-def _by_channel_forward(recipe, product, x, kernel):
-    dtype = recipe.forward_dtype
-    x, x_scale = _in_channels(product, x, "x", "y", dtype)
-    kernel, kernel_scale = _in_channels(product, kernel, "kernel", "y", dtype)
-    y = product.product("y", x, kernel)
-    y = y * x_scale.onto("y") * kernel_scale.onto("y")
-    return y, (x, kernel, x_scale, kernel_scale)
-
-
-def _by_channel_backward(recipe, saved, dy):
-    x, kernel, x_scale, kernel_scale = saved
-    product, dtype = x_scale.product, recipe.backward_dtype
-    for_x = dy * kernel_scale.onto("y")
-    for_x, scale = _in_channels(product, for_x, "y", "x", dtype)
-    dx = product.product("x", for_x, kernel) * scale.onto("x")
-    for_kernel = dy * x_scale.onto("y")
-    for_kernel, scale = _in_channels(product, for_kernel, "y", "kernel", dtype)
-    dkernel = product.product("kernel", x, for_kernel) * scale.onto("kernel")
-    return None, dx, dkernel
-
-
-_by_channel.defvjp(_by_channel_forward, _by_channel_backward)
-
-
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class _Scale:
-    """Scales of a factor, one for each value of the letters `kept`."""
+class _Channels(Coder):
+    """FP8 numbers of one type, as large as they can be by their scale."""
 
-    product: Contraction
-    value: jax.Array
-    kept: str = dataclasses.field(metadata={"static": True})
+    dtype: Any
 
-    def onto(self, name: Name) -> jax.Array:
-        return self.product.spread(self.value, self.kept, name)
-
-
-def _in_channels(product, a, name: Name, result: Name, dtype):
-    """Returns a factor of `result` in FP8, and a scale for each row of its sums."""
-    kept = product.kept(name, result)
-    value = scale_of(product.greatest(a, name, kept), dtype)
-    scale = _Scale(product, value, kept)
-    return quantise(a, scale.onto(name), dtype), scale
+    def encode(
+        self, product: Contraction, a: jax.Array, name: Name, kept: str
+    ) -> tuple[jax.Array, jax.Array]:
+        scale = scale_of(product.greatest(a, name, kept), self.dtype)
+        return quantise(a, product.spread(scale, kept, name), self.dtype), scale

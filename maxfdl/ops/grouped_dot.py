@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from maxfdl.markers import Operational
 from maxfdl.ops.codec import PackedKernel
@@ -109,12 +109,12 @@ _ROWS = 64  # of one block; 32 to 128 are within a fifth of each other
 
 
 def rows_by_kernels(
-    x_MD: Float[Array, "M D"],
-    kernel_EDF: Float[Array, "E D F"],
+    x_MD: Num[Array, "M D"],
+    kernel_EDF: Num[Array, "E D F"],
     sizes_E: Int[Array, " E"],
     implementation: Implementation,
     dtype: DTypeLike,
-) -> Float[Array, "M F"]:
+) -> Num[Array, "M F"]:
     """Returns each row times the kernel of its group, without a rule for gradients.
 
     Args:
@@ -130,12 +130,12 @@ def rows_by_kernels(
 
 
 def kernels_of_rows(
-    x_MD: Float[Array, "M D"],
-    dy_MF: Float[Array, "M F"],
+    x_MD: Num[Array, "M D"],
+    dy_MF: Num[Array, "M F"],
     sizes_E: Int[Array, " E"],
     implementation: Implementation,
     dtype: DTypeLike,
-) -> Float[Array, "E D F"]:
+) -> Num[Array, "E D F"]:
     """Returns, for each group, the sum of `x^T dy` over its rows: a kernel's gradient.
 
     The arguments are those of `rows_by_kernels`, with the gradient of its result.
@@ -144,7 +144,7 @@ def kernels_of_rows(
         return lax.ragged_dot_general(
             x_MD, dy_MF, sizes_E, _OVER_ROWS, preferred_element_type=dtype
         )
-    return _kernels_by_blocks(x_MD, dy_MF, sizes_E).astype(dtype)
+    return _kernels_by_blocks(x_MD, dy_MF, sizes_E, dtype)
 
 
 _OVER_ROWS = lax.RaggedDotDimensionNumbers(
@@ -166,7 +166,7 @@ def _blocks_forward(x_MD, kernel_EDF, sizes_E):
 def _blocks_backward(saved, dy_MF):
     x_MD, kernel_EDF, sizes_E = saved
     dx_MD = _blocks(dy_MF, kernel_EDF.swapaxes(1, 2), sizes_E)
-    dkernel_EDF = _kernels_by_blocks(x_MD, dy_MF, sizes_E)
+    dkernel_EDF = _kernels_by_blocks(x_MD, dy_MF, sizes_E, jnp.float32)
     return dx_MD, dkernel_EDF.astype(kernel_EDF.dtype), None
 
 
@@ -191,8 +191,8 @@ def _by_blocks(x_MD, kernel_EDF, sizes_E, dtype):
     return blocks.unpadded(lax.fori_loop(0, blocks.number, body, y_MF))
 
 
-def _kernels_by_blocks(x_MD, dy_MF, sizes_E):
-    """The gradient of the kernels, added up block by block in float32."""
+def _kernels_by_blocks(x_MD, dy_MF, sizes_E, dtype):
+    """The gradient of the kernels, added up block by block in `dtype`."""
     blocks = _Blocks(sizes_E, x_MD.shape[0])
     x_MD, dy_MF = blocks.padded(x_MD), blocks.padded(dy_MF)
 
@@ -201,11 +201,11 @@ def _kernels_by_blocks(x_MD, dy_MF, sizes_E):
         x = blocks.cut(x_MD, start)
         x = jnp.where(blocks.own(group, start), x, jnp.zeros_like(x))
         dy = blocks.cut(dy_MF, start)
-        dkernel = lax.dot(x.T, dy, preferred_element_type=jnp.float32)
+        dkernel = lax.dot(x.T, dy, preferred_element_type=dtype)
         return dkernel_EDF.at[group].add(dkernel)
 
     shape = (sizes_E.size, x_MD.shape[1], dy_MF.shape[1])
-    return lax.fori_loop(0, blocks.number, body, jnp.zeros(shape, jnp.float32))
+    return lax.fori_loop(0, blocks.number, body, jnp.zeros(shape, dtype))
 
 
 class _Blocks:

@@ -43,10 +43,12 @@ class QuantizedDot(MatrixProduct):
         out_dtype: DTypeLike | None = None,
     ) -> tuple[Float[Array, "..."], State]:
         if equation is None:
-            product = Contraction.of_projection(x.ndim, kernel.ndim, contract)
+            product = Contraction.of_projection(
+                x.ndim, kernel.ndim, contract, x.dtype.name
+            )
         else:
-            product = Contraction.of_equation(equation)
-        y, state = self.recipe.multiply(product, _wide(x), _wide(kernel), state)
+            product = Contraction.of_equation(equation, x.dtype.name)
+        y, state = self._multiply(product, x, kernel, state)
         return y.astype(x.dtype if out_dtype is None else out_dtype), state
 
     def backward(
@@ -59,15 +61,21 @@ class QuantizedDot(MatrixProduct):
         kernel_dtype: DTypeLike | None = None,
         outputs_first: bool = False,
     ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-        def product(x, kernel):
-            return self(x, kernel, {}, contract=contract)[0]
+        product = Contraction.of_projection(x.ndim, kernel.ndim, contract, x.dtype.name)
 
-        _, gradients = jax.vjp(product, _wide(x), _wide(kernel))
+        def multiply(x, kernel):
+            return self._multiply(product, x, kernel, {})[0]
+
+        # The gradient of a wide kernel is not rounded.
+        _, gradients = jax.vjp(multiply, _wide(x), _wide(kernel))
         dx, dkernel = gradients(_wide(dy))
         if outputs_first:
             dims = range(kernel.ndim)
             dkernel = dkernel.transpose(*dims[contract:], *dims[:contract])
         return dx.astype(x.dtype), dkernel.astype(kernel_dtype or x.dtype)
+
+    def _multiply(self, product, x, kernel, state):
+        return self.recipe.multiply(product, _wide(x), _wide(kernel), state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,12 +102,13 @@ class QuantizedGroupedDot(GroupedProduct):
     ) -> tuple[Float[Array, "M F"], State]:
         x, kernel = _wide(x_MD), _wide(kernel_EDF)
         rows, groups, outputs = x.shape[0], kernel.shape[0], kernel.shape[2]
+        dtype = x_MD.dtype.name
         if sizes_E is None:
-            product = Contraction(x="emd", kernel="edf", y="emf", each="e")
+            product = Contraction(x="emd", kernel="edf", y="emf", each="e", dtype=dtype)
             x = x.reshape(groups, rows // groups, x.shape[1])
         else:
             chosen = GroupedDot(self.implementation).resolve()
-            product = GroupedContraction.of_rows(rows, sizes_E, chosen)
+            product = GroupedContraction.of_rows(rows, sizes_E, chosen, dtype)
         y, state = self.recipe.multiply(product, x, kernel, state)
         return y.reshape(rows, outputs).astype(x_MD.dtype), state
 

@@ -162,6 +162,11 @@ CASES = {
         decides="type of parameters",
         undo=lambda cfg: f"param_dtype(dtype={cfg.model.param_dtype})",
     ),
+    "quantize": Case(
+        call="quantize(format=int8, backward=True, rounding=stochastic)",
+        decides="products",
+        undo=lambda cfg: "quantize(format=none)",
+    ),
     "remat": Case(call="remat(policy=full)", decides="remat", undo=_remat),
     "router_losses": Case(
         call="router_losses(sequence_balance=1e-4,batch_balance=0.02,z=1e-3)",

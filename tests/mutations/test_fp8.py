@@ -117,7 +117,10 @@ def test_a_head_runs_in_fp8_if_it_is_named():
             {"recipe": "delaid"},
             "recipe .'delaid'. must be one of current, delayed",
         ),
-        ({"history": 4}, "history belongs to another recipe than current, which has"),
+        (
+            {"history": 4},
+            "recipe current has no history; it has forward, backw",
+        ),
         ({"under": "teacher"}, "must be the path of a network of this graph"),
     ],
 )
