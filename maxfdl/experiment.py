@@ -159,7 +159,9 @@ class Experiment:
     def make_trainer(self, sharding: Sharding) -> Trainer:
         model = self.make_model(sharding if sharding.mesh.size > 1 else None)
         parameters = trained(model.parameters())
-        optimizer = self.optimizer(parameters=parameters, steps=self.steps)
+        optimizer = self.optimizer(
+            parameters=parameters, steps=self.steps, seed=self.seed
+        )
         return self.trainer(
             model=model,
             loss=self.loss,

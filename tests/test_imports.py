@@ -29,7 +29,7 @@ LIBRARY = {
     "sharding": WORDS,
     "layers": WORDS | {"ops", "sharding"},
     "model": WORDS | {"ops", "sharding", "layers"},
-    "optim": WORDS | {"layers.parameter", "sharding.memory"},
+    "optim": WORDS | {"ops", "layers.parameter", "sharding.memory"},
     "inference": WORDS
     | {"ops", "sharding.room", "layers.cache", "model", "data.tokenizers"},
     "data": WORDS | {"files", "outside"},

@@ -15,7 +15,13 @@ from maxfdl.mutations.freeze import freeze, unfreeze
 from maxfdl.mutations.gradient_accumulation import gradient_accumulation
 from maxfdl.mutations.guards import loss_scale, skip_spikes
 from maxfdl.mutations.mesh import mesh
+from maxfdl.mutations.moments import moment_storage
 from maxfdl.mutations.multi_token_prediction import multi_token_prediction
+from maxfdl.mutations.narrow_updates import (
+    master_weights,
+    nearest_rounding,
+    stochastic_rounding,
+)
 from maxfdl.mutations.optimizers import (
     use_adafactor,
     use_adam_pax,
@@ -45,8 +51,11 @@ __all__ = [
     "king_james",
     "learning_rate_by_role",
     "loss_scale",
+    "master_weights",
     "mesh",
+    "moment_storage",
     "multi_token_prediction",
+    "nearest_rounding",
     "offload_activations",
     "offload_optimizer",
     "offload_parameters",
@@ -58,6 +67,7 @@ __all__ = [
     "scan_layers",
     "selection_bias",
     "skip_spikes",
+    "stochastic_rounding",
     "stop_at_loss",
     "synthetic",
     "text_files",

@@ -56,6 +56,10 @@ class Adafactor(UpdateRule):
         if node.max_rms <= 0:
             yield f"Adafactor max_rms ({node.max_rms}) must be positive."
 
+    @property
+    def squares(self) -> frozenset[str]:
+        return frozenset({"moments"})
+
     def transform(self, parameters: dict) -> optax.GradientTransformation:
         def init(params):
             moments = jax.tree.map(_no_moment, parameters)

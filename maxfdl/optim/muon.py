@@ -66,6 +66,10 @@ class Muon(UpdateRule):
     def check_config(node):
         yield from problems_of_shares(node, "Muon", "momentum")
 
+    @property
+    def squares(self) -> frozenset[str]:
+        return self.rest.squares
+
     def transform(self, parameters: dict) -> optax.GradientTransformation:
         def of(label):
             return jax.tree.map(

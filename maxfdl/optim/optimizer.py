@@ -9,6 +9,10 @@ import optax
 
 from maxfdl.markers import FromParent
 from maxfdl.optim import by_repeat
+from maxfdl.optim.keys import keys_of
+from maxfdl.optim.moments import Blocks, Moments, stored_as
+from maxfdl.optim.owners import Owners
+from maxfdl.optim.rounding import StochasticRounding
 from maxfdl.optim.schedule_free import ScheduleFree
 from maxfdl.optim.schedules import Schedule
 from maxfdl.optim.transforms import (
@@ -23,8 +27,8 @@ from maxfdl.optim.transforms import (
 class Optimizer:
     """`params -= lr(step) * factor * (rule(clip(grads)) + decay * params)`.
 
-    Computes in float32 and keeps its state so, whatever type parameters are stored in:
-    in bfloat16 the averages of many steps would stop changing.
+    Computes in float32, whatever type parameters are stored in, and keeps its state so
+    unless `moments` says otherwise.
 
     Args:
       clip: Clips the gradients; None does not.
@@ -34,8 +38,12 @@ class Optimizer:
       rate_factors: Factors of the learning rate by role; None has one rate for all.
       averaging: Keeps an average of the weights to evaluate; None evaluates those that
         are trained.
+      moments: How the averages that the rule keeps are stored; None is in float32.
+      rounding: How new parameters are rounded to the type they are stored in; None is
+        to nearest.
       parameters: Declarations of the parameters that are trained, a tree like them.
       steps: Length of the run.
+      seed: Of the experiment; random numbers of rounding follow from it.
     """
 
     def __init__(
@@ -47,8 +55,11 @@ class Optimizer:
         schedule: Schedule,
         rate_factors: RateFactors | None = None,
         averaging: ScheduleFree | None = None,
+        moments: Moments | None = None,
+        rounding: StochasticRounding | None = None,
         parameters: Annotated[dict, FromParent],
         steps: Annotated[int, FromParent],
+        seed: Annotated[int, FromParent] = 0,
     ):
         self._schedule = schedule
         self._steps = steps
@@ -61,12 +72,19 @@ class Optimizer:
         self._most_decay = (
             weight_decay.rate * weight_decay.largest if weight_decay else 0.0
         )
-        self._parts = (rule, weight_decay, rate_factors)
+        self._rule = rule
+        self._moments = moments
+        self._rounding = rounding
+        self._seed = seed
+        self._parts = (weight_decay, rate_factors)
 
     def _transform(self, parameters: dict) -> optax.GradientTransformationExtraArgs:
         """Returns the transforms after clipping, for parameters declared so."""
         none = optax.identity()
         return optax.chain(
+            stored_as(self._moments, self._rule, parameters)
+            if self._moments
+            else self._rule.transform(parameters),
             *(p.transform(parameters) if p else none for p in self._parts),
             times_minus_rate(),
             self._averaging.transform() if self._averaging else none,
@@ -108,19 +126,32 @@ class Optimizer:
         clip, *rest = state
         clipped, clip = self._clip.update(self._of_trained(grads), clip)
 
-        def change(declared, old, grads):
-            params, state = old
-            transform, params = self._transform(declared), _wide(params)
-            updates, state = transform.update(_wide(grads), state, params, rate=rate)
-            return optax.apply_updates(params, updates), state
+        def change(declared, old, given):
+            (params, state), (grads, keys) = old, given
+            transform, wide = self._transform(declared), _wide(params)
+            updates, state = transform.update(
+                _wide(grads), state, wide, rate=rate, keys=keys
+            )
+            new = optax.apply_updates(wide, updates)
+            if self._rounding:
+                new = self._rounding.rounded(new, params, keys)
+            return new, state
 
         def start(declared, params):
-            return (params, self._transform(declared).init(_wide(params))), params
+            state = self._transform(declared).init(_wide(params))
+            return (params, state), (params, self._keys(declared, step))
 
+        old = params, tuple(rest)
+        given = clipped, self._keys(self._parameters, step)
         params, rest = by_repeat.changed(
-            change, start, self._parameters, (params, tuple(rest)), clipped, accepted
+            change, start, self._parameters, old, given, accepted
         )
         return params, (clip, *rest)
+
+    def _keys(self, parameters: dict, step: jax.Array) -> dict:
+        """Returns a key for each parameter, or nothing if nothing is drawn."""
+        draws = self._moments or self._rounding
+        return keys_of(parameters, self._seed, step) if draws else {}
 
     def _of_trained(self, grads: Any) -> Any:
         """Returns the gradients, 0 for roles whose rate factor is 0."""
@@ -147,30 +178,28 @@ class Optimizer:
     def shardings(self, params: Any, param_shardings: Any, other: Any) -> Any:
         """Returns the sharding of each leaf of the state.
 
-        A leaf whose path ends in a parameter's path, and that has its shape, gets that
-        parameter's sharding; all others get `other`.
+        An array that belongs to a parameter, see `Owners`, gets that parameter's
+        sharding; all others get `other`.
 
         Args:
           params: Parameters, which may be abstract.
           param_shardings: Shardings of optimizer state, a tree like `params`.
           other: Sharding of counters, factored moments and the like.
         """
-        paths, tree = jax.tree.flatten_with_path(params)
-        places = {
-            path: (param.shape, sharding)
-            for (path, param), sharding in zip(
-                paths, tree.flatten_up_to(param_shardings), strict=True
-            )
-        }
+        places = dict(jax.tree.leaves_with_path(param_shardings))
+        owners = Owners(params)
 
         def place(path, leaf):
-            ends = (path[start:] for start in range(len(path)))
-            shape, sharding = next(
-                (places[e] for e in ends if e in places), (None,) * 2
-            )
-            return sharding if leaf.shape == shape else other
+            own = owners(path, leaf)
+            if own is None:
+                return other
+            return leaf.placed(places[own]) if isinstance(leaf, Blocks) else places[own]
 
-        return jax.tree.map_with_path(place, jax.eval_shape(self.init, params))
+        return jax.tree.map_with_path(
+            place,
+            jax.eval_shape(self.init, params),
+            is_leaf=lambda node: isinstance(node, Blocks),
+        )
 
 
 def _wide(tree: Any) -> Any:

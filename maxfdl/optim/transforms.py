@@ -7,11 +7,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from maxfdl.layers.parameter import DType
-
 
 class UpdateRule:
     """Base: turns gradients into directions, which are scaled by minus the rate."""
+
+    @property
+    def squares(self) -> frozenset[str]:
+        """Names of the fields of its state that are averages of squares."""
+        return frozenset()
 
     def transform(self, parameters: dict) -> optax.GradientTransformation:
         """Returns the rule for parameters with these declarations, a tree like them.
@@ -40,25 +43,20 @@ class Adam(UpdateRule):
     """Bias-corrected first moment over the root of the second (Kingma & Ba 2015).
 
     State: two arrays per parameter, or the second alone if b1 is 0.
-
-    Args:
-      moment_dtype: Type of the first moment; None is float32.
     """
 
     b1: float = 0.9
     b2: float = 0.95
     epsilon: float = 1e-8
-    moment_dtype: DType | None = None
 
     @staticmethod
     def check_config(node):
         yield from problems_of_shares(node, "Adam", "b1", "b2")
         yield from problems_of_epsilon(node, "Adam")
-        if node.b1 == 0.0 and node.moment_dtype is not None:
-            yield (
-                f"Adam moment_dtype ({node.moment_dtype}) is of the first moment, which"
-                " b1 (0.0) leaves out."
-            )
+
+    @property
+    def squares(self) -> frozenset[str]:
+        return frozenset({"nu"})
 
     def transform(self, parameters: dict) -> optax.GradientTransformation:
         if self.b1 == 0.0:
@@ -68,9 +66,7 @@ class Adam(UpdateRule):
                 eps_in_sqrt=False,
                 bias_correction=True,
             )
-        return optax.scale_by_adam(
-            b1=self.b1, b2=self.b2, eps=self.epsilon, mu_dtype=self.moment_dtype
-        )
+        return optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.epsilon)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +86,10 @@ class AdamPax(UpdateRule):
     def check_config(node):
         yield from problems_of_shares(node, "AdamPax", "b1", "b2")
         yield from problems_of_epsilon(node, "AdamPax")
+
+    @property
+    def squares(self) -> frozenset[str]:
+        return frozenset({"nu"})
 
     def transform(self, parameters: dict) -> optax.GradientTransformation:
         def init(params):

@@ -38,15 +38,18 @@ def summary(facts: Facts, attention: Sequence[str], platform: str, here: int):
     on_host = sum(facts.state_bytes_on_host.values())
     beside = f", and {size_text(on_host)} on its host" if on_host else ""
     axes = " x ".join(f"{name} {size}" for name, size in facts.mesh.items())
+    parts = ", ".join(
+        f"{name} {size_text(state[name])}"
+        for name in ("params", "masters", "optimizer")
+        if state[name] or name != "masters"
+    )
     return [
         f"parameters: {facts.num_parameters:,}"
         f" ({', '.join(f'{count:,} {role}' for role, count in roles)}){of_which}",
         f"FLOPs: {facts.flops_per_token:,.0f} per token forward and backward (causal"
         " attention counted half)",
         f"mesh: {axes} = {devices_text(facts.num_devices)} ({here} {platform} here)",
-        f"state per device: {size_text(sum(state.values()))} (params"
-        f" {size_text(state['params'])}, optimizer {size_text(state['optimizer'])})"
-        f"{beside}",
+        f"state per device: {size_text(sum(state.values()))} ({parts}){beside}",
         f"batch: {facts.batch_size} x {facts.sequence_length} ="
         f" {facts.tokens_per_step:,} tokens a step, sharded"
         f" {spec_text(facts.batch_sharding)}",

@@ -1,8 +1,9 @@
 """One training step, and where its state lives.
 
 The training state is a plain nested dict: `step` (int32), `guard` (counts of rejected
-steps), `params`, `param_norm` (L2 norm of those that are trained), `state` (of layers),
-`optimizer` and `updates` (their own state).
+steps), `params`, `masters` (float32 copies of narrow ones, see `Masters`), `param_norm`
+(L2 norm of those that are trained), `state` (of layers), `optimizer` and `updates`
+(their own state).
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from maxfdl.train.goal import LossGoal
 from maxfdl.train.gradients import Gradients, Parts
 from maxfdl.train.guard import Guard, Proposal
 from maxfdl.train.loss import STUDENT, Batch, Loss, Term, total
+from maxfdl.train.masters import Masters
 from maxfdl.train.placement import Placement
 from maxfdl.train.replicas import on_replicas
 from maxfdl.train.updates import Step, Update, updated
@@ -46,6 +48,7 @@ class Trainer:
       gradients: Computes the gradients of a batch: at once, or accumulated.
       guard: Accepts or rejects each step.
       placement: Where the training state lies.
+      masters: Keeps float32 copies of narrow parameters; None changes these themselves.
       updates: Changes of parameters and of the layers' state after the optimizer.
       model, loss, optimizer, sharding, seed: The parts, from the experiment.
     """
@@ -61,6 +64,7 @@ class Trainer:
         gradients: Annotated[Gradients, Operational("adds_up")],
         guard: Guard,
         placement: Annotated[Placement, Operational],
+        masters: Masters | None = None,
         updates: Sequence[Update] = (),
         model: Annotated[Model, FromParent],
         loss: Annotated[Loss, FromParent],
@@ -80,6 +84,7 @@ class Trainer:
         self.sharding = sharding
         self._gradients = gradients
         self._placement = placement
+        self._masters = masters
         self._updates = updates
         self._loss = loss
         self._optimizer = optimizer
@@ -98,6 +103,16 @@ class Trainer:
         if node.goal is not None and not node.eval_batches:
             yield "Trainer goal needs evaluations; eval_batches (0) must be positive."
 
+    @staticmethod
+    def check_in(node, root):
+        rounding = getattr(root.optimizer, "rounding", None)
+        if node.masters is not None and rounding is not None:
+            yield (
+                "Experiment trainer.masters and optimizer.rounding are two ways to keep"
+                " small updates of narrow parameters: apply master_weights or"
+                " stochastic_rounding, which set one and drop the other."
+            )
+
     def init(self) -> State:
         """Returns the state before the first step, with fresh weights."""
         params_key = jax.random.fold_in(jax.random.key(self._seed), path_hash("params"))
@@ -113,6 +128,7 @@ class Trainer:
             "step": jnp.zeros((), jnp.int32),
             "guard": self.guard.init(),
             "params": params,
+            "masters": self._masters.init(changing) if self._masters else {},
             "param_norm": observed.norm(apart, self._trained()),
             "state": variables["state"],
             "optimizer": self._optimizer.init(changing),
@@ -133,7 +149,7 @@ class Trainer:
         what is trained.
         """
         step, parameters = state["step"], self._trained()
-        params = self._trained(state["params"])
+        params = state["masters"] or self._trained(state["params"])
         weights = self.weights(batch)
         grads, (sums, layer_state, sinks) = self.gradients(state, batch)
         grad_norms = observed.norms("grad_norm", grads, parameters)
@@ -158,7 +174,7 @@ class Trainer:
         )
         param_norms = observed.norms("param_norm", variables["params"], parameters)
         kept = {
-            "params": joined(variables["params"], self._frozen(state["params"])),
+            **self._stored(variables["params"], state),
             "param_norm": param_norms["param_norm"],
             "state": variables["state"],
             "optimizer": optimizer,
@@ -175,6 +191,20 @@ class Trainer:
             **self.guard.metrics(guard),
         }
         return {"step": step + 1, "guard": guard, **kept}, metrics
+
+    def _stored(self, params: Any, state: State) -> State:
+        """Returns `params` and `masters` of the state after a step.
+
+        Args:
+          params: Trained parameters, or their masters, as the step leaves them.
+          state: As it was before the step.
+        """
+        fixed = self._frozen(state["params"])
+        if self._masters is None or not state["masters"]:
+            return {"params": joined(params, fixed), "masters": {}}
+        old = self._trained(state["params"])
+        narrow = self._masters.narrowed(params, old, self._trained())
+        return {"params": joined(narrow, fixed), "masters": params}
 
     def gradients(self, state: State, batch: Batch) -> tuple[Any, Parts]:
         """Returns the gradients of the trained parameters, and the parts of the
@@ -236,7 +266,9 @@ class Trainer:
         state = on_device(state)
         params = self._trained(state["params"])
         if self._optimizer.averages:
-            params = self._optimizer.evaluated(params, state["optimizer"])
+            wide = state.get("masters") or params
+            average = self._optimizer.evaluated(wide, state["optimizer"])
+            params = jax.tree.map(lambda a, p: a.astype(p.dtype), average, params)
         for update in self._updates:
             if update.averages:
                 params = update.evaluated(params, state["updates"][update.name])
@@ -247,6 +279,7 @@ class Trainer:
     def evaluated_from(self) -> tuple[str, ...]:
         """Names of the parts of the state that `evaluated` reads."""
         averages = {
+            "masters": self._optimizer.averages,
             "optimizer": self._optimizer.averages,
             "updates": any(each.averages for each in self._updates),
         }
@@ -266,6 +299,7 @@ class Trainer:
             "step": whole,
             "guard": jax.tree.map(lambda _: whole, abstract["guard"]),
             "params": params,
+            "masters": moments if abstract["masters"] else {},
             "param_norm": whole,
             "state": self._placement.of_state(self.model.state(), self.sharding),
             "optimizer": self._optimizer.shardings(

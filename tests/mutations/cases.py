@@ -136,7 +136,20 @@ CASES = {
         decides="scale of the loss",
         undo=lambda cfg: "loss_scale(initial=0.0)",
     ),
+    **{
+        name: Case(
+            call=name,
+            decides="how narrow parameters take updates",
+            undo=lambda cfg: "nearest_rounding",
+        )
+        for name in ("master_weights", "nearest_rounding", "stochastic_rounding")
+    },
     "mesh": Case(call="mesh(data=2, fsdp=2, tensor=2)", decides="mesh", undo=_mesh),
+    "moment_storage": Case(
+        call="moment_storage(kind=eight_bit, block_size=64)",
+        decides="bytes of moments",
+        undo=lambda cfg: "moment_storage(kind=float32)",
+    ),
     "multi_token_prediction": Case(
         call="multi_token_prediction(depth=2)",
         decides="tokens beyond the next",

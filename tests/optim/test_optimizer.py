@@ -215,16 +215,6 @@ def test_the_schedule_scales_each_step():
         params = new
 
 
-def test_the_first_moment_may_be_stored_in_fewer_bits():
-    optimizer = make(declared(a="kernel"), rule=Adam(moment_dtype="bfloat16"))
-    params = {"a": jnp.ones(4)}
-    new, state = optimizer.update(
-        {"a": jnp.ones(4)}, optimizer.init(params), params, jnp.int32(0)
-    )
-    assert state[1].mu["a"].dtype == jnp.bfloat16
-    assert state[1].nu["a"].dtype == new["a"].dtype == jnp.float32
-
-
 RULES = [Adam(), AdamPax(), Sgd(momentum=0.99), Lion(), Adafactor(), Muon(rest=Adam())]
 
 

@@ -95,6 +95,23 @@ def test_what_lies_on_the_host_is_told_apart():
     assert found.state_bytes_on_host["params"] == 0
 
 
+@pytest.mark.parametrize(
+    ("mutations", "expected"),
+    [
+        ("", (4, 0, 8)),
+        ("+moment_storage(kind=bfloat16)", (4, 0, 4)),
+        ("+moment_storage(kind=eight_bit)", (4, 0, 2 + 8 / 256)),
+        ("+param_dtype(bfloat16)+stochastic_rounding", (2, 0, 8)),
+        ("+param_dtype(bfloat16)+master_weights", (2, 4, 8)),
+    ],
+)
+def test_bytes_of_a_parameter_by_what_is_kept_of_it(mutations, expected):
+    found = facts(llama2("7b") + mutations)
+    state = found.state_bytes_per_device
+    for name, size in zip(("params", "masters", "optimizer"), expected, strict=True):
+        assert state[name] / found.num_parameters == pytest.approx(size, rel=1e-6)
+
+
 @pytest.mark.parametrize("mesh", ["data=8", "fsdp=8", "fsdp=4,tensor=2"])
 def test_bytes_per_device_are_those_of_arrays_on_eight_devices(mesh):
     expression = f"{SMOKE}+mesh({mesh})"

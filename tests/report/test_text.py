@@ -59,6 +59,15 @@ def test_the_summary_says_how_much_is_frozen():
     assert first.endswith("160 scale), of which 10,240 are frozen")
 
 
+def test_the_summary_says_what_masters_take():
+    config = graph.resolve(
+        "experiments.llama2_smoke+mesh(fsdp=1)+param_dtype(bfloat16)+master_weights"
+    )
+    lines = summary(facts_of(graph.build(config), 1), ["xla"], "cpu", 1)
+    [line] = [line for line in lines if line.startswith("state per device")]
+    assert "(params 76.3 KiB, masters 152.6 KiB, optimizer 305.3 KiB)" in line
+
+
 def test_columns_line_up():
     config = graph.resolve("experiments.llama2_smoke")
     facts = facts_of(graph.build(config), 1)
