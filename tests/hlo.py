@@ -80,6 +80,24 @@ def read(text: str) -> Program:
     return _Module(text).program()
 
 
+def factors(text: str) -> list[tuple[str, str]]:
+    """Returns the element types of the two factors of each matrix product.
+
+    The types are those that the product itself is given, after any conversion. One in
+    the body of a loop stands once. Kernels behind custom calls are left out, but for
+    the one that a TPU program makes of a `ragged_dot`.
+    """
+    found = []
+    for instructions in _Module(text).computations.values():
+        for i in instructions.values():
+            ragged = i.opcode == "custom-call" and i.name.startswith("ragged-dot-none")
+            if i.opcode in ("dot", "convolution") or ragged:
+                types = [instructions[name].type for name in i.operand_names[-2:]]
+                (a, _), (b, _) = (_arrays(type_)[0] for type_ in types)
+                found.append((a, b))
+    return found
+
+
 @dataclasses.dataclass(frozen=True)
 class _Instruction:
     """`name = type opcode(operands), attributes`."""

@@ -41,6 +41,12 @@ def test_a_scan_of_products_counts_every_trip():
     )
 
 
+def test_the_factors_of_a_product_have_the_types_that_it_is_given():
+    x, kernel = jnp.ones((ROWS, WIDTH)), jnp.ones((WIDTH, WIDTH), jnp.bfloat16)
+    program = jax.jit(lambda x, kernel: x @ kernel.astype(x.dtype)).lower(x, kernel)
+    assert hlo.factors(program.compile().as_text()) == [("f32", "f32")]
+
+
 def test_loops_in_loops_multiply():
     def function(x, kernel):
         def inner(_, x):

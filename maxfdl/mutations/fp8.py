@@ -57,8 +57,8 @@ def enable_fp8(
         `delayed` those of the steps before, see `maxfdl.ops.fp8_recipes`; `block` those
         of blocks of 128 numbers, as DeepSeek-V3 trains, see `maxfdl.ops.fp8_block`.
       forward: Format of activations and kernels; None is the recipe's, `e4m3`.
-      backward: Format of gradients; None is the recipe's, `e5m2`, but `e4m3` for
-        `block`.
+      backward: Format of gradients; None is the recipe's: `e5m2`, which has more room
+        for what grows, of `delayed`, and `e4m3` of the others.
       fnuz: Whether the formats are those of AMD's MI300.
       granularity: Of `current`: a scale per `tensor` or per `channel`.
       history: Of `delayed`: steps that scales look back.

@@ -31,7 +31,8 @@ class Formats:
 
     Args:
       forward: Of activations and kernels. e4m3 has 3 bits of mantissa and numbers up to
-        448, e5m2 has 2 bits and numbers up to 57344.
+        448, e5m2 has 2 bits and numbers up to 57344. NVIDIA GPUs do not multiply e5m2
+        by e5m2: XLA then computes in 16 bits.
       backward: Of gradients.
       fnuz: Whether they are the formats of AMD's MI300, which have no negative zero:
         their e4m3 ends at 240. Otherwise they are those of the OCP standard, which

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from maxfdl.ops.channels import Coder, by_channel
 from maxfdl.ops.contraction import Contraction, Name
 from maxfdl.ops.dot import State
-from maxfdl.ops.fp8 import Formats, quantise, rolled, scale_of
+from maxfdl.ops.fp8 import Format, Formats, quantise, rolled, scale_of
 from maxfdl.ops.recipe import Recipe
 from maxfdl.ops.state import Declaration, StateDeclaration
 
@@ -34,10 +34,15 @@ class Fp8Current(Formats, Recipe):
     one. With `channel` each row of activations and each output of a kernel has a scale
     of its own, see `maxfdl.ops.channels`.
 
+    Gradients are in e4m3 too. Its third bit of mantissa halves the rounding error of
+    e5m2, and a scale of the tensor at hand needs no room for what comes: e5m2 is more
+    exact only where the greatest gradient is beyond 2**15 times their root mean square.
+
     Args:
       granularity: Numbers that share a scale.
     """
 
+    backward: Format = "e4m3"
     granularity: Granularity = "tensor"
 
     def multiply(

@@ -16,6 +16,7 @@ from maxfdl.mutations import (
     multi_token_prediction,
 )
 from maxfdl.mutations.products import is_matrix_product
+from maxfdl.ops.grouped_dot import GroupedProduct
 from maxfdl.ops.quantized_dot import QuantizedDot, QuantizedGroupedDot
 from maxfdl.report.modules import modules_of
 from maxfdl.train.program import Program
@@ -146,6 +147,10 @@ def test_a_history_and_a_margin_that_cannot_be_are_refused(field, value):
 
 def lowered(config, platform):
     """The text of a training step, as it is given to XLA."""
+    config = graph.copy(config)
+    for node in graph.nodes_of(config.model, is_matrix_product):
+        if issubclass(fdl.get_callable(node), GroupedProduct):
+            node.implementation = "ragged"  # what `auto` is on accelerators
     experiment = graph.build(config)
     trainer = experiment.make_trainer(experiment.make_sharding(jax.devices()[:1]))
     program = Program(trainer, experiment.batch_size, experiment.sequence_length)
@@ -160,6 +165,29 @@ _OPERANDS = re.compile(
 )
 
 
+_PRODUCT = re.compile(
+    r"(%\w+) = stablehlo\.dot_general .*"
+    r"xf8(\w+)>, tensor<.*xf8(\w+)>\) -> tensor<(?:\d+x)*(\w+)>"
+)
+
+
+def assert_cublas_takes(text):
+    """The form that XLA's `gemm_rewriter` turns into one call of cuBLASLt: two FP8
+    operands, not both e5m2, a wider result, and that multiplied by one number."""
+    products = list(_PRODUCT.finditer(text))
+    for product in products:
+        y, *operands, result = product.groups()
+        assert result == "f32" and "E4M3FN" in operands
+        after = text[product.end() :]
+        if moved := re.match(rf"\s+(%\w+) = stablehlo.transpose {y}\b.*", after):
+            y, after = moved.group(1), after[moved.end() :]
+        scaled = re.search(rf"= stablehlo.multiply {y}, (%\w+) :", after)
+        assert scaled and len(re.findall(rf"{y}\b", after.split("func.func")[0])) == 1
+        scale = rf"{scaled.group(1)} = stablehlo.broadcast_in_dim %\w+, dims = \[\]"
+        assert re.search(scale, after[: scaled.start()])
+    return len(products)
+
+
 def products_in(text):
     """How many products have FP8 operands, and how many have others."""
     operands = _OPERANDS.findall(text)
@@ -167,6 +195,8 @@ def products_in(text):
     return sum(fp8), len(fp8) - sum(fp8)
 
 
+SCALARS = ({}, {"recipe": "delayed"})
+"""Recipes with one scale for each operand of a dense product."""
 IN_PROGRAMS = [
     pytest.param(
         family,
@@ -196,5 +226,8 @@ def test_every_product_that_it_names_has_fp8_operands_in_all_three_passes(
     fp8 = enable_fp8(config, **arguments)
     # A module of a stack stands once in the program, for its layers are in a loop.
     named = sum("recipe=Fp8" in m.fields.get("dot", "") for m in modules_of(fp8.model))
-    found = products_in(lowered(fp8, "cuda"))
-    assert found == (3 * named, plain[1] - 3 * named) and named
+    text = lowered(fp8, "cuda")
+    assert products_in(text) == (3 * named, plain[1] - 3 * named) and named
+    if arguments in SCALARS:
+        grouped = len(re.findall('"chlo.ragged_dot"', text))
+        assert assert_cublas_takes(text) == 3 * named - grouped

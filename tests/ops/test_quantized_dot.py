@@ -13,31 +13,25 @@ from maxfdl.ops.fp8_recipes import Fp8Current
 from maxfdl.ops.grouped_dot import GroupedDot
 from maxfdl.ops.quantized_dot import QuantizedDot, QuantizedGroupedDot
 
-FORMATS = {
-    "e4m3": (ml_dtypes.float8_e4m3fn, 448.0),
-    "e5m2": (ml_dtypes.float8_e5m2, 57344.0),
-}
 
-
-def rounded(x, axis=None, name="e4m3"):
-    """`x` through FP8 with a scale for each slice over `axis`, in float64."""
-    dtype, most = FORMATS[name]
+def rounded(x, axis=None):
+    """`x` through e4m3 with a scale for each slice over `axis`, in float64."""
     amax = np.max(np.abs(x), axis=axis, keepdims=axis is not None)
-    scale = np.float32(np.where(amax > 0, amax / most, 1.0))
-    return np.float64((np.float32(x) / scale).astype(dtype)) * scale
+    scale = np.float32(np.where(amax > 0, amax / 448, 1.0))
+    return np.float64((np.float32(x) / scale).astype(ml_dtypes.float8_e4m3fn)) * scale
 
 
 def by_formula(x_TI, kernel_IO, dy_TO, granularity):
     """Product and gradients of 2-D arrays, as the recipe `current` defines them."""
     if granularity == "tensor":
         x, kernel = rounded(x_TI), rounded(kernel_IO)
-        dy = rounded(dy_TO, None, "e5m2")
+        dy = rounded(dy_TO)
         return x @ kernel, dy @ kernel.T, x.T @ dy
     x, kernel = rounded(x_TI, 1), rounded(kernel_IO, 0)
     x_scale = np.max(np.abs(x_TI), 1, keepdims=True) / 448
     kernel_scale = np.max(np.abs(kernel_IO), 0, keepdims=True) / 448
-    for_x = rounded(dy_TO * kernel_scale, 1, "e5m2")
-    for_kernel = rounded(dy_TO * x_scale, 0, "e5m2")
+    for_x = rounded(dy_TO * kernel_scale, 1)
+    for_kernel = rounded(dy_TO * x_scale, 0)
     return x @ kernel, for_x @ (kernel / kernel_scale).T, (x / x_scale).T @ for_kernel
 
 
@@ -139,10 +133,7 @@ def groups_by_formula(x, kernel, dy, sizes, granularity):
             *[channels_or_nothing(*each_group) for each_group in each], strict=True
         )
         return np.concatenate(y), np.concatenate(dx), np.stack(dkernel)
-    parts = [
-        np.split(rounded(a, None, name), np.cumsum(sizes)[:-1])
-        for a, name in ((x, "e4m3"), (dy, "e5m2"))
-    ]
+    parts = [np.split(rounded(a), np.cumsum(sizes)[:-1]) for a in (x, dy)]
     kernel = [rounded(each) for each in kernel]
     each = list(zip(parts[0], kernel, parts[1], strict=True))
     y = np.concatenate([x @ k for x, k, _ in each])
