@@ -21,17 +21,16 @@ from maxfdl.errors import UserError
 
 FLAGS = flags.FLAGS
 
-if "from_hf" not in FLAGS:
-    flags.DEFINE_string("from_hf", None, "Model folder to read.")
-    flags.DEFINE_string("to", None, "Run directory to make of it.")
-    flags.DEFINE_string("from_run", None, "Run directory to read.")
-    flags.DEFINE_string("to_hf", None, "Model folder to make of it.")
-    flags.DEFINE_string(
-        "source",
-        None,
-        "Model folder to copy tokenizer and generation files from; default: those that"
-        " the run keeps.",
-    )
+for name, what in {
+    "from_hf": "Model folder to read.",
+    "to": "Run directory to make of it.",
+    "from_run": "Run directory to read.",
+    "to_hf": "Model folder to make of it.",
+    "source": "Model folder to copy tokenizer and generation files from; default: those"
+    " that the run keeps.",
+}.items():
+    if name not in FLAGS:
+        flags.DEFINE_string(name, None, what)
 if "allow_non_finite" not in FLAGS:
     flags.DEFINE_bool(
         "allow_non_finite", False, "Let weights pass that are NaN or infinite."

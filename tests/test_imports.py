@@ -16,7 +16,9 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 NOTHING = frozenset()
 WORDS = frozenset({"batch", "errors", "markers"})
-ENTRY_POINTS = frozenset({"bench", "convert", "diff", "generate", "launch", "show"})
+ENTRY_POINTS = frozenset(
+    {"bench", "convert", "diff", "generate", "launch", "quantize", "show"}
+)
 
 LIBRARY = {
     "batch": frozenset({"errors"}),

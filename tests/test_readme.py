@@ -128,7 +128,7 @@ def test_it_is_understood_as_it_stands(words, folder, call, monkeypatch):
     begun = []
     monkeypatch.setattr(loop, "run", lambda *args: begun.append(args[0]))
     name, args = parsed(words)
-    if name in ("bench", "convert", "generate"):
+    if name in ("bench", "convert", "generate", "quantize"):
         done = call(words, main=lambda argv: None)  # the flags are known
     else:
         done = call(words)

@@ -45,6 +45,7 @@ _NO_NODES = (
     "maxfdl.bench",
     "maxfdl.convert",
     "maxfdl.generate",
+    "maxfdl.quantize",
 )
 # Parts of maxfdl whose functions only compute. Elsewhere a function may write files,
 # so only classes, which do nothing but hold their fields, can be nodes.

@@ -19,10 +19,18 @@ from maxfdl.hf.describing import describe, same_network, without_extras
 from maxfdl.layers.linen.module import Module as LinenModule
 from maxfdl.model import LinenModel, Model, NnxModel
 from maxfdl.tensors.hugging_face.config import Config
-from maxfdl.tensors.hugging_face.folder import CONFIG, EXPORTED, Folder
+from maxfdl.tensors.hugging_face.folder import CONFIG, EXPORTED, QUANTIZATION, Folder
+from maxfdl.tensors.hugging_face.quantization.formats import (
+    FormatName,
+    Plan,
+    kernels_of,
+    plan,
+)
+from maxfdl.tensors.names import table_of
 from maxfdl.tensors.safetensors import SHARD_BYTES
 from maxfdl.tensors.staging import swapped_in
-from maxfdl.tensors.weights import write_weights
+from maxfdl.tensors.table import bind, leaves_of
+from maxfdl.tensors.weights import specs_of, tell, write_weights
 
 
 def save(
@@ -33,10 +41,13 @@ def save(
     source: str | pathlib.Path | None = None,
     tokenizer: str | pathlib.Path | None = None,
     family: str | None = None,
+    format: FormatName | None = None,
+    block_size: int | None = None,
     shard_bytes: int = SHARD_BYTES,
     allow_non_finite: bool = False,
 ) -> None:
-    """Writes config.json and safetensors files, in the types that the arrays have.
+    """Writes config.json and safetensors files, in the types that the arrays have, or
+    with kernels in few bits.
 
     New files are written beside an older export and replace all of it once they are
     complete: weights, tokenizer and generation files. If writing fails, the older
@@ -56,6 +67,8 @@ def save(
         copied, such as `tokenizer` of a run directory; None is `source`.
       family: Family whose names to use; None finds the first that has such a graph,
         beginning with that of `source`.
+      format: In what kernels are stored: see `formats.plan`; None: in their type.
+      block_size: Numbers that share a scale, in formats that have a choice.
       shard_bytes: Largest size of a file, unless one tensor is larger.
       allow_non_finite: Whether to write weights that are not finite, which is told on
         stderr.
@@ -76,17 +89,38 @@ def save(
     model = _model(without_extras(network))
     params = {name: variables["params"][name] for name in model.parameters()}
     kept = {**variables, "params": params}
+    stored = _plan(model, kept, described, format, block_size)
     target = pathlib.Path(os.path.expanduser(folder))
     writes = jax.process_index() == 0
     staged = swapped_in(target, EXPORTED, last=CONFIG)
     with staged if writes else contextlib.nullcontext() as new:
         if new is not None:
             written |= {"dtype": _dtype(variables)}
+            if stored is not None:
+                written |= {QUANTIZATION: stored.config}
             text = json.dumps(written, indent=2) + "\n"
             (new / CONFIG).write_text(text, encoding="utf-8")
             if files is not None:
                 copy_tokenizer_files(files, new)
-        write_weights(new, model, kept, described, shard_bytes, allow_non_finite)
+        write_weights(
+            new, model, kept, described, stored, shard_bytes, allow_non_finite
+        )
+
+
+def _plan(
+    model: Model,
+    variables: Mapping[str, Any],
+    config: Config,
+    format: FormatName | None,
+    block_size: int | None,
+) -> Plan | None:
+    if format is None:
+        return None
+    bindings = bind(table_of(config["model_type"]), leaves_of(model))
+    kernels = kernels_of(bindings, specs_of(model, variables, config))
+    made = plan(format, kernels, config["model_type"], block_size)
+    tell(made.remarks)
+    return made
 
 
 def _start(experiment: Any) -> pathlib.Path | None:
@@ -105,9 +139,9 @@ def _config(
         described = describe(network, family)
         return described, dict(described)
     if family is None and same_network(network, origin.config):
-        return origin.config, _text_part(origin)
+        return origin.config, text_part(origin)
     described = describe(network, family, first=origin.config["model_type"])
-    known = _text_part(origin)
+    known = text_part(origin)
     # What the graph does not say, such as the ids of special tokens, may be kept.
     kept = {key: known[key] for key in _BESIDES if key in known}
     return described, {**described, **kept}
@@ -133,13 +167,13 @@ def _special_ids(folder: pathlib.Path) -> dict[str, int | None]:
     }
 
 
-def _text_part(origin: Folder) -> dict[str, Any]:
+def text_part(origin: Folder) -> dict[str, Any]:
     """config.json as it is; of a multimodal model, the normalised one of its text."""
     raw = origin.raw_config
     if "text_config" in raw:
         return dict(origin.config)
     # The second is about the files of the origin, and these are others.
-    dropped = ("torch_dtype", "quantization_config")
+    dropped = ("torch_dtype", QUANTIZATION)
     kept = {key: value for key, value in raw.items() if key not in dropped}
     return kept | {"tie_word_embeddings": False} if origin.unties_head else kept
 

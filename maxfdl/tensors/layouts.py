@@ -27,7 +27,12 @@ Config = Mapping[str, Any]
 
 
 class Layout:
-    """Base: converts between theirs and ours."""
+    """Base: converts between theirs and ours.
+
+    `transposed` says whether theirs are [outputs, inputs], as those of torch's Linear.
+    """
+
+    transposed: bool = False
 
     def to_ours(self, theirs: Arrays, declared: Declared, config: Config) -> Arrays:
         raise NotImplementedError

@@ -91,6 +91,10 @@ class TensorReader:
     def _shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._file_of[name].get_slice(name).get_shape())
 
+    def dtype(self, name: str) -> np.dtype | None:
+        """Returns the type of weights, or None if the tensor has no such type."""
+        return _CODES.get(self.code(name))
+
     def code(self, name: str) -> str:
         """Returns the type as the format writes it, such as `BF16`."""
         return self._file_of[name].get_slice(name).get_dtype()

@@ -23,10 +23,11 @@ from maxfdl.sharding.sharding import Sharding
 from maxfdl.tensors.arrays import Arrays
 from maxfdl.tensors.finite import Inspection
 from maxfdl.tensors.hugging_face.folder import Folder
+from maxfdl.tensors.hugging_face.quantization.formats import Plan
 from maxfdl.tensors.layouts import Config
 from maxfdl.tensors.matching import check_count, left_out, match, their_shapes
 from maxfdl.tensors.names import table_of
-from maxfdl.tensors.safetensors import SHARD_BYTES, TensorWriter
+from maxfdl.tensors.safetensors import SHARD_BYTES, Spec, TensorWriter
 from maxfdl.tensors.table import Slot, bind, leaves_of, stored_leaves_of
 
 Variables = dict[str, Any]
@@ -55,29 +56,72 @@ def read_weights(
       UserError: If the tensors are not those of the model, listing all that differ; if
         the mesh does not divide them; or if one is not finite.
     """
-    table, config = table_of(folder.config["model_type"]), folder.config
-    leaves, tensors = leaves_of(model), folder.tensors()
     arrays = Arrays(stored_leaves_of(model), model, sharding)
-    check_count(leaves, tensors, table, folder.path)
-    bindings = bind(table, leaves)
-    spelled = match(bindings, tensors, table, config, folder.path)
+    source = Source(folder, model)
     check_room(arrays.abstract(), f"the weights in {folder.path} need")
-    unused = left_out(tensors, spelled, table, config).items()
     inspection = Inspection(allow_non_finite)
-    for binding in bindings:
-        theirs = [tensors.read(spelled[name]) for name in binding.theirs]
+    for binding in source.bindings:
+        theirs = [source.read(name) for name in binding.theirs]
         for name, values in zip(binding.theirs, theirs, strict=True):
-            where = f"{tensors.path(spelled[name])}: {spelled[name]}"
-            inspection.look(where, values, arrays.dtype(binding.slots[0]))
-        ours = binding.to_ours(theirs, config)
+            inspection.look(source.where(name), values, arrays.dtype(binding.slots[0]))
+        ours = binding.to_ours(theirs, folder.config)
         for slot, values in zip(binding.slots, ours, strict=True):
             arrays.fill(slot, values)
-    _tell(folder.remarks)
-    _tell(
-        f"{folder.path}: {count} tensors of {why} are not used" for why, count in unused
-    )
-    _tell(inspection.remarks)
+    tell(source.remarks)
+    tell(inspection.remarks)
     return arrays.nested()
+
+
+class Source:
+    """The tensors of a folder that are the weights of a model, by their usual names.
+
+    Attributes:
+      bindings: What each is in the model.
+
+    Raises:
+      UserError: If the tensors are not those of the model, listing all that differ.
+    """
+
+    def __init__(self, folder: Folder, model: Model):
+        self._folder = folder
+        table, config = table_of(folder.config["model_type"]), folder.config
+        leaves, self._tensors = leaves_of(model), folder.tensors()
+        check_count(leaves, self._tensors, table, folder.path)
+        self.bindings = bind(table, leaves)
+        self._spelled = match(self.bindings, self._tensors, table, config, folder.path)
+        self._unused = left_out(self._tensors, self._spelled, table, config)
+
+    def read(self, name: str) -> np.ndarray:
+        return self._tensors.read(self._spelled[name])
+
+    def where(self, name: str) -> str:
+        """Returns the file and the name in it of a tensor, for errors."""
+        spelled = self._spelled[name]
+        return f"{self._tensors.path(spelled)}: {spelled}"
+
+    @property
+    def remarks(self) -> list[str]:
+        """Lines about what a user may not expect, for stderr."""
+        path = self._folder.path
+        unused = self._unused.items()
+        return [
+            *self._folder.remarks,
+            *(
+                f"{path}: {count} tensors of {why} are not used"
+                for why, count in unused
+            ),
+        ]
+
+    def specs(self) -> dict[str, Spec]:
+        """Returns the shape and type of each tensor; of one in few bits, the type that
+        config.json says."""
+        stated = np.dtype(self._folder.config.get("dtype") or "float32")
+        names = (name for binding in self.bindings for name in binding.theirs)
+        spelled = {name: self._spelled[name] for name in names}
+        return {
+            name: (self._tensors.shape(each), self._tensors.dtype(each) or stated)
+            for name, each in spelled.items()
+        }
 
 
 def write_weights(
@@ -85,6 +129,7 @@ def write_weights(
     model: Model,
     variables: Mapping[str, Any],
     config: Config,
+    plan: Plan | None = None,
     shard_bytes: int = SHARD_BYTES,
     allow_non_finite: bool = False,
 ) -> None:
@@ -92,27 +137,75 @@ def write_weights(
 
     All processes must call; those that do not write pass no folder.
 
+    Args:
+      folder: Where to.
+      model: The network.
+      variables: Its variables.
+      config: The normalised config.json.
+      plan: Which weights are stored in few bits.
+      shard_bytes: Largest size of a file.
+      allow_non_finite: Whether to write weights that are not finite.
+
     Raises:
-      UserError: If weights are not finite, unless `allow_non_finite`.
+      UserError: If weights are not finite, unless `allow_non_finite`; those in few bits
+        must be in any case.
     """
+    specs = specs_of(model, variables, config)
+    tensors = their_tensors(model, variables, config)
+    inspection = Inspection(allow_non_finite)
+    write_tensors(folder, specs, tensors, plan, inspection, shard_bytes)
+    tell(inspection.remarks)
+
+
+def write_tensors(
+    folder: pathlib.Path | None,
+    specs: Mapping[str, Spec],
+    tensors: Iterable[tuple[str, np.ndarray]],
+    plan: Plan | None,
+    inspection: Inspection,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes tensors as they come, those that `plan` names in few bits.
+
+    Args:
+      folder: Where to; None only looks at them.
+      specs: Shape and type of each, if it were not in few bits.
+      tensors: Names and values, of any floating-point type.
+      plan: Which weights are stored in few bits; None: none.
+      inspection: Looks at those that are not.
+      shard_bytes: Largest size of a file.
+    """
+    codecs = {} if plan is None else plan.codecs
+    stored = dict(specs) if plan is None else plan.specs(specs)
+    strict = Inspection(allow_non_finite=False)
+    writer = None if folder is None else TensorWriter(folder, stored, shard_bytes)
+    with contextlib.nullcontext() if writer is None else writer:
+        for name, values in tensors:
+            codec, dtype = codecs.get(name), specs[name][1]
+            (inspection if codec is None else strict).look(name, values, dtype)
+            if writer is None:
+                continue
+            parts = (
+                {"": values.astype(dtype, copy=False)}
+                if codec is None
+                else codec.encode(values)
+            )
+            for part, x in parts.items():
+                writer.write(name + part, x)
+
+
+def specs_of(
+    model: Model, variables: Mapping[str, Any], config: Config
+) -> dict[str, Spec]:
+    """Returns the shape and type of each tensor of Hugging Face."""
     bindings = bind(table_of(config["model_type"]), leaves_of(model))
     dtypes = {
         name: _dtype(model, variables, binding.slots[0])
         for binding in bindings
         for name in binding.theirs
     }
-    specs = {
-        name: (shape, dtypes[name])
-        for name, shape in their_shapes(bindings, config).items()
-    }
-    inspection = Inspection(allow_non_finite)
-    writer = None if folder is None else TensorWriter(folder, specs, shard_bytes)
-    with contextlib.nullcontext() if writer is None else writer:
-        for name, values in their_tensors(model, variables, config):
-            inspection.look(name, values, values.dtype)
-            if writer is not None:
-                writer.write(name, values)
-    _tell(inspection.remarks)
+    shapes = their_shapes(bindings, config)
+    return {name: (shape, dtypes[name]) for name, shape in shapes.items()}
 
 
 def their_tensors(
@@ -181,7 +274,7 @@ def _leaf(variables: Mapping[str, Any], slot: Slot, suffix: str = "") -> jax.Arr
     return node[f"{name}{suffix}"]
 
 
-def _tell(lines: Iterable[str]) -> None:
+def tell(lines: Iterable[str]) -> None:
     """Prints lines on stderr, on the first process only."""
     for line in lines:
         if jax.process_index() == 0:

@@ -18,11 +18,13 @@ from maxfdl.tensors.safetensors import INDEX, WHOLE, TensorReader
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
+QUANTIZATION = "quantization_config"
+"""Key of config.json that says how weights in few bits are stored."""
+
 EXPORTED = (CONFIG, WHOLE, "model-*-of-*.safetensors", INDEX, *TOKENIZER_FILES)
 """Patterns of the files that an export may consist of."""
 
 _WEIGHTS = "*.safetensors"
-_QUANTIZATION = "quantization_config"
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -74,7 +76,7 @@ class Folder:
     def _config_as_written(self) -> Config:
         known = normalised(self.raw_config, str(self.path / CONFIG))
         # It is about the files, and the graph does not depend on it.
-        return {key: value for key, value in known.items() if key != _QUANTIZATION}
+        return {key: value for key, value in known.items() if key != QUANTIZATION}
 
     @functools.cached_property
     def scheme(self) -> Scheme | None:
@@ -85,8 +87,8 @@ class Folder:
         """
         outer = Values(str(self.path / CONFIG), self.raw_config)
         for values in (outer, outer.within("text_config")):
-            if values.take(_QUANTIZATION, Object(), default=None):
-                return scheme_of(values.within(_QUANTIZATION))
+            if values.take(QUANTIZATION, Object(), default=None):
+                return scheme_of(values.within(QUANTIZATION))
         return None
 
     @property

@@ -75,6 +75,9 @@ class QuantizedReader(TensorReader):
             rows, columns = columns, rows
         return (*batch, rows, columns)
 
+    def dtype(self, name: str) -> np.dtype | None:
+        return None if name in self._stored else super().dtype(name)
+
     def code(self, name: str) -> str:
         return "F32" if name in self._stored else super().code(name)
 

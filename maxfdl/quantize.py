@@ -1,0 +1,90 @@
+"""Stores the kernels of a model in few bits, as a model folder of Hugging Face.
+
+    python -m maxfdl.quantize --from_hf=FOLDER --to=FOLDER --format=int4
+    python -m maxfdl.quantize --from_run=RUN_DIR --to=FOLDER --format=fp8_block
+
+Formats are `int8`, `int4`, `fp8`, `fp8_block` and `mxfp4`: see
+`maxfdl.tensors.hugging_face.quantization.formats.plan`. Of a folder, one tensor after
+the other is read, stored and written; of a run, the weights are those that its newest
+checkpoint evaluates. Embedding, head, routers and norms stay in their type.
+transformers reads the folder, and so do `--from_hf` and `hf.load`.
+"""
+
+import pathlib
+
+from absl import flags
+
+from maxfdl import commandline
+from maxfdl.errors import UserError
+
+FLAGS = flags.FLAGS
+
+for name, what in {
+    "from_hf": "Model folder to read.",
+    "from_run": "Run directory to read.",
+    "to": "Where to write: a model folder, or a run directory.",
+    "format": "How kernels are stored: int8, int4, fp8, fp8_block or mxfp4.",
+}.items():
+    if name not in FLAGS:
+        flags.DEFINE_string(name, None, what)
+if "block_size" not in FLAGS:
+    flags.DEFINE_integer(
+        "block_size",
+        None,
+        "Weights that share a scale, in int4 and fp8_block; default 128.",
+    )
+
+
+def main(argv: list[str]) -> None:
+    given = [name for name in ("from_hf", "from_run") if getattr(FLAGS, name)]
+    if len(given) != 1 or not FLAGS.to or not FLAGS.format:
+        raise UserError(
+            "give --from_hf=FOLDER or --from_run=RUN_DIR, --to=FOLDER and"
+            " --format=NAME."
+        )
+    from maxfdl.tensors.hugging_face.quantization.formats import check_format
+
+    check_format(FLAGS.format, FLAGS.block_size)  # before a run is read
+    source, target = (pathlib.Path(x) for x in (getattr(FLAGS, given[0]), FLAGS.to))
+    _check_target(source, target)
+    of_folder = given == ["from_hf"]
+    (_of_folder if of_folder else _of_run)(source, target)
+    size = sum(path.stat().st_size for path in target.glob("*.safetensors"))
+    print(f"{target} holds the weights of {source} as {FLAGS.format}, {size:,} bytes")
+
+
+def _check_target(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Refuses to lose what is in `target`."""
+    from maxfdl.run.directory import CHECKPOINTS
+
+    if target.exists() and source.exists() and target.samefile(source):
+        raise UserError(f"--to ({target}) is what is read; give another folder.")
+    if (target / CHECKPOINTS).is_dir():
+        raise UserError(f"--to ({target}) holds a run; give another folder.")
+
+
+def _of_folder(source: pathlib.Path, target: pathlib.Path) -> None:
+    from maxfdl import hf
+
+    hf.quantize(source, target, FLAGS.format, block_size=FLAGS.block_size)
+
+
+def _of_run(source: pathlib.Path, target: pathlib.Path) -> None:
+    from maxfdl import hf
+    from maxfdl.run.directory import TOKENIZER
+    from maxfdl.saved_run import read_run
+
+    run = read_run(source, FLAGS.trust)
+    kept = source / TOKENIZER
+    hf.save(
+        target,
+        run.config,
+        run.variables,
+        tokenizer=kept if kept.is_dir() else None,
+        format=FLAGS.format,
+        block_size=FLAGS.block_size,
+    )
+
+
+if __name__ == "__main__":
+    commandline.run(main, takes_config=False)
