@@ -13,7 +13,7 @@ from maxfdl.layers.sinks import SinkKey, Sinks
 from maxfdl.ops.later import places_with_later
 from maxfdl.ops.mask import Places
 from maxfdl.sharding.memory import on_device
-from maxfdl.sharding.sharding import Sharding
+from maxfdl.sharding.sharding import Gather, Sharding
 
 
 @jax.tree_util.register_dataclass
@@ -177,6 +177,10 @@ class Context:
         """
         value = on_device(value).astype(dtype)
         return value if self.sharding is None else self.sharding.gather(value, axes)
+
+    def gather_of(self, axes: tuple[str, ...]) -> Gather | None:
+        """Returns what gathers an array that lies as a parameter with these dims."""
+        return None if self.sharding is None else self.sharding.gather_of(axes)
 
 
 def apply_if(layer: Any | None, x: jax.Array, context: Context) -> jax.Array:

@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from maxfdl.layers.context import Context
 from maxfdl.layers.parameter import Parameter
 from maxfdl.ops.state import StateDeclaration
+from maxfdl.sharding.memory import on_device
 
 Factory = Callable[..., Any]
 P = ParamSpec("P")
@@ -42,6 +43,10 @@ class Weight:
         """
         value = self.stored
         return context.weight(value, self.declared.axes, dtype or value.dtype)
+
+    def cut(self, dtype: DTypeLike) -> jax.Array:
+        """Returns the value cast to `dtype`, for what gathers it in another type."""
+        return on_device(self.stored).astype(dtype)
 
 
 class Cell:

@@ -49,7 +49,10 @@ def multiply(
     declared = parts.kernel.declared.whole
     cells = {name: getattr(parts, _part(name)) for name in dot.declare(declared)}
     state = {name: cell.read() for name, cell in cells.items()}
-    if parts.kernel.declared.packing is None:
+    if parts.kernel.declared.packing is None and dot.gathers_kernel():
+        kwargs["gather"] = context.gather_of(declared.axes)
+        y, new = dot(x, parts.kernel.cut(x.dtype), state, *args, **kwargs)
+    elif parts.kernel.declared.packing is None:
         kernel = parts.kernel.ready(context, x.dtype)
         y, new = dot(x, kernel, state, *args, **kwargs)
     else:

@@ -59,8 +59,9 @@ def by_channel(
 def _forward(forward, backward, product, x, kernel):
     x = _Coded.of(forward, product, x, "x", "y")
     kernel = _Coded.of(forward, product, kernel, "kernel", "y")
-    y = product.product("y", x.values, kernel.values)
-    for factor in (x, kernel):
+    whole = kernel.gathered(product)
+    y = product.product("y", x.values, whole.values)
+    for factor in (x, whole):
         y = factor.scaling(product, y, "y")
     return y, (product, x, kernel)
 
@@ -79,7 +80,8 @@ def _backward(forward, backward, saved, dy):
         factors = _factors(result, coded.values, other.values)
         return coded.scaling(product, product.product(result, *factors), result)
 
-    return None, gradient("x", kernel), gradient("kernel", x)
+    dx = gradient("x", kernel.gathered(product))
+    return None, dx, product.cut(gradient("kernel", x))
 
 
 by_channel.defvjp(_forward, _backward)
@@ -104,6 +106,11 @@ class _Coded:
         """Codes the factor `name` of `result`, with a scale for each of its sums."""
         kept = product.kept(name, result)
         return cls(*coder.encode(product, a, name, kept), kept)
+
+    def gathered(self, product: Contraction) -> "_Coded":
+        """Returns a kernel ready for use."""
+        values, scales = product.gathered(self.values), product.whole(self.scales)
+        return _Coded(values, scales, self.kept)
 
     def scaling(self, product: Contraction, a: jax.Array, name: Name) -> jax.Array:
         """Returns the array `name` of the product, times the scales."""

@@ -9,7 +9,7 @@ letters of the operand that they belong to.
 import dataclasses
 import math
 import string
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,25 @@ FACTORS: dict[Name, tuple[Name, Name]] = {
 """Of which two arrays each array, or its gradient, is the product."""
 
 
+class Gather(Protocol):
+    """Where arrays with the dims of a kernel lie, whose shards several devices hold.
+
+    `maxfdl.sharding.sharding.Gather` is one.
+    """
+
+    def __call__(self, a: jax.Array) -> jax.Array:
+        """Gathers the shards of an array."""
+        ...
+
+    def cut(self, a: jax.Array) -> jax.Array:
+        """Leaves each device its shard of an array."""
+        ...
+
+    def whole(self, a: jax.Array) -> jax.Array:
+        """Gathers an array that has other dims, such as scales of the kernel."""
+        ...
+
+
 def _static(**kwargs: Any) -> Any:
     return dataclasses.field(metadata={"static": True}, **kwargs)
 
@@ -42,6 +61,7 @@ class Contraction:
       each: Leading letters of the kernel that number kernels of the same kind.
       dtype: Type of the activations: in it factors are multiplied that are in no
         smaller one.
+      gather: What gathers shards of the kernel; None: it is whole.
     """
 
     x: str = _static()
@@ -49,6 +69,7 @@ class Contraction:
     y: str = _static()
     each: str = _static(default="")
     dtype: str = _static(default="float32")
+    gather: Gather | None = _static(default=None)
 
     @classmethod
     def of_projection(
@@ -89,13 +110,24 @@ class Contraction:
 
         def multiply(a, b, _):
             dims = places(summed), places(batch)
-            dtype = type_of_sums(a.dtype)
+            dtype = self._type_of_sums(result, a)
             return lax.dot_general(a, b, dims, preferred_element_type=dtype)
 
         y = in_float32(multiply, (a, places(summed)[0]), (b, places(summed)[1]))
         free = [c for c in of_a + of_b if c not in batch and c not in summed]
         order = [*batch, *free]
         return jnp.transpose(y, [order.index(c) for c in of_y])
+
+    def _type_of_sums(self, result: Name, a: jax.Array) -> Any:
+        """Returns the type of a sum, before its scale is known.
+
+        Where devices share out the tokens, each adds up its own for the gradient of a
+        kernel, and these sums cross the mesh in the type of activations, as with `Dot`.
+        """
+        in_integers = jnp.issubdtype(a.dtype, jnp.integer)
+        if result == "kernel" and self.gather is not None and not in_integers:
+            return self.dtype
+        return type_of_sums(a.dtype)
 
     def as_matrices(self, name: Name, a: jax.Array) -> jax.Array:
         """Returns an array as a matrix for each place of the batch dims.
@@ -132,6 +164,18 @@ class Contraction:
             "".join(c for c in rest if c in of_first),
             "".join(c for c in rest if c in of_second),
         )
+
+    def gathered(self, kernel: jax.Array) -> jax.Array:
+        """Returns the kernel ready for use, from the shard of it that lies here."""
+        return kernel if self.gather is None else self.gather(kernel)
+
+    def cut(self, kernel: jax.Array) -> jax.Array:
+        """Returns the kernel's gradient, of which each device needs its shard."""
+        return kernel if self.gather is None else self.gather.cut(kernel)
+
+    def whole(self, scales: jax.Array) -> jax.Array:
+        """Returns scales of shards of the kernel, gathered to every device."""
+        return scales if self.gather is None else self.gather.whole(scales)
 
     def kept(self, name: Name, result: Name) -> str:
         """Returns the letters of a factor that are not summed over in `result`."""
@@ -205,7 +249,7 @@ class GroupedContraction(Contraction):
 
         def multiply(a, b, part):
             sizes = self.sizes if result != "kernel" else part.of_groups(self.sizes)
-            dtype = type_of_sums(a.dtype)
+            dtype = self._type_of_sums(result, a)
             return product(a, b, sizes, self.implementation, dtype)
 
         def whole(a, b):

@@ -38,6 +38,15 @@ class MatrixProduct(abc.ABC):
         """Returns the state that a product with this kernel keeps, by name."""
         return {}
 
+    def gathers_kernel(self) -> bool:
+        """Says whether it is given shards of the kernel, and gathers them itself.
+
+        So they cross the mesh in the type that it multiplies in. Its call then has one
+        more argument, `gather`: a `maxfdl.ops.contraction.Gather`; None on a single
+        device.
+        """
+        return False
+
     @abc.abstractmethod
     def __call__(
         self,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ from jax import lax
 
 from maxfdl.ops.contraction import (
     Contraction,
+    Gather,
     GroupedContraction,
     Name,
     greatest_magnitude,
@@ -39,6 +40,8 @@ class Fp8Block(Formats, Recipe):
       size: Numbers along the side of a block.
     """
 
+    gathers_kernel = True
+
     backward: Format = "e4m3"
     size: int = 128
 
@@ -53,12 +56,44 @@ class Fp8Block(Formats, Recipe):
         if isinstance(product, GroupedContraction):
             return jnp.asarray(_multiply(self, product, x, kernel)), {}
         y_shape = product.shape_of_y(x, kernel)
+        gather = product.gather and _GatherMatrices(
+            product, product.gather, kernel.shape
+        )
+        matrices = dataclasses.replace(MATRICES, gather=gather)
         x, kernel = product.as_matrices("x", x), product.as_matrices("kernel", kernel)
-        y = jnp.asarray(_multiply(self, MATRICES, x, kernel))
+        y = jnp.asarray(_multiply(self, matrices, x, kernel))
         return product.from_matrices("y", y, y_shape), {}
 
 
 MATRICES = Contraction(x="emd", kernel="edf", y="emf", each="e")
+
+
+@dataclasses.dataclass(frozen=True)
+class _GatherMatrices:
+    """Gathers a kernel that is given as matrices, along the dims that it has.
+
+    Args:
+      product: Knows the dims.
+      gather: Gathers an array that has them.
+      shape: Size of each.
+    """
+
+    product: Contraction
+    gather: Gather
+    shape: tuple[int, ...]
+
+    def __call__(self, a: jax.Array) -> jax.Array:
+        return self._in_place(self.gather, a)
+
+    def cut(self, a: jax.Array) -> jax.Array:
+        return self._in_place(self.gather.cut, a)
+
+    def whole(self, a: jax.Array) -> jax.Array:
+        return self.gather.whole(a)
+
+    def _in_place(self, gather: Callable[[jax.Array], jax.Array], a: jax.Array):
+        kernel = self.product.from_matrices("kernel", a, self.shape)
+        return self.product.as_matrices("kernel", gather(kernel))
 
 
 # Rows and kernels are those of `MATRICES`, or of a `GroupedContraction`.
@@ -71,19 +106,21 @@ def _multiply_forward(recipe, product, x, kernel):
     size, dtype = recipe.size, recipe.forward_dtype
     x = _Blocks.of(x, product.x, {"d": size}, dtype)
     kernel = _Blocks.of(kernel, product.kernel, {"d": size, "f": size}, dtype)
-    return _sum_of_blocks(product, "y", "d", x, kernel), (product, x, kernel)
+    y = _sum_of_blocks(product, "y", "d", x, kernel.gathered(product))
+    return y, (product, x, kernel)
 
 
 def _multiply_backward(recipe, saved, dy):
     product, x, kernel = saved
     size, dtype = recipe.size, recipe.backward_dtype
     of_outputs = _Blocks.of(dy, product.y, {"f": size}, dtype)
-    dx = _sum_of_blocks(product, "x", "f", of_outputs, kernel)
+    dx = _sum_of_blocks(product, "x", "f", of_outputs, kernel.gathered(product))
     x_NSD, group_N = _row_blocks(product, x.numbers(), size)
     dy_NSF, _ = _row_blocks(product, dy, size)
     x = _Blocks.of(x_NSD, "nsd", {"s": size}, recipe.forward_dtype)
     dy = _Blocks.of(dy_NSF, "nsf", {"s": size}, dtype)
-    return None, dx, _kernels_of_blocks(x, dy, group_N, kernel.shape[0])
+    dkernel = _kernels_of_blocks(x, dy, group_N, kernel.shape[0])
+    return None, dx, product.cut(dkernel)
 
 
 _multiply.defvjp(_multiply_forward, _multiply_backward)
@@ -122,6 +159,14 @@ class _Blocks:
     @property
     def shape(self) -> tuple[int, ...]:
         return self.values.shape
+
+    def gathered(self, product: Contraction) -> "_Blocks":
+        """Returns a kernel ready for use."""
+        return dataclasses.replace(
+            self,
+            values=product.gathered(self.values),
+            scales=product.whole(self.scales),
+        )
 
     def numbers(self) -> jax.Array:
         """Returns what the FP8 array stands for, in float32."""

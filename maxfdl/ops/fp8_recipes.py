@@ -42,6 +42,8 @@ class Fp8Current(Formats, Recipe):
       granularity: Numbers that share a scale.
     """
 
+    gathers_kernel = True
+
     backward: Format = "e4m3"
     granularity: Granularity = "tensor"
 
@@ -54,6 +56,7 @@ class Fp8Current(Formats, Recipe):
         dtype = self.forward_dtype
         x_scale = scale_of(product.greatest(x, "x", ""), dtype)
         of_kernels = product.greatest(kernel, "kernel", product.each)
+        of_kernels = product.whole(of_kernels)
         scales = jax.lax.stop_gradient((x_scale, scale_of(of_kernels, dtype)))
         return _by_tensor(self, product, x, kernel, scales, None), {}
 
@@ -77,6 +80,8 @@ class Fp8Delayed(Formats, Recipe):
       history: Steps that it holds.
       margin: Powers of two left free for numbers above the history.
     """
+
+    gathers_kernel = True
 
     history: int = 1024
     margin: int = 0
@@ -107,7 +112,9 @@ class Fp8Delayed(Formats, Recipe):
     ) -> tuple[jax.Array, State]:
         seen = {
             "x_amax": product.greatest(x, "x", ""),
-            "kernel_amax": product.greatest(kernel, "kernel", product.each),
+            "kernel_amax": product.whole(
+                product.greatest(kernel, "kernel", product.each)
+            ),
         }
         scales = tuple(self.scale(state[name], self.forward_dtype) for name in seen)
         y = _by_tensor(self, product, x, kernel, scales, state["dy_amax"])
@@ -135,7 +142,7 @@ def _by_tensor_forward(recipe, product, x, kernel, scales, dy_history):
     of_kernels = product.spread(kernel_scale, product.each, "kernel")
     x = quantise(x, x_scale, recipe.forward_dtype)
     kernel = quantise(kernel, of_kernels, recipe.forward_dtype)
-    y = product.product("y", x, kernel)
+    y = product.product("y", x, product.gathered(kernel))
     y = y * (x_scale * product.spread(kernel_scale, product.each, "y"))
     return y, (product, x, kernel, scales, dy_history)
 
@@ -148,10 +155,10 @@ def _by_tensor_backward(recipe, saved, dy):
     else:
         scale, history = recipe.scale(dy_history, dtype), rolled(dy_history, seen)
     dy = quantise(dy, scale, dtype)
-    dx = product.product("x", dy, kernel)
+    dx = product.product("x", dy, product.gathered(kernel))
     dx = dx * (product.spread(kernel_scale, product.each, "x") * scale)
     dkernel = product.product("kernel", x, dy) * (x_scale * scale)
-    return None, dx, dkernel, None, history
+    return None, dx, product.cut(dkernel), None, history
 
 
 _by_tensor.defvjp(_by_tensor_forward, _by_tensor_backward)

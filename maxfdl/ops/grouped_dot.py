@@ -32,6 +32,10 @@ class GroupedProduct(abc.ABC):
         """Returns the state that a product with these kernels keeps, by name."""
         return {}
 
+    def gathers_kernel(self) -> bool:
+        """Says whether it is given shards of the kernels, see `MatrixProduct`."""
+        return False
+
     @abc.abstractmethod
     def __call__(
         self,

@@ -37,6 +37,8 @@ class Int8(Recipe):
         sums are right on average, see `maxfdl.ops.hashed_rounding`.
     """
 
+    gathers_kernel = True
+
     backward: bool = False
     rounding: Rounding = "nearest"
 

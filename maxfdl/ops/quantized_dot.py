@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from maxfdl.markers import Operational
-from maxfdl.ops.contraction import Contraction, GroupedContraction
+from maxfdl.ops.contraction import Contraction, Gather, GroupedContraction
 from maxfdl.ops.dot import MatrixProduct, State
 from maxfdl.ops.grouped_dot import GroupedDot, GroupedProduct, Implementation
 from maxfdl.ops.recipe import Recipe
@@ -32,6 +32,9 @@ class QuantizedDot(MatrixProduct):
     def declare(self, kernel: Declaration) -> dict[str, StateDeclaration]:
         return self.recipe.declare(kernel)
 
+    def gathers_kernel(self) -> bool:
+        return self.recipe.gathers_kernel
+
     def __call__(
         self,
         x: Float[Array, "..."],
@@ -41,6 +44,7 @@ class QuantizedDot(MatrixProduct):
         contract: int = 1,
         equation: str | None = None,
         out_dtype: DTypeLike | None = None,
+        gather: Gather | None = None,
     ) -> tuple[Float[Array, "..."], State]:
         if equation is None:
             product = Contraction.of_projection(
@@ -48,6 +52,7 @@ class QuantizedDot(MatrixProduct):
             )
         else:
             product = Contraction.of_equation(equation, x.dtype.name)
+        product = dataclasses.replace(product, gather=gather)
         y, state = self._multiply(product, x, kernel, state)
         return y.astype(x.dtype if out_dtype is None else out_dtype), state
 
@@ -93,12 +98,16 @@ class QuantizedGroupedDot(GroupedProduct):
     def declare(self, kernel: Declaration) -> dict[str, StateDeclaration]:
         return self.recipe.declare(kernel)
 
+    def gathers_kernel(self) -> bool:
+        return self.recipe.gathers_kernel
+
     def __call__(
         self,
         x_MD: Float[Array, "M D"],
         kernel_EDF: Float[Array, "E D F"],
         state: State,
         sizes_E: Int[Array, " E"] | None,
+        gather: Gather | None = None,
     ) -> tuple[Float[Array, "M F"], State]:
         x, kernel = _wide(x_MD), _wide(kernel_EDF)
         rows, groups, outputs = x.shape[0], kernel.shape[0], kernel.shape[2]
@@ -109,6 +118,7 @@ class QuantizedGroupedDot(GroupedProduct):
         else:
             chosen = GroupedDot(self.implementation).resolve()
             product = GroupedContraction.of_rows(rows, sizes_E, chosen, dtype)
+        product = dataclasses.replace(product, gather=gather)
         y, state = self.recipe.multiply(product, x, kernel, state)
         return y.reshape(rows, outputs).astype(x_MD.dtype), state
 

@@ -1,6 +1,7 @@
 """What a recipe is: the way in which a matrix product is computed in few bits."""
 
 import abc
+from typing import ClassVar
 
 import jax
 
@@ -14,7 +15,13 @@ class Recipe(abc.ABC):
 
     A recipe is a frozen dataclass, so that it can be a static argument of the functions
     that it hands to JAX.
+
+    Attributes:
+      gathers_kernel: Whether `multiply` is given shards of the kernel. It then gathers
+        them by `product.gathered`, once they are in few bits.
     """
+
+    gathers_kernel: ClassVar[bool] = False
 
     def declare(self, kernel: Declaration) -> dict[str, StateDeclaration]:
         """Returns the state that a product with this kernel keeps, by name."""

@@ -130,6 +130,10 @@ class Sharding:
         sharding = NamedSharding(self.mesh, self.spec_in_use(axes))
         return jax.lax.with_sharding_constraint(weight, sharding)
 
+    def gather_of(self, axes: tuple[str, ...]) -> "Gather":
+        """Returns what gathers arrays that lie as a weight with these dims does."""
+        return Gather(self, axes)
+
     def check(self, path: str, shape: Sequence[int], axes: Sequence[str]) -> None:
         """Refuses an array that its rules cannot cut evenly.
 
@@ -145,3 +149,33 @@ class Sharding:
                     f" mesh axis {' x '.join(names)}; change the size, the mesh, or"
                     f" sharding.{axis}."
                 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Gather:
+    """Where arrays lie that have the dims of one weight.
+
+    Args:
+      sharding: The mesh and the rules.
+      axes: Logical names of the dims of the weight.
+    """
+
+    sharding: Sharding
+    axes: tuple[str, ...]
+
+    def __call__(self, a: jax.Array) -> jax.Array:
+        """Gathers an array for use, in the type that it has.
+
+        Pinning it as it is stored first keeps XLA from gathering what it is made of.
+        """
+        return self.sharding.gather(self.cut(a), self.axes)
+
+    def cut(self, a: jax.Array) -> jax.Array:
+        """Pins an array to lie as the weight is stored."""
+        place = self.sharding.named(self.axes)
+        return jax.lax.with_sharding_constraint(a, place)
+
+    def whole(self, a: jax.Array) -> jax.Array:
+        """Gathers an array of other dims, such as scales, to every device."""
+        place = NamedSharding(self.sharding.mesh, PartitionSpec())
+        return jax.lax.with_sharding_constraint(a, place)
