@@ -1,6 +1,5 @@
 """Which matrix products of a network a mutation changes."""
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ import fiddle as fdl
 from maxfdl.errors import MutationError, did_you_mean
 from maxfdl.graph import copy, nodes_of, swap
 from maxfdl.graph.select import iterate_paths
+from maxfdl.graph.signatures import fields
 from maxfdl.layers import linen, nnx
 from maxfdl.layers.frozen import matches, tree_path
 from maxfdl.ops.dot import Dot, MatrixProduct
@@ -33,11 +33,13 @@ def is_matrix_product(node: fdl.Buildable) -> bool:
     return isinstance(made, type) and issubclass(made, (MatrixProduct, GroupedProduct))
 
 
-def recipe_of(made: type[Recipe], what: str, **arguments: Any) -> fdl.Config:
-    """Returns the node of a recipe, with those arguments that are not None.
+def recipe_of(
+    recipe: fdl.Config[Recipe], what: str, **arguments: Any
+) -> fdl.Config[Recipe]:
+    """Returns the node of a recipe with those arguments that are not None.
 
     Args:
-      made: The recipe.
+      recipe: The recipe.
       what: How its user calls it, for errors.
       **arguments: Those of all recipes that the user might have named.
 
@@ -45,13 +47,13 @@ def recipe_of(made: type[Recipe], what: str, **arguments: Any) -> fdl.Config:
       MutationError: If one is given that this recipe does not have.
     """
     given = {key: value for key, value in arguments.items() if value is not None}
-    there = list(inspect.signature(made).parameters)
+    there = [name for name in fields(recipe) if name not in recipe.__arguments__]
     strange = sorted(given.keys() - set(there))
     if strange:
         raise MutationError(
             f"{what} has no {', '.join(strange)}; it has {', '.join(there)}."
         )
-    return fdl.Config(made, **given)
+    return fdl.copy_with(recipe, **given)
 
 
 def use_recipe(node: fdl.Buildable, recipe: fdl.Config) -> None:

@@ -1,4 +1,4 @@
-"""Matrix products in int8."""
+"""Matrix products in int8, and in formats whose scales are of few numbers."""
 
 from typing import Any, Literal, TypeVar
 
@@ -15,13 +15,19 @@ from maxfdl.mutations.products import (
     use_recipe,
 )
 from maxfdl.mutations.scope import MODEL, network_in
+from maxfdl.ops.block_scaling import FORMATS, Exponents
 from maxfdl.ops.int8 import Int8, Rounding
+from maxfdl.ops.microscaling import Microscaling
 from maxfdl.ops.recipe import Recipe
 
 C = TypeVar("C", bound=fdl.Buildable)
-Format = Literal["int8", "none"]
+Format = Literal["int8", "mxfp8", "mxfp4", "nvfp4", "none"]
 
-_RECIPES: dict[str, type[Recipe] | None] = {"int8": Int8, "none": None}
+_RECIPES: dict[str, fdl.Config[Recipe] | None] = {
+    "int8": fdl.Config(Int8),
+    **{name: fdl.Config(Microscaling, format=name) for name in FORMATS},
+    "none": None,
+}
 
 
 def quantize(
@@ -30,11 +36,12 @@ def quantize(
     format: Format = "int8",
     backward: bool | None = None,
     rounding: Rounding | None = None,
+    exponents: Exponents | None = None,
     only: tuple[str, ...] = (),
     skip: tuple[str, ...] = (),
     under: str = MODEL,
 ) -> C:
-    """Computes matrix products in int8, as training or as what a model will be run in.
+    """Computes matrix products in int8 or in blocks of FP8 or FP4 with a scale each.
 
     Those of all projections, low-rank ones too, experts and modules of multi-token
     prediction. The embedding looks up rows, and routers compute in float32; the head
@@ -45,11 +52,15 @@ def quantize(
     Args:
       cfg: The graph.
       format: `int8` has a scale for each token and each output of a kernel, see
-        `maxfdl.ops.int8`.
-      backward: Whether gradients are rounded, too; None is the recipe's, False: the
-        products of the backward pass are in the type of activations then.
-      rounding: Of gradients, `nearest` or `stochastic`; None is the recipe's,
+        `maxfdl.ops.int8`. `mxfp8` and `mxfp4` have one for 32 numbers, `nvfp4` one for
+        16, see `maxfdl.ops.microscaling`.
+      backward: Whether gradients are rounded, too, in `int8` and `mxfp8`. None is the
+        recipe's, False: the products of the backward pass are in the type of
+        activations then.
+      rounding: Of gradients in int8, `nearest` or `stochastic`; None is the recipe's,
         `nearest`.
+      exponents: Of the scales of `mxfp8` and `mxfp4`, `down` or `up`; None is the
+        recipe's, `down`.
       only: Which products; empty: all. Each is `attention`, `delta_net`, `experts`,
         `head`, `later_token`, `latent_attention` or `mlp`, or a path as `freeze` takes
         it, such as `**.attention.out`, from the network on.
@@ -60,7 +71,7 @@ def quantize(
       MutationError: If nothing is selected, if `only` or `skip` names nothing, or if
         an argument belongs to another format.
     """
-    recipe = _recipe(format, backward=backward, rounding=rounding)
+    recipe = _recipe(format, backward=backward, rounding=rounding, exponents=exponents)
     out = copy(cfg)
     network = network_in(out, under)
     if recipe is None and not only and not skip:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from maxfdl.ops.contraction import (
 from maxfdl.ops.dot import State
 from maxfdl.ops.fp8 import Format, Formats, quantise, scale_of
 from maxfdl.ops.recipe import Recipe
+from maxfdl.ops.row_blocks import padded, row_blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +116,8 @@ def _multiply_backward(recipe, saved, dy):
     size, dtype = recipe.size, recipe.backward_dtype
     of_outputs = _Blocks.of(dy, product.y, {"f": size}, dtype)
     dx = _sum_of_blocks(product, "x", "f", of_outputs, kernel.gathered(product))
-    x_NSD, group_N = _row_blocks(product, x.numbers(), size)
-    dy_NSF, _ = _row_blocks(product, dy, size)
+    x_NSD, group_N = row_blocks(product, x.numbers(), size)
+    dy_NSF, _ = row_blocks(product, dy, size)
     x = _Blocks.of(x_NSD, "nsd", {"s": size}, recipe.forward_dtype)
     dy = _Blocks.of(dy_NSF, "nsf", {"s": size}, dtype)
     dkernel = _kernels_of_blocks(x, dy, group_N, kernel.shape[0])
@@ -146,11 +147,11 @@ class _Blocks:
     @classmethod
     def of(cls, a: jax.Array, letters: str, cut: dict[str, int], dtype) -> "_Blocks":
         sizes = tuple(cut.get(letter, 1) for letter in letters)
-        padded = _padded(a, sizes)
-        pairs = zip(padded.shape, sizes, strict=True)
+        whole = padded(a, sizes)
+        pairs = zip(whole.shape, sizes, strict=True)
         split = [each for dim, size in pairs for each in (dim // size, size)]
         inside = tuple(range(1, 2 * a.ndim, 2))
-        scales = scale_of(greatest_magnitude(padded.reshape(split), inside), dtype)
+        scales = scale_of(greatest_magnitude(whole.reshape(split), inside), dtype)
         blocks = cls(a, scales, letters, sizes)
         return dataclasses.replace(
             blocks, values=quantise(a, blocks._spread(scales, letters), dtype)
@@ -181,7 +182,7 @@ class _Blocks:
         """Returns the same with zeros after it, so that the last block is whole."""
         pairs = zip(self.letters, self.sizes, strict=True)
         sizes = [size if each == letter else 1 for each, size in pairs]
-        return dataclasses.replace(self, values=_padded(self.values, sizes))
+        return dataclasses.replace(self, values=padded(self.values, sizes))
 
     def at(self, letter: str, i: Any) -> tuple[jax.Array, jax.Array, str]:
         """Returns block `i` along a dim, its scales, and the dims that they have."""
@@ -202,12 +203,6 @@ class _Blocks:
         return scales
 
 
-def _padded(a: jax.Array, sizes: Sequence[int]) -> jax.Array:
-    """Returns `a` with zeros after it, so that each dim has whole blocks."""
-    pads = [(0, -dim % size) for dim, size in zip(a.shape, sizes, strict=True)]
-    return jnp.pad(a, pads) if any(after for _, after in pads) else a
-
-
 def _sum_of_blocks(
     product: Contraction, result: Name, summed: str, a: _Blocks, b: _Blocks
 ) -> jax.Array:
@@ -224,29 +219,6 @@ def _sum_of_blocks(
     add = lambda i, total: total + part(i)  # noqa: E731
     first = jnp.zeros(jax.eval_shape(part, 0).shape, jnp.float32)
     return lax.fori_loop(0, number, add, first)
-
-
-def _row_blocks(
-    product: Contraction, a: jax.Array, size: int
-) -> tuple[jax.Array, jax.Array]:
-    """Returns rows in blocks [N, size, width] of one group each, and the groups [N].
-
-    Rows that fill up a block are 0.
-    """
-    if not isinstance(product, GroupedContraction):
-        a = _padded(a, (1, size, 1))
-        groups, rows, width = a.shape
-        group = jnp.repeat(jnp.arange(groups), rows // size)
-        return a.reshape(-1, size, width), group
-    rows, groups = a.shape[0], product.sizes.size
-    number = -(-rows // size) + min(groups, rows)  # enough for the last of each group
-    blocks = -(-product.sizes // size)
-    ends = jnp.cumsum(blocks)
-    begin = (ends - blocks) * size - (jnp.cumsum(product.sizes) - product.sizes)
-    place = jnp.arange(rows) + begin[product.group]
-    filled = jnp.zeros((number * size, a.shape[1]), a.dtype).at[place].set(a)
-    group = jnp.searchsorted(ends, jnp.arange(number), side="right")
-    return filled.reshape(number, size, -1), jnp.minimum(group, groups - 1)
 
 
 def _kernels_of_blocks(

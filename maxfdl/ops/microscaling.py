@@ -1,0 +1,163 @@
+"""Products in MXFP8, MXFP4 and NVFP4, whose scales lie along the dim that is summed."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from maxfdl.ops.block_scaling import FORMATS, Blocks, Exponents, Format, encode
+from maxfdl.ops.contraction import FACTORS, Contraction, GroupedContraction, Name
+from maxfdl.ops.dot import State
+from maxfdl.ops.recipe import Recipe
+from maxfdl.ops.row_blocks import row_blocks
+
+
+@dataclasses.dataclass(frozen=True)
+class Microscaling(Recipe):
+    """Scales of few numbers at hand: no state. See `maxfdl.ops.block_scaling`.
+
+    The product is `jax.lax.scaled_dot`: XLA has a kernel for it where the hardware
+    multiplies such blocks, as NVIDIA's Blackwell does. Elsewhere it multiplies, in
+    bfloat16, the numbers that the blocks stand for, which is exact. Products of groups
+    of rows do that everywhere, for XLA has no other kernel for them.
+
+    In the backward pass the gradient goes straight through the rounding. Without
+    `backward` it is multiplied in the type of activations.
+
+    Args:
+      format: Of activations and kernels.
+      backward: Whether both products of the backward pass are in the format, too.
+        Their sums run along other dims, so each factor is rounded a second time, from
+        the numbers that it had: blocks of the kernel lie along outputs then, those of
+        activations along rows, and do not cross from one expert to another.
+      exponents: How a scale that is a power of two is rounded: see
+        `maxfdl.ops.block_scaling`. `down` is OCP's rule, `up` clips no number.
+    """
+
+    format: Format
+    backward: bool = False
+    exponents: Exponents = "down"
+
+    @staticmethod
+    def check_config(node):
+        if node.format == "nvfp4" and node.exponents != "down":
+            yield (
+                f"Microscaling exponents ({node.exponents}) are those of scales that"
+                " are powers of two, which nvfp4 has not; leave it out."
+            )
+        if node.format != "mxfp8" and node.backward:
+            yield (
+                f"Microscaling backward (True) must be False for {node.format}, whose 4"
+                " bits are too few for gradients; use mxfp8, or leave it out."
+            )
+
+    def multiply(
+        self, product: Contraction, x: jax.Array, kernel: jax.Array, state: State
+    ) -> tuple[jax.Array, State]:
+        if isinstance(product, GroupedContraction):
+            return jnp.asarray(_multiply(self, product, x, kernel)), {}
+        y_shape = product.shape_of_y(x, kernel)
+        x, kernel = product.as_matrices("x", x), product.as_matrices("kernel", kernel)
+        matrices = Contraction(
+            x="emd", kernel="edf", y="emf", each="e", dtype=product.dtype
+        )
+        y = jnp.asarray(_multiply(self, matrices, x, kernel))
+        return product.from_matrices("y", y, y_shape), {}
+
+
+# Letters: e kernels, m rows, d contracted, f outputs.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _multiply(recipe, product, x, kernel):
+    return _forward(recipe, product, x, kernel)[0]
+
+
+def _forward(recipe, product, x, kernel):
+    blocks_of = functools.partial(_blocks, recipe, product)
+    of_x, of_kernel = blocks_of(x, "x", "d"), blocks_of(kernel, "kernel", "d")
+    y = _product(product, "y", of_x, of_kernel)
+    if recipe.backward:
+        by_rows, in_blocks = _rows_in_blocks(recipe, product, x)
+        of_x = _blocks(recipe, in_blocks, by_rows, "x", "m")
+        of_kernel = blocks_of(kernel, "kernel", "f")
+    return y, (product, of_x, of_kernel)
+
+
+def _backward(recipe, saved, dy):
+    product, x, kernel = saved
+    if recipe.backward:
+        of_outputs = _blocks(recipe, product, dy, "y", "f")
+        by_rows, in_blocks = _rows_in_blocks(recipe, product, dy)
+        of_rows = _blocks(recipe, in_blocks, by_rows, "y", "m")
+        dx = _product(product, "x", of_outputs, kernel)
+        return None, dx, _product(in_blocks, "kernel", x, of_rows)
+    dy = dy.astype(product.dtype)
+    dx = product.product("x", dy, kernel.numbers().astype(product.dtype))
+    dkernel = product.product("kernel", x.numbers().astype(product.dtype), dy)
+    dx = _times_tensor_scale(product, dx, "x", kernel, "kernel")
+    return None, dx, _times_tensor_scale(product, dkernel, "kernel", x, "x")
+
+
+_multiply.defvjp(_forward, _backward)
+
+
+def _blocks(recipe, product, a, name: Name, letter: str) -> Blocks:
+    """Returns an array of the product in blocks along the dim `letter`."""
+    letters = product.letters(name)
+    of_tensor = [i for i, c in enumerate(letters) if c not in _each(product, name)]
+    return encode(
+        a,
+        letters.index(letter),
+        recipe.format,
+        exponents=recipe.exponents,
+        tensor_dims=tuple(of_tensor),
+    )
+
+
+def _each(product: Contraction, name: Name) -> str:
+    """Returns the letters along which an array has several scales of tensors."""
+    return product.each if name == "kernel" else ""
+
+
+def _product(product: Contraction, result: Name, a: Blocks, b: Blocks) -> jax.Array:
+    """Returns y, or a gradient, in float32; blocks lie along the dim that is summed."""
+    if isinstance(product, GroupedContraction):
+        y = product.product(result, a.numbers(), b.numbers())
+    else:
+        y = lax.scaled_dot(
+            a.values,
+            b.values,
+            lhs_scale=a.scales,
+            rhs_scale=b.scales,
+            dimension_numbers=(((a.dim,), (b.dim,)), ((0,), (0,))),
+            preferred_element_type=jnp.float32,
+        )
+    for name, factor in zip(FACTORS[result], (a, b), strict=True):
+        y = _times_tensor_scale(product, y, result, factor, name)
+    return y
+
+
+def _times_tensor_scale(
+    product: Contraction, a: jax.Array, result: Name, factor: Blocks, name: Name
+) -> jax.Array:
+    """Returns a result times the scale of the tensor that a factor of it is."""
+    if factor.tensor_scale is None:
+        return a
+    return a * product.spread(factor.tensor_scale, _each(product, name), result)
+
+
+def _rows_in_blocks(
+    recipe: Microscaling, product: Contraction, a: jax.Array
+) -> tuple[jax.Array, Contraction]:
+    """Returns rows so that each block is of one group, and their product."""
+    if not isinstance(product, GroupedContraction):
+        return a, product
+    size = FORMATS[recipe.format].size
+    blocks, group_N = row_blocks(product, a, size)
+    sizes = size * jnp.bincount(group_N, length=product.sizes.size)
+    return blocks.reshape(-1, a.shape[1]), dataclasses.replace(
+        product,
+        sizes=sizes.astype(product.sizes.dtype),
+        group=jnp.repeat(group_N, size),
+    )
