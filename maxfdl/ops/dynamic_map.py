@@ -12,8 +12,6 @@ up each number in a table.
 """
 
 import dataclasses
-import functools
-import operator
 from collections.abc import Sequence
 
 import jax
@@ -27,9 +25,8 @@ _DECADES = 7
 class DynamicMap:
     """The numbers with a sign, or those without, which have one more bit of fraction.
 
-    A number has a `level`: 0 for zero, 1 to 7 for the decades from the lowest on, and 8
-    for one. A decade that ends at `10^-d` has `n = 2^b` numbers, and number f of them
-    is `10^-d / (10 n) * (n + 9 f + 4.5)`. As an integer its magnitude is `n + f`.
+    A decade that ends at `10^-d` has `n = 2^b` numbers, and number f of them is
+    `10^-d / (10 n) * (n + 9 f + 4.5)`. As an integer its magnitude is `n + f`.
 
     Each float result is one product of an exact number and a constant, and each code
     comes from comparisons with such, so that no compiler's order of operations, and so
@@ -44,15 +41,15 @@ class DynamicMap:
         Without a sign, a positive number never becomes 0, for an optimizer divides by
         it.
         """
-        size = jnp.abs(x)
-        level = _count(size, self._edges)
-        items = _of_level(level, [1.0, *self._items, 1.0])
-        step = _of_level(level, [1.0, *self._steps, 1.0])
-        near = jnp.clip(jnp.floor((size / step - items) / 9.0), 0.0, items - 1.0)
+        size, (lowest, *edges, highest) = jnp.abs(x), self._edges
+        items = _of_decade(size, edges, self._items)
+        step = _of_decade(size, edges, self._steps)
+        near = jnp.floor((size / step - items) / 9.0)
         near += (size >= step * (items + 9.0 * (near + 1.0))).astype(near.dtype)
         near -= (size < step * (items + 9.0 * near)).astype(near.dtype)
-        start = _of_level(level, [0.0 if self.signed else 1.0, *self._items, self._one])
-        whole = (start + jnp.clip(near, 0.0, items - 1.0)).astype(jnp.int32)
+        whole = items + jnp.clip(near, 0.0, items - 1.0)
+        whole = jnp.where(size < lowest, 0.0, whole)
+        whole = jnp.where(size >= highest, self._one, whole).astype(jnp.int32)
         if self.signed:
             code = jnp.maximum(127 + jnp.where(x < 0, -whole, whole), 0)
         else:
@@ -64,16 +61,16 @@ class DynamicMap:
         index = codes.astype(jnp.int32)
         whole = jnp.abs(index - 127) if self.signed else index + 1
         magnitude = whole.astype(jnp.float32)
-        level = _count(magnitude, [*self._items, self._one])
-        items = _of_level(level, [0.0, *self._items, self._one])
-        step = _of_level(level, [0.0, *self._steps, 0.0])
+        items = _of_decade(magnitude, self._items[1:], self._items)
+        step = _of_decade(magnitude, self._items[1:], self._steps)
         size = step * (items + 9.0 * (magnitude - items) + 4.5)
-        size = jnp.where(level > _DECADES, 1.0, size)
+        size = jnp.where(magnitude < self._items[0], 0.0, size)
+        size = jnp.where(magnitude == self._one, 1.0, size)
         return jnp.where(index < 127, -size, size) if self.signed else size
 
     @property
     def _items(self) -> list[float]:
-        """How many numbers each decade has."""
+        """How many numbers each decade has, from the lowest on."""
         last = 6 if self.signed else 7
         return [2.0 ** (last - down) for down in reversed(range(_DECADES))]
 
@@ -84,13 +81,13 @@ class DynamicMap:
 
     @property
     def _steps(self) -> list[float]:
-        """What 9 of which lie between neighbours, in each decade."""
+        """A ninth of the distance between neighbours in each decade."""
         ends = [10.0**-down for down in reversed(range(_DECADES))]
         return [end / (10.0 * n) for end, n in zip(ends, self._items, strict=True)]
 
     @property
     def _edges(self) -> list[float]:
-        """Where each level begins: halfway to the last number of the one below."""
+        """Where each decade begins, and then 1: halfway to the number below."""
         decades = [*zip(self._steps, self._items, strict=True)]
         first = [step * (n + 4.5) for step, n in decades]
         final = [step * (10.0 * n - 4.5) for step, n in decades]
@@ -101,15 +98,11 @@ class DynamicMap:
 SIGNED, UNSIGNED = DynamicMap(signed=True), DynamicMap(signed=False)
 
 
-def _count(x: jax.Array, edges: Sequence[float]) -> jax.Array:
-    """Returns how many of the edges each number has reached."""
-    reached = [(x >= edge).astype(jnp.int32) for edge in edges]
-    return functools.reduce(operator.add, reached)
-
-
-def _of_level(level: jax.Array, values: Sequence[float]) -> jax.Array:
-    """Returns the constant of each level."""
-    chosen = jnp.full(level.shape, values[0], jnp.float32)
-    for i, value in enumerate(values[1:], 1):
-        chosen = jnp.where(level >= i, jnp.float32(value), chosen)
+def _of_decade(
+    x: jax.Array, edges: Sequence[float], values: Sequence[float]
+) -> jax.Array:
+    """Returns the constant of each number's decade; all but the first have an edge."""
+    chosen = jnp.full_like(x, values[0])
+    for edge, value in zip(edges, values[1:], strict=True):
+        chosen = jnp.where(x >= edge, jnp.float32(value), chosen)
     return chosen
