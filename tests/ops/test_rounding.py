@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from maxfdl.ops.rounding import stochastically_rounded
 
@@ -62,7 +62,7 @@ def test_what_is_drawn_depends_on_neither_mesh_nor_cut():
     keys = jax.random.split(jax.random.key(0), 2)
     x = jax.random.normal(jax.random.key(1), (2, 16, 64))
     whole = round_many(x, jnp.bfloat16, keys)
-    mesh = jax.make_mesh((2, 4), ("a", "b"))
+    mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
     cut = jax.device_put(x, NamedSharding(mesh, PartitionSpec(None, "a", "b")))
     sharded = round_many(cut, jnp.bfloat16, keys)
     assert sharded.sharding.spec == cut.sharding.spec

@@ -23,6 +23,7 @@ from maxfdl.optim.optimizer import Optimizer
 from maxfdl.optim.owners import Owners
 from maxfdl.optim.schedules import WarmupCosine
 from maxfdl.optim.transforms import Adam, AdamPax, Lion, Sgd
+from maxfdl.sharding.mesh import MeshShape
 from tests import tiny
 from tests.golden import FOLDER
 
@@ -199,18 +200,21 @@ def test_what_is_not_finite_is_not_hidden(fault):
     assert np.all(found.at[block].set(1.0) == 1.0)
 
 
-LAYERS = {"w": kernel(256, 512, repeats=2), "b": kernel(512)}
-
-
 @functools.cache
-def on_one_device(moments):
-    return trajectory(make(LAYERS, moments=moments), LAYERS, steps=2)
+def on_one_device(moments, rows):
+    parameters = layers(rows)
+    return trajectory(make(parameters, moments=moments), parameters, steps=2)
 
 
-def moved(moments, memory):
+def layers(rows):
+    return {"w": kernel(rows, 96, repeats=2), "b": kernel(512)}
+
+
+def moved(moments, rows=256, memory="device"):
     """Returns parameters and state after two updates on eight devices, and the HLO."""
-    optimizer, params = make(LAYERS, moments=moments), drawn(LAYERS)
-    mesh = jax.make_mesh((8,), ("fsdp",))
+    parameters = layers(rows)
+    optimizer, params = make(parameters, moments=moments), drawn(parameters)
+    mesh = MeshShape(data=1, fsdp=8, tensor=1).build(jax.devices()[:8])
     specs = {"w": PartitionSpec(None, "fsdp"), "b": PartitionSpec()}
     places = {k: NamedSharding(mesh, s, memory_kind=memory) for k, s in specs.items()}
     on_device = jax.tree.map(lambda s: s.with_memory_kind("device"), places)
@@ -220,7 +224,7 @@ def moved(moments, memory):
     params = jax.device_put(params, on_device)
     run = jax.jit(optimizer.update, out_shardings=shardings)
     for step in range(2):
-        grads = jax.device_put(drawn(LAYERS, 9 + step), on_device)
+        grads = jax.device_put(drawn(parameters, 9 + step), on_device)
         params, state = run(grads, state, params, jnp.int32(step))
     text = run.lower(grads, state, params, jnp.int32(0)).compile().as_text()
     return params, state, text
@@ -228,14 +232,23 @@ def moved(moments, memory):
 
 @EITHER
 def test_eight_devices_and_one_give_the_same_bits(moments):
-    params, state, text = moved(moments, "device")
+    params, state, text = moved(moments)
     assert "all-gather" not in text and "all-to-all" not in text
     if isinstance(moments, EightBit):
         blocks = state[1].mu["w"]
         assert isinstance(blocks, Blocks)
         for array in blocks:
             assert array.sharding.spec == PartitionSpec(None, "fsdp")
-    expected = jax.device_get(on_one_device(moments))
+    expected = jax.device_get(on_one_device(moments, 256))
+    jax.tree.map(np.testing.assert_array_equal, (params, state), expected)
+
+
+@pytest.mark.slow
+@EITHER
+def test_so_they_do_where_a_mesh_cuts_blocks(moments):
+    """Of 200 rows a device has 25, and a block 16."""
+    params, state, _ = moved(moments, rows=200)
+    expected = jax.device_get(on_one_device(moments, 200))
     jax.tree.map(np.testing.assert_array_equal, (params, state), expected)
 
 
@@ -243,12 +256,12 @@ def test_eight_devices_and_one_give_the_same_bits(moments):
 @EITHER
 def test_layers_that_are_updated_one_after_the_other_are_rounded_as_together(moments):
     """Up to the rounding of float32, which may turn one in some thousands."""
-    params, state, _ = moved(moments, "pinned_host")
+    params, state, _ = moved(moments, memory="pinned_host")
     kinds = {x.sharding.memory_kind for x in jax.tree.leaves(state[1].mu)}
     assert kinds == {"pinned_host"}
     pairs = zip(
         jax.tree.leaves((params, state)),
-        jax.tree.leaves(on_one_device(moments)),
+        jax.tree.leaves(on_one_device(moments, 256)),
         strict=True,
     )
     for ours, expected in pairs:
