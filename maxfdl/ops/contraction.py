@@ -9,7 +9,7 @@ letters of the operand that they belong to.
 import dataclasses
 import math
 import string
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ FACTORS: dict[Name, tuple[Name, Name]] = {
 """Of which two arrays each array, or its gradient, is the product."""
 
 
+@runtime_checkable
 class Gather(Protocol):
     """Where arrays with the dims of a kernel lie, whose shards several devices hold.
 
