@@ -2,12 +2,18 @@
 
     python -m maxfdl.quantize --from_hf=FOLDER --to=FOLDER --format=int4
     python -m maxfdl.quantize --from_run=RUN_DIR --to=FOLDER --format=fp8_block
+    python -m maxfdl.quantize --from_hf=FOLDER --to=FOLDER --format=int4
+        --calibrate_steps=16 --fiddler='text_files(notes/*.txt)'
 
 Formats are `int8`, `int4`, `fp8`, `fp8_block` and `mxfp4`: see
 `maxfdl.tensors.hugging_face.quantization.formats.plan`. Of a folder, one tensor after
 the other is read, stored and written; of a run, the weights are those that its newest
 checkpoint evaluates. Embedding, head, routers and norms stay in their type.
 transformers reads the folder, and so do `--from_hf` and `hf.load`.
+
+With `--calibrate_steps`, codes are chosen by GPTQ for the inputs that products have on
+as many batches of data. Those are of the run's own data, or for a folder of the data of
+`experiments.fine_tune`, which `--fiddler` and `--fdl_set` change.
 """
 
 import pathlib
@@ -33,6 +39,14 @@ if "block_size" not in FLAGS:
         None,
         "Weights that share a scale, in int4 and fp8_block; default 128.",
     )
+if "calibrate_steps" not in FLAGS:
+    flags.DEFINE_integer(
+        "calibrate_steps",
+        None,
+        "Batches of data to choose codes by, with GPTQ; default: the nearest codes.",
+        lower_bound=1,
+    )
+_CHANGES = ("fiddler", "fdl_set", "fdl_tags_set", "fdl_overrides")
 
 
 def main(argv: list[str]) -> None:
@@ -45,12 +59,27 @@ def main(argv: list[str]) -> None:
     from maxfdl.tensors.hugging_face.quantization.formats import check_format
 
     check_format(FLAGS.format, FLAGS.block_size)  # before a run is read
+    _check_changes()
     source, target = (pathlib.Path(x) for x in (getattr(FLAGS, given[0]), FLAGS.to))
     _check_target(source, target)
     of_folder = given == ["from_hf"]
     (_of_folder if of_folder else _of_run)(source, target)
     size = sum(path.stat().st_size for path in target.glob("*.safetensors"))
     print(f"{target} holds the weights of {source} as {FLAGS.format}, {size:,} bytes")
+
+
+def _check_changes() -> None:
+    """Refuses to ignore flags that name or change a graph."""
+    strange = ["fdl_config", "fdl_config_file"]
+    if FLAGS.from_run or FLAGS.calibrate_steps is None:
+        strange += _CHANGES
+    for flag in strange:
+        if FLAGS[flag].present:
+            raise UserError(
+                f"--{flag} has no meaning here: a graph is changed for the data that a"
+                " folder is calibrated with; give --fiddler or --fdl_set beside"
+                " --from_hf and --calibrate_steps."
+            )
 
 
 def _check_target(source: pathlib.Path, target: pathlib.Path) -> None:
@@ -66,7 +95,19 @@ def _check_target(source: pathlib.Path, target: pathlib.Path) -> None:
 def _of_folder(source: pathlib.Path, target: pathlib.Path) -> None:
     from maxfdl import hf
 
-    hf.quantize(source, target, FLAGS.format, block_size=FLAGS.block_size)
+    config = None
+    if FLAGS.calibrate_steps is not None:
+        folder = str(source)
+        FLAGS.fdl_config = f"fdl_configs.hugging_face.fine_tuning(folder={folder!r})"
+        config = commandline.config_from_flags()
+    hf.quantize(
+        source,
+        target,
+        FLAGS.format,
+        block_size=FLAGS.block_size,
+        calibrate_steps=FLAGS.calibrate_steps,
+        config=config,
+    )
 
 
 def _of_run(source: pathlib.Path, target: pathlib.Path) -> None:
@@ -83,8 +124,9 @@ def _of_run(source: pathlib.Path, target: pathlib.Path) -> None:
         tokenizer=kept if kept.is_dir() else None,
         format=FLAGS.format,
         block_size=FLAGS.block_size,
+        calibrate_steps=FLAGS.calibrate_steps,
     )
 
 
 if __name__ == "__main__":
-    commandline.run(main, takes_config=False)
+    commandline.run(main)

@@ -1,5 +1,6 @@
 """`python -m maxfdl.quantize`: what it writes, says and refuses."""
 
+import numpy as np
 import pytest
 
 from maxfdl import convert, quantize
@@ -31,6 +32,19 @@ def test_a_folder_and_a_run_with_its_weights_give_the_same_files(call, tmp_path)
     assert files(of_run) == files(of_folder)
 
 
+def test_codes_are_chosen_by_data_that_flags_change(call, tmp_path):
+    flags = (f"--from_hf={FOLDER}", "--format=int4")
+    assert call(quantize.main, *flags, f"--to={tmp_path / 'nearest'}")[0] == 0
+    done = call(quantize.main, *flags, f"--to={tmp_path / 'gptq'}",
+                "--calibrate_steps=1", "--fdl_set=batch_size=1",
+                "--fdl_set=sequence_length=16")  # fmt: skip
+    assert done[::2] == (0, "")
+    nearest, chosen = (tensors_of(tmp_path / name) for name in ("nearest", "gptq"))
+    for name in nearest.names():
+        same = np.array_equal(nearest.read(name), chosen.read(name))
+        assert same == (nearest.stored(name) is None), name
+
+
 def test_a_typo_in_a_format_is_one_sentence_and_leaves_nothing(call, tmp_path):
     target = tmp_path / "out"
     done = call(quantize.main, f"--from_hf={FOLDER}", f"--to={target}", "--format=int5")
@@ -53,6 +67,10 @@ def test_a_typo_in_a_format_is_one_sentence_and_leaves_nothing(call, tmp_path):
             "block_size (32) must be positive, and belongs to int4 and fp8_block",
         ),
         (("--from_hf={}", "--to=run", "--format=int8"), "--to (run) holds a run; give"),
+        (
+            ("--from_hf={}", "--to=z", "--format=int8", "--fdl_set=batch_size=2"),
+            "--fdl_set has no meaning here: a graph is changed for the data that a",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(flags, problem, call, tmp_path, monkeypatch):

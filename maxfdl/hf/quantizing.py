@@ -6,11 +6,15 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+import fiddle as fdl
 import numpy as np
 
 from fdl_configs.families import network_of
 from maxfdl import graph
 from maxfdl.data.tokenizers.saving import copy_tokenizer_files
+from maxfdl.experiment import Experiment
+from maxfdl.hf.calibration import by_name, second_moments
+from maxfdl.hf.loading import load
 from maxfdl.hf.saving import text_part
 from maxfdl.model import NnxModel
 from maxfdl.tensors.finite import Inspection
@@ -21,8 +25,9 @@ from maxfdl.tensors.hugging_face.quantization.formats import (
     plan,
 )
 from maxfdl.tensors.safetensors import SHARD_BYTES
+from maxfdl.tensors.source import Source, tell
 from maxfdl.tensors.staging import swapped_in
-from maxfdl.tensors.weights import Source, tell, write_tensors
+from maxfdl.tensors.weights import write_tensors
 
 
 def quantize(
@@ -31,11 +36,16 @@ def quantize(
     format: FormatName,
     *,
     block_size: int | None = None,
+    calibrate_steps: int | None = None,
+    config: fdl.Config[Experiment] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Writes the folder `source` to `target` with kernels in few bits.
 
     Memory holds one tensor at a time. Scales are those of the greatest magnitudes.
+
+    With `calibrate_steps`, codes are chosen by GPTQ, for the inputs that products have
+    on as many batches of data; memory then holds the model, too.
 
     Args:
       source: A model folder, which may be in few bits already.
@@ -43,6 +53,8 @@ def quantize(
         the new one is complete.
       format: See `formats.plan`.
       block_size: Numbers that share a scale, in formats that have a choice.
+      calibrate_steps: How many batches of data; None: codes are the nearest.
+      config: The experiment whose data they are; None is that of `hf.load`.
       shard_bytes: Largest size of a file.
 
     Raises:
@@ -56,6 +68,14 @@ def quantize(
     kernels = kernels_of(tensors.bindings, specs)
     stored = plan(format, kernels, folder.config["model_type"], block_size)
 
+    moments = None
+    if calibrate_steps is not None:
+        loaded = load(source)
+        state = second_moments(
+            config or loaded.config, loaded.variables, calibrate_steps
+        )
+        moments = by_name(state, tensors.bindings)
+
     def values() -> Iterator[tuple[str, np.ndarray]]:
         for name in specs:
             yield name, tensors.read(name)
@@ -68,5 +88,5 @@ def quantize(
         (new / CONFIG).write_text(text, encoding="utf-8")
         copy_tokenizer_files(folder.path, new)
         strict = Inspection(allow_non_finite=False)
-        write_tensors(new, specs, values(), stored, strict, shard_bytes)
+        write_tensors(new, specs, values(), stored, strict, shard_bytes, moments)
     tell([*tensors.remarks, *stored.remarks])

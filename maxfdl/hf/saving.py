@@ -14,7 +14,9 @@ import jax.numpy as jnp
 from maxfdl import graph
 from maxfdl.data import HuggingFaceTokenizer
 from maxfdl.data.tokenizers.saving import TOKENIZER, copy_tokenizer_files
+from maxfdl.errors import UserError
 from maxfdl.experiment import Experiment
+from maxfdl.hf.calibration import by_name, second_moments
 from maxfdl.hf.describing import describe, same_network, without_extras
 from maxfdl.layers.linen.module import Module as LinenModule
 from maxfdl.model import LinenModel, Model, NnxModel
@@ -28,9 +30,10 @@ from maxfdl.tensors.hugging_face.quantization.formats import (
 )
 from maxfdl.tensors.names import table_of
 from maxfdl.tensors.safetensors import SHARD_BYTES
+from maxfdl.tensors.source import tell
 from maxfdl.tensors.staging import swapped_in
 from maxfdl.tensors.table import bind, leaves_of
-from maxfdl.tensors.weights import specs_of, tell, write_weights
+from maxfdl.tensors.weights import specs_of, write_weights
 
 
 def save(
@@ -43,6 +46,7 @@ def save(
     family: str | None = None,
     format: FormatName | None = None,
     block_size: int | None = None,
+    calibrate_steps: int | None = None,
     shard_bytes: int = SHARD_BYTES,
     allow_non_finite: bool = False,
 ) -> None:
@@ -69,6 +73,8 @@ def save(
         beginning with that of `source`.
       format: In what kernels are stored: see `formats.plan`; None: in their type.
       block_size: Numbers that share a scale, in formats that have a choice.
+      calibrate_steps: Batches of the experiment's data to choose codes by, with GPTQ;
+        None: codes are the nearest.
       shard_bytes: Largest size of a file, unless one tensor is larger.
       allow_non_finite: Whether to write weights that are not finite, which is told on
         stderr.
@@ -78,7 +84,13 @@ def save(
         folder cannot be written.
     """
     network: Any = config
-    if issubclass(_made(config), Experiment):
+    is_experiment = issubclass(_made(config), Experiment)
+    if calibrate_steps is not None and (format is None or not is_experiment):
+        raise UserError(
+            f"calibrate_steps ({calibrate_steps}) needs a format, and the graph of an"
+            " experiment, whose data it reads."
+        )
+    if is_experiment:
         network = graph.validate(config).model
         source = source or _start(config)
     origin = None if source is None else Folder(source)
@@ -90,6 +102,11 @@ def save(
     params = {name: variables["params"][name] for name in model.parameters()}
     kept = {**variables, "params": params}
     stored = _plan(model, kept, described, format, block_size)
+    moments = None
+    if calibrate_steps is not None:
+        bindings = bind(table_of(described["model_type"]), leaves_of(model))
+        state = second_moments(config, variables, calibrate_steps)
+        moments = by_name(state, bindings)
     target = pathlib.Path(os.path.expanduser(folder))
     writes = jax.process_index() == 0
     staged = swapped_in(target, EXPORTED, last=CONFIG)
@@ -103,7 +120,7 @@ def save(
             if files is not None:
                 copy_tokenizer_files(files, new)
         write_weights(
-            new, model, kept, described, stored, shard_bytes, allow_non_finite
+            new, model, kept, described, stored, shard_bytes, allow_non_finite, moments
         )
 
 

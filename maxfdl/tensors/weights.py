@@ -6,8 +6,7 @@ Host memory holds one tensor at a time.
 import contextlib
 import functools
 import pathlib
-import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -25,12 +24,16 @@ from maxfdl.tensors.finite import Inspection
 from maxfdl.tensors.hugging_face.folder import Folder
 from maxfdl.tensors.hugging_face.quantization.formats import Plan
 from maxfdl.tensors.layouts import Config
-from maxfdl.tensors.matching import check_count, left_out, match, their_shapes
+from maxfdl.tensors.matching import their_shapes
 from maxfdl.tensors.names import table_of
+from maxfdl.tensors.quantized.gptq import gptq
 from maxfdl.tensors.safetensors import SHARD_BYTES, Spec, TensorWriter
+from maxfdl.tensors.source import Source, tell
 from maxfdl.tensors.table import Slot, bind, leaves_of, stored_leaves_of
 
 Variables = dict[str, Any]
+Moments = Callable[[str], np.ndarray]
+"""The second moment of what a weight multiplies, by its name."""
 
 
 def read_weights(
@@ -72,58 +75,6 @@ def read_weights(
     return arrays.nested()
 
 
-class Source:
-    """The tensors of a folder that are the weights of a model, by their usual names.
-
-    Attributes:
-      bindings: What each is in the model.
-
-    Raises:
-      UserError: If the tensors are not those of the model, listing all that differ.
-    """
-
-    def __init__(self, folder: Folder, model: Model):
-        self._folder = folder
-        table, config = table_of(folder.config["model_type"]), folder.config
-        leaves, self._tensors = leaves_of(model), folder.tensors()
-        check_count(leaves, self._tensors, table, folder.path)
-        self.bindings = bind(table, leaves)
-        self._spelled = match(self.bindings, self._tensors, table, config, folder.path)
-        self._unused = left_out(self._tensors, self._spelled, table, config)
-
-    def read(self, name: str) -> np.ndarray:
-        return self._tensors.read(self._spelled[name])
-
-    def where(self, name: str) -> str:
-        """Returns the file and the name in it of a tensor, for errors."""
-        spelled = self._spelled[name]
-        return f"{self._tensors.path(spelled)}: {spelled}"
-
-    @property
-    def remarks(self) -> list[str]:
-        """Lines about what a user may not expect, for stderr."""
-        path = self._folder.path
-        unused = self._unused.items()
-        return [
-            *self._folder.remarks,
-            *(
-                f"{path}: {count} tensors of {why} are not used"
-                for why, count in unused
-            ),
-        ]
-
-    def specs(self) -> dict[str, Spec]:
-        """Returns the shape and type of each tensor; of one in few bits, the type that
-        config.json says."""
-        stated = np.dtype(self._folder.config.get("dtype") or "float32")
-        names = (name for binding in self.bindings for name in binding.theirs)
-        spelled = {name: self._spelled[name] for name in names}
-        return {
-            name: (self._tensors.shape(each), self._tensors.dtype(each) or stated)
-            for name, each in spelled.items()
-        }
-
-
 def write_weights(
     folder: pathlib.Path | None,
     model: Model,
@@ -132,6 +83,7 @@ def write_weights(
     plan: Plan | None = None,
     shard_bytes: int = SHARD_BYTES,
     allow_non_finite: bool = False,
+    moments: Moments | None = None,
 ) -> None:
     """Writes variables under Hugging Face's names, in the types that they have.
 
@@ -145,6 +97,7 @@ def write_weights(
       plan: Which weights are stored in few bits.
       shard_bytes: Largest size of a file.
       allow_non_finite: Whether to write weights that are not finite.
+      moments: As `write_tensors`.
 
     Raises:
       UserError: If weights are not finite, unless `allow_non_finite`; those in few bits
@@ -153,7 +106,7 @@ def write_weights(
     specs = specs_of(model, variables, config)
     tensors = their_tensors(model, variables, config)
     inspection = Inspection(allow_non_finite)
-    write_tensors(folder, specs, tensors, plan, inspection, shard_bytes)
+    write_tensors(folder, specs, tensors, plan, inspection, shard_bytes, moments)
     tell(inspection.remarks)
 
 
@@ -164,6 +117,7 @@ def write_tensors(
     plan: Plan | None,
     inspection: Inspection,
     shard_bytes: int = SHARD_BYTES,
+    moments: Moments | None = None,
 ) -> None:
     """Writes tensors as they come, those that `plan` names in few bits.
 
@@ -174,6 +128,8 @@ def write_tensors(
       plan: Which weights are stored in few bits; None: none.
       inspection: Looks at those that are not.
       shard_bytes: Largest size of a file.
+      moments: Returns the second moment of what a weight multiplies, by its name, for
+        codes that keep its outputs. None: codes are the nearest.
     """
     codecs = {} if plan is None else plan.codecs
     stored = dict(specs) if plan is None else plan.specs(specs)
@@ -185,11 +141,12 @@ def write_tensors(
             (inspection if codec is None else strict).look(name, values, dtype)
             if writer is None:
                 continue
-            parts = (
-                {"": values.astype(dtype, copy=False)}
-                if codec is None
-                else codec.encode(values)
-            )
+            if codec is None:
+                parts = {"": values.astype(dtype, copy=False)}
+            elif moments is None:
+                parts = codec.encode(values)
+            else:
+                parts = gptq(codec, values, moments(name))
             for part, x in parts.items():
                 writer.write(name + part, x)
 
@@ -272,10 +229,3 @@ def _leaf(variables: Mapping[str, Any], slot: Slot, suffix: str = "") -> jax.Arr
     for each in above:
         node = node[each]
     return node[f"{name}{suffix}"]
-
-
-def tell(lines: Iterable[str]) -> None:
-    """Prints lines on stderr, on the first process only."""
-    for line in lines:
-        if jax.process_index() == 0:
-            print(line, file=sys.stderr, flush=True)
