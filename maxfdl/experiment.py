@@ -14,7 +14,7 @@ from maxfdl.layers.frozen import trained
 from maxfdl.markers import Operational
 from maxfdl.model import Model, Network
 from maxfdl.optim.optimizer import Optimizer
-from maxfdl.sharding.mesh import MeshShape
+from maxfdl.sharding.mesh import REPLICA, MeshShape
 from maxfdl.sharding.rules import AxisRules
 from maxfdl.sharding.sharding import Sharding
 from maxfdl.train.loss import Loss
@@ -133,6 +133,10 @@ class Experiment:
         rows, name = self.batch_size_at(1), "batch_size"
         if self.ramp_up is not None:
             name = "ramp_up.start"
+        replicas = self.trainer.keywords.get("num_replicas", 1)
+        if replicas > 1:
+            rows, name = rows // replicas, f"{name} / num_replicas"
+            sharding = dataclasses.replace(sharding, alone=(REPLICA,))
         parts = self.trainer.keywords["gradients"].steps
         if parts > 1:
             rows, name = rows // parts, f"{name} / gradients.steps"

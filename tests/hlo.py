@@ -12,6 +12,8 @@ import math
 import re
 from collections.abc import Iterator
 
+import numpy as np
+
 KINDS = (
     "all-gather",
     "all-reduce",
@@ -98,6 +100,33 @@ def factors(text: str) -> list[tuple[str, str]]:
     return found
 
 
+def crossing(text: str, devices: int) -> tuple[list[Collective], list[Collective]]:
+    """Returns the collectives that cross a border between devices.
+
+    The first list has those that every run meets, the second those in a branch of a
+    conditional.
+
+    Args:
+      text: `compiled.as_text()`.
+      devices: How many there are on each side of a border: of 8, by 4, device 3 and
+        device 4 are on two sides.
+    """
+    module = _Module(text)
+    in_branches = module.under_conditionals()
+    found: tuple[list[Collective], list[Collective]] = [], []
+    for name, instructions in module.computations.items():
+        for instruction in instructions.values():
+            kind = instruction.opcode.removesuffix("-start")
+            if kind in KINDS and any(
+                len({device // devices for device in group}) > 1
+                for group in _groups(instruction, module.num_devices)
+            ):
+                types = [instructions[each].type for each in instruction.operand_names]
+                collective = module.collective(kind, instruction, types)
+                found[name in in_branches].append(collective)
+    return found
+
+
 @dataclasses.dataclass(frozen=True)
 class _Instruction:
     """`name = type opcode(operands), attributes`."""
@@ -135,6 +164,24 @@ class _Module:
 
     def program(self) -> Program:
         return self.cost(self.entry)
+
+    def under_conditionals(self) -> set[str]:
+        """Returns the computations that run in a branch of a conditional alone."""
+        found: set[str] = set()
+        called = [
+            branch
+            for instructions in self.computations.values()
+            for instruction in instructions.values()
+            if instruction.opcode == "conditional"
+            for branch in _branches(instruction)
+        ]
+        while called:
+            name = called.pop()
+            if name not in found:
+                found.add(name)
+                for instruction in self.computations[name].values():
+                    called += _called(instruction)
+        return found
 
     @functools.cache  # noqa: B019  A module lives as long as one call of `read`.
     def cost(self, computation: str) -> Program:
@@ -259,6 +306,64 @@ def _group_size(instruction: _Instruction, num_devices: int) -> int:
         axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named.group(2))
         return math.prod(int(part or sizes[axis]) for axis, part in axes)
     return num_devices
+
+
+def _groups(instruction: _Instruction, num_devices: int) -> list[list[int]]:
+    """Returns the devices of each group that exchanges."""
+    pairs = instruction.attribute(r"source_target_pairs=\{(\{.*?\})\}")
+    listed = pairs or instruction.attribute(r"replica_groups=\{(\{.*?\})\}")
+    if listed:
+        groups = re.findall(r"\{([\d,]+)\}", listed)
+        return [[int(n) for n in group.split(",")] for group in groups]
+    counted = re.search(
+        r"replica_groups=\[(\d+),(\d+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)",
+        instruction.attributes,
+    )
+    if counted:
+        return _iota(counted.group(3)).reshape(-1, int(counted.group(2))).tolist()
+    named = re.search(
+        r"replica_groups=@?mesh\w*\[(.*?)\](?:, device_ids=\((.*?\)?)\))? \{(.*?)\}",
+        instruction.attributes,
+    )
+    if not named:
+        return [[*range(num_devices)]]
+    sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", named.group(1))}
+    ids = _iota(named.group(2) or f"[{num_devices}]")
+    return _along(ids.reshape([*sizes.values()]), [*sizes], named.group(3))
+
+
+def _iota(text: str) -> np.ndarray:
+    """Returns the numbers that `[2,4]T(1,0)` stands for: iota, reshaped, transposed."""
+    shape, _, order = text.partition("T")
+    ids = np.arange(math.prod(_ints(shape))).reshape(_ints(shape))
+    return ids.transpose(_ints(order)) if order else ids
+
+
+def _along(ids: np.ndarray, names: list[str], axes: str) -> list[list[int]]:
+    """Returns the groups along axes such as `'data', 'fsdp':(1)2`: the part of an axis
+    after 1 of its devices, of size 2."""
+    kept: list[int] = []
+    shape: list[int] = []
+    parts = {n: (p, s) for n, p, s in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", axes)}
+    for name, size in zip(names, ids.shape, strict=True):
+        before, part = parts.get(name, ("1", "1"))
+        before, part = int(before or 1), int(part or size)
+        kept.append(len(shape) + 1)
+        shape += [before, part, size // before // part]
+    moved = np.moveaxis(ids.reshape(shape), kept, range(-len(kept), 0))
+    return moved.reshape(-1, math.prod(shape[dim] for dim in kept)).tolist()
+
+
+def _ints(text: str) -> list[int]:
+    return [int(n) for n in re.findall(r"\d+", text)]
+
+
+def _called(instruction: _Instruction) -> list[str]:
+    """Returns the computations that an instruction runs."""
+    names = r"(?:calls|to_apply|body|condition)=%?([\w.-]+)"
+    return re.findall(names, instruction.attributes) + (
+        _branches(instruction) if instruction.opcode == "conditional" else []
+    )
 
 
 def _branches(instruction: _Instruction) -> list[str]:

@@ -255,8 +255,8 @@ def _row_parts(model: Model) -> int:
     """Returns into how many shards the model's mesh divides a batch."""
     if model.sharding is None:
         return 1
-    mesh, rules = model.sharding.mesh, model.sharding.rules
-    return math.prod(mesh.shape[axis] for axis in rules.batch)
+    sharding = model.sharding
+    return math.prod(map(sharding.size, sharding.rules.batch))
 
 
 def _shares_cores(model: Model) -> bool:

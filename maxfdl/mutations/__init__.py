@@ -7,6 +7,7 @@ that change a network change `model`; with `under`, that at another path.
 
 from maxfdl.mutations.average_weights import average_weights
 from maxfdl.mutations.course import batch_ramp_up, stop_at_loss
+from maxfdl.mutations.diloco import use_diloco, use_standard_trainer
 from maxfdl.mutations.dtypes import compute_dtype, param_dtype
 from maxfdl.mutations.execution import scan_layers, unroll_layers
 from maxfdl.mutations.family import to_linen, to_nnx
@@ -78,12 +79,14 @@ __all__ = [
     "use_adafactor",
     "use_adam_pax",
     "use_adamw",
+    "use_diloco",
     "use_lion",
     "use_muon",
     "use_muonclip",
     "use_schedule",
     "use_schedule_free",
     "use_sgd",
+    "use_standard_trainer",
     "vocab_tiling",
     "weight_decay",
     "zero1",

@@ -17,7 +17,9 @@ from maxfdl.sharding.mesh import MeshShape
 from maxfdl.train.auxiliary import AuxiliaryLoss
 from maxfdl.train.gradients import Gradients
 from maxfdl.train.guard import Guard
+from maxfdl.train.outer import Outer
 from maxfdl.train.placement import Placement
+from maxfdl.train.trainer import Trainer
 from maxfdl.train.updates import Update
 
 _DATA = "the mutation text_files(files=...), king_james, python_source or synthetic"
@@ -39,10 +41,13 @@ WAYS: dict[type, str] = {
     " use_muon, use_muonclip, use_schedule_free or use_sgd",
     Schedule: "the mutation use_schedule(kind=...)",
     WeightDecay: "the mutation weight_decay(rate=...)",
-    MeshShape: "the mutation mesh(data=..., fsdp=..., tensor=...)",
+    MeshShape: "the mutation mesh(replica=..., data=..., fsdp=..., tensor=...)",
     AuxiliaryLoss: "the mutation router_losses(...)",
     Gradients: "the mutation gradient_accumulation(steps=...)",
     Guard: "the mutation skip_spikes",
+    Trainer: "the mutation use_diloco(num_replicas=..., sync_period=...)"
+    " or use_standard_trainer",
+    Outer: "the mutation use_diloco(learning_rate=..., momentum=...)",
     Placement: "the mutation zero1, offload_optimizer or offload_parameters",
     Frozen: "the mutation freeze(roles=...) or freeze(paths=...)",
     Update: "the mutation average_weights or selection_bias(rate=...)",

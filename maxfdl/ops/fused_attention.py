@@ -162,7 +162,7 @@ def _on_each_device(kernel: Callable, sharding: Any | None) -> Callable:
             mesh=sharding.mesh,
             in_specs=(*[features] * 3, PartitionSpec(rows), PartitionSpec(heads)),
             out_specs=features,
-            axis_names=set(sharding.mesh.axis_names) - set(sharding.apart),
+            axis_names=set(sharding.mesh.axis_names) - set(sharding.manual),
             check_vma=False,
         )(q_BTHK, k_BTGK, v_BTGV, told_BT, sinks_H)
 

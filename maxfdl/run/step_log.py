@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 
 from maxfdl.experiment import Experiment
 from maxfdl.run.bad_documents import count_bad_documents
@@ -33,6 +34,7 @@ class StepLog:
         self._batches = batches
         self._experiment = experiment
         self._steps = experiment.steps
+        self._trainer = program.trainer
         self._every = program.trainer.log_every
         self._first = first
         self._mfu_per_token = _mfu_per_token(program)
@@ -63,10 +65,13 @@ class StepLog:
             return
         step, metrics = self._pending
         self._pending = None
-        self.skipped_in_a_row = int(metrics["skipped_in_a_row"])
         if self._is_due(step):
-            values = jax.device_get(metrics)
-            self._report(step, {name: float(x) for name, x in values.items()})
+            values = self._trainer.reported(step, _fetched(metrics))
+            self.skipped_in_a_row = int(values["skipped_in_a_row"])
+            self._report(step, values)
+        elif metrics["skipped_in_a_row"].is_fully_addressable:
+            least = np.min(jax.device_get(metrics["skipped_in_a_row"]))
+            self.skipped_in_a_row = int(least)
 
     def _is_due(self, step: int) -> bool:
         is_first = step == self._first + 1
@@ -104,6 +109,15 @@ class StepLog:
                 " gradients or parameters were not finite or far too large"
             )
         self._skipped = skipped
+
+
+def _fetched(metrics: Metrics) -> dict[str, np.ndarray]:
+    """Returns metrics in the memory of the host: of all processes, if each has some."""
+    if all(value.is_fully_addressable for value in metrics.values()):
+        return jax.device_get(metrics)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(metrics, tiled=True)
 
 
 def _mfu_per_token(program: Program) -> float | None:

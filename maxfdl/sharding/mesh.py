@@ -9,18 +9,25 @@ import numpy as np
 
 from maxfdl.errors import UserError
 
+REPLICA = "replica"
+"""The mesh axis along which DiLoCo replicas train apart."""
+
 
 @dataclasses.dataclass(frozen=True)
 class MeshShape:
     """Number of devices along each mesh axis; one of them may be -1: all that are left.
 
     Args:
+      replica: DiLoCo replicas, or groups of them, which exchange nothing but at a sync:
+        the outermost axis, across slices or data centres. 1 leaves the axis out of the
+        mesh. It is never -1.
       data: Data-parallel replicas of the parameters; each computes other rows.
       fsdp: Shards of the parameters, which are all-gathered for use; each computes
         other rows, too.
       tensor: Tensor-parallel shards of matrix products; all compute the same rows.
     """
 
+    replica: int = 1
     data: int = 1
     fsdp: int = -1
     tensor: int = 1
@@ -41,12 +48,14 @@ class MeshShape:
         Raises:
           UserError: If the axes do not multiply to the number of devices.
         """
-        sizes = dataclasses.asdict(self)
-        fixed = math.prod(size for size in sizes.values() if size != -1)
-        sizes = {k: num_devices // fixed if v == -1 else v for k, v in sizes.items()}
+        named = dataclasses.asdict(self)
+        if self.replica == 1:
+            del named[REPLICA]
+        fixed = math.prod(size for size in named.values() if size != -1)
+        sizes = {k: num_devices // fixed if v == -1 else v for k, v in named.items()}
         if math.prod(sizes.values()) != num_devices:
             raise UserError(
-                f"mesh {dataclasses.asdict(self)} does not fit {num_devices} devices:"
+                f"mesh {named} does not fit {num_devices} devices:"
                 " the axes must multiply to that number; set one of them to -1 to"
                 " take what is left."
             )
@@ -63,14 +72,40 @@ class MeshShape:
         if devices[0].platform == "cpu":
             array = np.asarray(devices).reshape(tuple(sizes.values()))
         else:
-            from jax.experimental import mesh_utils
-
-            array = mesh_utils.create_device_mesh(
-                tuple(sizes.values()), devices, allow_split_physical_axes=True
-            )
+            array = _on_network(tuple(sizes.values()), devices)
         return jax.sharding.Mesh(array, tuple(sizes))
 
 
 def axis_names() -> tuple[str, ...]:
-    """Returns the names of the mesh axes, outermost first."""
-    return tuple(field.name for field in dataclasses.fields(MeshShape))
+    """Returns the names of the mesh axes of one replica, outermost first."""
+    names = [field.name for field in dataclasses.fields(MeshShape)]
+    return tuple(name for name in names if name != REPLICA)
+
+
+def _on_network(sizes: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Returns the devices of a mesh of this shape, neighbours on the network together.
+
+    Of several slices, which the data-centre network joins, each is a part of the
+    outermost axis that can be cut into so many.
+
+    Raises:
+      UserError: If no axis can.
+    """
+    from jax.experimental import mesh_utils
+
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(
+            sizes, devices, allow_split_physical_axes=True
+        )
+    across = [dim for dim, size in enumerate(sizes) if size % slices == 0]
+    if not across:
+        raise UserError(
+            f"mesh axes of the sizes {sizes} must have one that is a multiple of the"
+            f" number of slices ({slices}); give replica or data that size."
+        )
+    of_slices = [slices if dim == across[0] else 1 for dim in range(len(sizes))]
+    within = [size // n for size, n in zip(sizes, of_slices, strict=True)]
+    return mesh_utils.create_hybrid_device_mesh(
+        within, of_slices, devices, allow_split_physical_axes=True
+    )

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from maxfdl.sharding.mesh import axis_names
+from maxfdl.sharding.mesh import REPLICA, axis_names
 
 MeshAxes = tuple[str, ...]
 
@@ -23,7 +23,7 @@ class AxisRules:
       cut_in_use: Logical dims along which weights are never gathered for use.
     """
 
-    batch: MeshAxes = ("data", "fsdp")
+    batch: MeshAxes = (REPLICA, "data", "fsdp")
     sequence: MeshAxes = ()
     embed: MeshAxes = ("fsdp",)
     heads: MeshAxes = ("tensor",)
@@ -47,11 +47,12 @@ class AxisRules:
     @staticmethod
     def check_config(node):
         for dim in dims():
+            axes = (*axis_names(), REPLICA) if dim == "batch" else axis_names()
             for axis in getattr(node, dim):
-                if axis not in axis_names():
+                if axis not in axes:
                     yield (
                         f"AxisRules {dim} names the mesh axis {axis!r}, which"
-                        f" must be one of {', '.join(axis_names())}."
+                        f" must be one of {', '.join(axes)}."
                     )
         for dim in node.cut_in_use:
             if dim not in dims():

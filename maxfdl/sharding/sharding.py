@@ -9,10 +9,11 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from maxfdl.errors import UserError
+from maxfdl.sharding.mesh import REPLICA
 from maxfdl.sharding.rules import AxisRules, dims
 
-REPLICAS = "data"
-"""The mesh axis along which whole models stand side by side."""
+DATA = "data"
+"""The mesh axis along which copies of one model see other rows of a batch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,11 +24,19 @@ class Sharding:
       mesh: The devices; of a program that runs on each shard apart, their abstraction.
       rules: Which mesh axes cut which dims.
       apart: Mesh axes whose shards run apart, so that an array here is one shard's.
+      alone: Mesh axes whose shards do too, and train models of their own: sums over a
+        batch do not cross them.
     """
 
     mesh: jax.sharding.Mesh
     rules: AxisRules
     apart: tuple[str, ...] = ()
+    alone: tuple[str, ...] = ()
+
+    @property
+    def manual(self) -> tuple[str, ...]:
+        """Mesh axes that XLA does not shard arrays over here."""
+        return (*self.alone, *self.apart)
 
     def within(self, axes: tuple[str, ...]) -> "Sharding":
         """Returns the sharding inside a `shard_map` over these mesh axes.
@@ -38,15 +47,24 @@ class Sharding:
         apart = tuple(dict.fromkeys((*self.apart, *axes)))
         return dataclasses.replace(self, mesh=mesh, apart=apart)
 
+    def within_replica(self) -> "Sharding":
+        """Returns the sharding of one replica, inside a `shard_map` over `replica`."""
+        mesh = cast(jax.sharding.Mesh, jax.sharding.get_abstract_mesh())
+        return dataclasses.replace(self, mesh=mesh, alone=(REPLICA,))
+
+    def size(self, axis: str) -> int:
+        """Returns the devices along a mesh axis: 1 where the mesh lacks it."""
+        return self.mesh.shape.get(axis, 1)
+
     @property
-    def num_replicas(self) -> int:
-        """Whole models that see other rows of the batch: 1 where rules cut parameters
-        along the axis of replicas, too."""
-        cut_by = {dim for dim in dims() if REPLICAS in getattr(self.rules, dim)}
-        return self.mesh.shape[REPLICAS] if cut_by == {"batch"} else 1
+    def data_parallel(self) -> int:
+        """Whole copies of a model that see other rows of its batch: 1 where rules cut
+        parameters along the mesh axis `data`, too."""
+        cut_by = {dim for dim in dims() if DATA in getattr(self.rules, dim)}
+        return self.size(DATA) if cut_by == {"batch"} else 1
 
     def psum(self, x: jax.Array) -> jax.Array:
-        """Returns the `psum` of `x` over the manual mesh axes; no gradient flows."""
+        """Returns the `psum` of `x` over the axes `apart`; no gradient flows."""
         x = jax.lax.stop_gradient(x)
         return jax.lax.psum(x, self.apart) if self.apart else x
 
@@ -60,13 +78,13 @@ class Sharding:
         A mesh axis serves one dim only: the first that asks. Axes of size 1 and, if
         `only` is given, all others are left out.
         """
-        taken = set(self.apart)
+        taken = set(self.manual)
         if only is not None:
             taken.update(set(self.mesh.axis_names) - set(only))
         entries = []
         for axis in axes:
             wanted = () if axis is None else getattr(self.rules, axis)
-            free = tuple(a for a in wanted if a not in taken and self.mesh.shape[a] > 1)
+            free = tuple(a for a in wanted if a not in taken and self.size(a) > 1)
             taken.update(free)
             entries.append(free[0] if len(free) == 1 else free or None)
         return PartitionSpec(*entries)
@@ -77,8 +95,8 @@ class Sharding:
 
     def batch_axes(self) -> tuple[str, ...]:
         """Returns the mesh axes that cut the rows of a batch."""
-        here = [a for a in self.rules.batch if a not in self.apart]
-        return tuple(a for a in here if self.mesh.shape[a] > 1)
+        here = [a for a in self.rules.batch if a not in self.manual]
+        return tuple(a for a in here if self.size(a) > 1)
 
     def share_of_rows(self) -> tuple[int, int]:
         """Returns which share of a batch's rows this process feeds, and of how many.

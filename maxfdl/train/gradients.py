@@ -125,6 +125,9 @@ class Accumulate(Gradients):
         smallest, name = root.batch_size, "batch_size"
         if root.ramp_up is not None:
             smallest, name = root.ramp_up.start, "ramp_up.start"
+        replicas = getattr(root.trainer, "num_replicas", 1)
+        if replicas > 1:
+            smallest, name = smallest // replicas, f"{name} / trainer.num_replicas"
         if node.steps > 0 and smallest % node.steps:
             yield (
                 f"Experiment {name} ({smallest}) must be a multiple of"

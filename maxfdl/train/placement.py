@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from maxfdl.layers.parameter import Parameter, map_parameters
 from maxfdl.ops.state import StateDeclaration
 from maxfdl.sharding.memory import HOST
-from maxfdl.sharding.sharding import REPLICAS, Sharding
+from maxfdl.sharding.sharding import DATA, Sharding
 
 Memory = Literal["device", "host"]
 
@@ -35,23 +35,30 @@ class Placement:
     memory: Memory = "device"
     param_memory: Memory = "device"
 
-    def cuts(self, parameters: dict, sharding: Sharding) -> Any:
-        """Returns which dim of each gradient is sharded over replicas, as a spec."""
+    def cuts(self, parameters: dict, sharding: Sharding, axis: str = DATA) -> Any:
+        """Returns which dim of each gradient is sharded over replicas, as a spec.
+
+        Args:
+          parameters: Declarations.
+          sharding: Mesh and rules.
+          axis: The mesh axis of the replicas: `data`, or DiLoCo's.
+        """
 
         def cut(path: str, parameter: Parameter) -> PartitionSpec:
-            spec = sharding.spec(parameter.full_axes)
-            further = self._cut(spec, parameter, sharding)
-            return PartitionSpec(*(e if e == REPLICAS else None for e in further))
+            further = self._of_moment(parameter, sharding, axis)
+            return PartitionSpec(*(e if e == axis else None for e in further))
 
         return map_parameters(cut, parameters)
 
-    def of_moments(self, parameters: dict, sharding: Sharding) -> Any:
-        """Returns the sharding of optimizer state with the shape of a parameter."""
+    def of_moments(self, parameters: dict, sharding: Sharding, axis: str = DATA) -> Any:
+        """Returns the sharding of optimizer state with the shape of a parameter.
+
+        Arguments as for `cuts`.
+        """
 
         def place(path: str, parameter: Parameter) -> NamedSharding:
-            spec = sharding.spec(parameter.full_axes)
-            cut = self._cut(spec, parameter, sharding)
-            return _in(self.memory, NamedSharding(sharding.mesh, cut))
+            spec = self._of_moment(parameter, sharding, axis)
+            return _in(self.memory, NamedSharding(sharding.mesh, spec))
 
         return map_parameters(place, parameters)
 
@@ -77,17 +84,29 @@ class Placement:
 
         return map_parameters(place, declared)
 
-    def _cut(
-        self, spec: PartitionSpec, parameter: Parameter, sharding: Sharding
+    def _of_moment(
+        self, parameter: Parameter, sharding: Sharding, axis: str
     ) -> PartitionSpec:
-        """Returns a parameter's spec with one more dim sharded, if one divides evenly.
+        """Returns the spec of optimizer state that is sharded over `data` and `axis`,
+        if optimizer state is sharded."""
+        spec = sharding.spec(parameter.full_axes)
+        if self.optimizer == "replicated":
+            return spec
+        spec = self._cut(spec, parameter, DATA, sharding.data_parallel)
+        if axis == DATA:
+            return spec
+        return self._cut(spec, parameter, axis, sharding.size(axis))
+
+    def _cut(
+        self, spec: PartitionSpec, parameter: Parameter, axis: str, parts: int
+    ) -> PartitionSpec:
+        """Returns a spec with one more dim sharded by `axis`, if one divides evenly.
 
         The first choice is the dim of layers, which leaves matrices whole, as Muon
         needs them; not in host memory, which is fetched layer by layer. Then the
         longest dim.
         """
-        parts = sharding.num_replicas
-        if self.optimizer == "replicated" or parts == 1:
+        if parts == 1:
             return spec
         shape = parameter.full_shape
         entries = [*spec, *[None] * (len(shape) - len(spec))]
@@ -98,7 +117,7 @@ class Placement:
         choices = others if on_host else layers + others
         if not choices:
             return spec
-        entries[choices[0]] = REPLICAS
+        entries[choices[0]] = axis
         return PartitionSpec(*entries)
 
 

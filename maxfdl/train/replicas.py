@@ -1,9 +1,8 @@
 """Data-parallel gradients, reduced once a step.
 
-The mesh axis of replicas (`REPLICAS`) is manual: a `shard_map` computes the gradients
-of each replica's rows, and one `psum` or `psum_scatter` adds them up after the last
-microbatch. Along the other mesh axes, which are automatic, XLA shards arrays and
-inserts collectives.
+The mesh axis `data` is manual: a `shard_map` computes the gradients of each replica's
+rows, and one `psum` or `psum_scatter` adds them up after the last microbatch. Along the
+other mesh axes, which are automatic, XLA shards arrays and inserts collectives.
 """
 
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from jax.sharding import PartitionSpec
 
 from maxfdl.layers.sinks import across
 from maxfdl.ops.state import States
-from maxfdl.sharding.sharding import REPLICAS, Sharding
+from maxfdl.sharding.sharding import DATA, Sharding
 from maxfdl.train.gradients import Parts
 
 Gradients = Callable[..., tuple[Any, Parts]]
@@ -37,7 +36,7 @@ def on_replicas(
     """
 
     def whole(params, layer_state, batch, *others):
-        if sharding.num_replicas == 1:
+        if sharding.data_parallel == 1:
             return gradients(sharding, params, layer_state, batch, *others)
         grads_and_parts = jax.shard_map(
             of_replica,
@@ -45,21 +44,21 @@ def on_replicas(
             in_specs=(
                 PartitionSpec(),
                 PartitionSpec(),
-                PartitionSpec(REPLICAS),
+                PartitionSpec(DATA),
                 *[PartitionSpec()] * len(others),
             ),
             out_specs=(cuts, PartitionSpec()),
-            axis_names={REPLICAS},
+            axis_names={DATA},
             check_vma=False,
         )
         return grads_and_parts(params, layer_state, batch, *others)
 
     def of_replica(params, layer_state, batch, *others):
-        here = sharding.within((REPLICAS,))
+        here = sharding.within((DATA,))
         grads, parts = gradients(here, params, layer_state, batch, *others)
-        sums = jax.lax.psum(parts.sums, REPLICAS)
+        sums = jax.lax.psum(parts.sums, DATA)
         sinks = across(parts.sinks, here.apart)
-        of_replicas = jax.lax.all_gather(parts.layer_state, REPLICAS)
+        of_replicas = jax.lax.all_gather(parts.layer_state, DATA)
         whole = Parts(sums, states.merged(layer_state, of_replicas), sinks)
         return jax.tree.map(_added_up, grads, cuts), whole
 
@@ -68,7 +67,7 @@ def on_replicas(
 
 def _added_up(grad: jax.Array, cut: PartitionSpec) -> jax.Array:
     grad = grad.astype(jnp.promote_types(grad.dtype, jnp.float32))
-    if REPLICAS not in cut:
-        return jax.lax.psum(grad, REPLICAS)
-    dim = cut.index(REPLICAS)
-    return jax.lax.psum_scatter(grad, REPLICAS, scatter_dimension=dim, tiled=True)
+    if DATA not in cut:
+        return jax.lax.psum(grad, DATA)
+    dim = cut.index(DATA)
+    return jax.lax.psum_scatter(grad, DATA, scatter_dimension=dim, tiled=True)

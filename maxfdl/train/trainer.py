@@ -6,6 +6,7 @@ steps), `params`, `masters` (float32 copies of narrow ones, see `Masters`), `par
 (their own state).
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -36,6 +37,7 @@ State = dict[str, Any]
 Metrics = dict[str, jax.Array]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Trainer:
     """Synchronous data-parallel training.
 
@@ -53,42 +55,25 @@ class Trainer:
       model, loss, optimizer, sharding, seed: The parts, from the experiment.
     """
 
-    def __init__(
-        self,
-        *,
-        log_every: Annotated[int, Operational] = 10,
-        eval_every: Annotated[int, Operational] = 0,
-        eval_batches: Annotated[int, Operational] = 8,
-        goal: Annotated[LossGoal | None, Operational] = None,
-        sample_tokens: Annotated[int, Operational] = 0,
-        gradients: Annotated[Gradients, Operational("adds_up")],
-        guard: Guard,
-        placement: Annotated[Placement, Operational],
-        masters: Masters | None = None,
-        updates: Sequence[Update] = (),
-        model: Annotated[Model, FromParent],
-        loss: Annotated[Loss, FromParent],
-        optimizer: Annotated[Optimizer, FromParent],
-        sharding: Annotated[Sharding, FromParent],
-        seed: Annotated[int, FromParent],
-    ):
-        for update in updates:
-            update.check(model.parameters())
-        self.log_every = log_every
-        self.eval_every = eval_every
-        self.eval_batches = eval_batches
-        self.goal = goal
-        self.sample_tokens = sample_tokens
-        self.guard = guard
-        self.model = model
-        self.sharding = sharding
-        self._gradients = gradients
-        self._placement = placement
-        self._masters = masters
-        self._updates = updates
-        self._loss = loss
-        self._optimizer = optimizer
-        self._seed = seed
+    log_every: Annotated[int, Operational] = 10
+    eval_every: Annotated[int, Operational] = 0
+    eval_batches: Annotated[int, Operational] = 8
+    goal: Annotated[LossGoal | None, Operational] = None
+    sample_tokens: Annotated[int, Operational] = 0
+    gradients: Annotated[Gradients, Operational("adds_up")]
+    guard: Guard
+    placement: Annotated[Placement, Operational]
+    masters: Masters | None = None
+    updates: Sequence[Update] = ()
+    model: Annotated[Model, FromParent]
+    loss: Annotated[Loss, FromParent]
+    optimizer: Annotated[Optimizer, FromParent]
+    sharding: Annotated[Sharding, FromParent]
+    seed: Annotated[int, FromParent]
+
+    def __post_init__(self):
+        for update in self.updates:
+            update.check(self.model.parameters())
 
     @staticmethod
     def check_config(node):
@@ -103,8 +88,18 @@ class Trainer:
         if node.goal is not None and not node.eval_batches:
             yield "Trainer goal needs evaluations; eval_batches (0) must be positive."
 
+    @classmethod
+    def check_in(cls, node, root):
+        yield from cls.check_masters(node, root)
+        if root.mesh.replica != 1:
+            yield (
+                f"{cls.__name__} trains one model, and mesh.replica"
+                f" ({root.mesh.replica}) lays out several side by side: apply"
+                " use_diloco, or give these devices to mesh(data=...)."
+            )
+
     @staticmethod
-    def check_in(node, root):
+    def check_masters(node, root):
         rounding = getattr(root.optimizer, "rounding", None)
         if node.masters is not None and rounding is not None:
             yield (
@@ -115,7 +110,7 @@ class Trainer:
 
     def init(self) -> State:
         """Returns the state before the first step, with fresh weights."""
-        params_key = jax.random.fold_in(jax.random.key(self._seed), path_hash("params"))
+        params_key = jax.random.fold_in(jax.random.key(self.seed), path_hash("params"))
         return self.start_from(self.model.init(params_key))
 
     def start_from(self, variables: Mapping[str, Any]) -> State:
@@ -128,11 +123,11 @@ class Trainer:
             "step": jnp.zeros((), jnp.int32),
             "guard": self.guard.init(),
             "params": params,
-            "masters": self._masters.init(changing) if self._masters else {},
+            "masters": self.masters.init(changing) if self.masters else {},
             "param_norm": observed.norm(apart, self._trained()),
             "state": variables["state"],
-            "optimizer": self._optimizer.init(changing),
-            "updates": {each.name: each.init(changing) for each in self._updates},
+            "optimizer": self.optimizer.init(changing),
+            "updates": {each.name: each.init(changing) for each in self.updates},
         }
 
     def _trained(self, tree: Any = None) -> dict[str, Any]:
@@ -151,23 +146,23 @@ class Trainer:
         step, parameters = state["step"], self._trained()
         params = state["masters"] or self._trained(state["params"])
         weights = self.weights(batch)
-        grads, (sums, layer_state, sinks) = self.gradients(state, batch)
+        grads, (sums, layer_state, sinks) = self.gradients_of(state, batch)
         grad_norms = observed.norms("grad_norm", grads, parameters)
         loss = total(sums, weights)
         grad_norm, param_norm = grad_norms["grad_norm"], state["param_norm"]
-        reach = self._optimizer.reach(step, grad_norm, param_norm)
+        reach = self.optimizer.reach(step, grad_norm, param_norm)
         accepted, guard = self.guard(
             state["guard"], Proposal(loss, grad_norm, param_norm, reach)
         )
 
-        params, optimizer = self._optimizer.update(
+        params, optimizer = self.optimizer.update(
             grads, state["optimizer"], params, step, accepted
         )
         layer_state = jax.tree.map(
             lambda new, old: jnp.where(accepted, new, old), layer_state, state["state"]
         )
         variables, memories = updated(
-            self._updates,
+            self.updates,
             {"params": params, "state": layer_state},
             state["updates"],
             Step(sinks, self.model.parameters(), accepted),
@@ -183,7 +178,7 @@ class Trainer:
         metrics = {
             "loss": loss,
             **{name: Term(sums[name], weights[name]).mean for name in sums},
-            "learning_rate": self._optimizer.learning_rate(step),
+            "learning_rate": self.optimizer.learning_rate(step),
             **grad_norms,
             **param_norms,
             **observed.packing(batch),
@@ -200,40 +195,44 @@ class Trainer:
           state: As it was before the step.
         """
         fixed = self._frozen(state["params"])
-        if self._masters is None or not state["masters"]:
+        if self.masters is None or not state["masters"]:
             return {"params": joined(params, fixed), "masters": {}}
         old = self._trained(state["params"])
-        narrow = self._masters.narrowed(params, old, self._trained())
+        narrow = self.masters.narrowed(params, old, self._trained())
         return {"params": joined(narrow, fixed), "masters": params}
 
-    def gradients(self, state: State, batch: Batch) -> tuple[Any, Parts]:
+    def gradients_of(self, state: State, batch: Batch) -> tuple[Any, Parts]:
         """Returns the gradients of the trained parameters, and the parts of the
         objective.
 
         Weights of the terms come from the whole batch, so gradients of microbatches and
         replicas add up to those of the batch.
         """
-        seed_key = jax.random.fold_in(jax.random.key(self._seed), path_hash("steps"))
+        seed_key = jax.random.fold_in(jax.random.key(self.seed), path_hash("steps"))
         key = jax.random.fold_in(seed_key, state["step"])
-        rows = {**batch, "rows": jnp.arange(batch["tokens"].shape[0])}
+        rows = numbered(batch)
         whole = on_replicas(
             self._gradients_of_rows,
             self.sharding,
-            self._placement.cuts(self._trained(), self.sharding),
+            self.placement.cuts(self._trained(), self.sharding),
             States(self.model.state()),
         )
         weights = self.guard.scaled(state["guard"], self.weights(batch))
         grads, parts = whole(state["params"], state["state"], rows, weights, key)
         return self.guard.unscaled(state["guard"], grads), parts
 
+    def reported(self, step: int, metrics: Metrics) -> dict[str, float]:
+        """Returns what is logged of the metrics of `step`, from the host's memory."""
+        return {name: float(value) for name, value in metrics.items()}
+
     @property
     def batch_fields(self) -> Fields:
         """What model and loss read of a batch."""
-        return {**MODEL_INPUTS, **self._loss.fields}
+        return {**MODEL_INPUTS, **self.loss.fields}
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Returns the weight by which each term of the objective is divided."""
-        return self._loss.weights(batch, self.model.network.later_tokens)
+        return self.loss.weights(batch, self.model.network.later_tokens)
 
     def _gradients_of_rows(
         self, sharding, params, layer_state, rows, weights, key
@@ -245,11 +244,11 @@ class Trainer:
         def objective(changing, layer_state, rows):
             variables = {"params": joined(changing, fixed), "state": layer_state}
             output = _forward(model, variables, rows, key=key, rows=rows["rows"])
-            sums = self._loss.sums({STUDENT: output}, rows, sharding.psum)
+            sums = self.loss.sums({STUDENT: output}, rows, sharding.psum)
             return total(sums, weights), Parts(sums, output.state, output.sinks)
 
         changing = self._trained(params)
-        return self._gradients(
+        return self.gradients(
             objective, changing, layer_state, rows, sharding, States(model.state())
         )
 
@@ -258,18 +257,18 @@ class Trainer:
     ) -> tuple[dict[str, Term], Sinks]:
         """Returns the loss terms of one batch, without dropout, and its sinks."""
         output = _forward(self.model, variables, batch)
-        return self._loss({STUDENT: output}, batch), output.sinks
+        return self.loss({STUDENT: output}, batch), output.sinks
 
     def evaluated(self, state: State) -> dict[str, Any]:
         """Returns the variables to evaluate, sample and export, which may be averages.
         Of several averages the last is used."""
         state = on_device(state)
         params = self._trained(state["params"])
-        if self._optimizer.averages:
+        if self.optimizer.averages:
             wide = state.get("masters") or params
-            average = self._optimizer.evaluated(wide, state["optimizer"])
+            average = self.optimizer.evaluated(wide, state["optimizer"])
             params = jax.tree.map(lambda a, p: a.astype(p.dtype), average, params)
-        for update in self._updates:
+        for update in self.updates:
             if update.averages:
                 params = update.evaluated(params, state["updates"][update.name])
         params = joined(params, self._frozen(state["params"]))
@@ -279,9 +278,9 @@ class Trainer:
     def evaluated_from(self) -> tuple[str, ...]:
         """Names of the parts of the state that `evaluated` reads."""
         averages = {
-            "masters": self._optimizer.averages,
-            "optimizer": self._optimizer.averages,
-            "updates": any(each.averages for each in self._updates),
+            "masters": self.optimizer.averages,
+            "optimizer": self.optimizer.averages,
+            "updates": any(each.averages for each in self.updates),
         }
         return ("params", "state", *(name for name, keeps in averages.items() if keeps))
 
@@ -292,8 +291,8 @@ class Trainer:
           UserError: If the mesh cannot cut a parameter as the rules say.
         """
         whole, parameters = self.sharding.named(()), self.model.parameters()
-        params = self._placement.of_params(parameters, self.sharding)
-        moments = self._placement.of_moments(self._trained(), self.sharding)
+        params = self.placement.of_params(parameters, self.sharding)
+        moments = self.placement.of_moments(self._trained(), self.sharding)
         abstract = jax.eval_shape(self.init)
         return {
             "step": whole,
@@ -301,14 +300,22 @@ class Trainer:
             "params": params,
             "masters": moments if abstract["masters"] else {},
             "param_norm": whole,
-            "state": self._placement.of_state(self.model.state(), self.sharding),
-            "optimizer": self._optimizer.shardings(
+            "state": self.placement.of_state(self.model.state(), self.sharding),
+            "optimizer": self.optimizer.shardings(
                 self._trained(abstract["params"]), moments, whole
             ),
             "updates": {
-                each.name: each.shardings(moments, whole) for each in self._updates
+                each.name: each.shardings(moments, whole) for each in self.updates
             },
         }
+
+
+def numbered(batch: Batch) -> Batch:
+    """Returns the batch with the numbers of its rows, which dropout follows from.
+
+    Rows that are a part of a larger batch have the numbers that they have there.
+    """
+    return {"rows": jnp.arange(batch["tokens"].shape[0]), **batch}
 
 
 def _forward(

@@ -13,6 +13,7 @@ from maxfdl.layers.execution import Unroll
 from maxfdl.model import LinenModel
 from maxfdl.optim.schedules import WarmupCosine
 from maxfdl.train.auxiliary import BatchBalance, SequenceBalance
+from maxfdl.train.trainer import Trainer
 
 MUTATIONS = sorted(mutations())
 OF_ROUTERS = ("router_losses", "selection_bias")
@@ -52,7 +53,21 @@ def _remat(cfg: fdl.Buildable) -> str:
 
 def _mesh(cfg: fdl.Buildable) -> str:
     mesh = cfg.mesh
-    return f"mesh(data={mesh.data}, fsdp={mesh.fsdp}, tensor={mesh.tensor})"
+    sizes = f"data={mesh.data}, fsdp={mesh.fsdp}, tensor={mesh.tensor}"
+    return f"mesh(replica={mesh.replica}, {sizes})"
+
+
+def _trainer(cfg: fdl.Buildable) -> str:
+    trainer = cfg.trainer
+    if fdl.get_callable(trainer) is Trainer:
+        return "use_standard_trainer"
+    outer = trainer.outer
+    return (
+        f"use_diloco(num_replicas={trainer.num_replicas},"
+        f" sync_period={trainer.sync_period}, learning_rate={outer.learning_rate},"
+        f" momentum={outer.rule.momentum}, nesterov={outer.rule.nesterov},"
+        f" average={trainer.average})"
+    )
 
 
 def _accumulation(cfg: fdl.Buildable) -> str:
@@ -223,6 +238,14 @@ CASES = {
             "use_sgd": "use_sgd(momentum=0.9)",
         }.items()
     },
+    "use_diloco": Case(
+        call="use_diloco(num_replicas=1, sync_period=3, average=tokens)",
+        decides="trainer",
+        undo=_trainer,
+    ),
+    "use_standard_trainer": Case(
+        call="use_standard_trainer", decides="trainer", undo=_trainer
+    ),
     "use_schedule": Case(
         call="use_schedule(kind=wsd, peak=5e-4, decay_steps=2, shape=one_minus_sqrt)",
         decides="learning rate by step",

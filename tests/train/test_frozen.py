@@ -86,8 +86,8 @@ def test_what_is_frozen_keeps_every_bit_and_the_rest_trains_alike(run):
 def test_gradients_are_those_of_all_parameters_for_what_is_trained():
     whole, part = program_of(), program_of(freezing)
     batch = whole.place(tiny.batch(0))
-    all_grads, _ = jax.jit(whole.trainer.gradients)(tiny.begin(whole), batch)
-    grads, _ = jax.jit(part.trainer.gradients)(tiny.begin(part), batch)
+    all_grads, _ = jax.jit(whole.trainer.gradients_of)(tiny.begin(whole), batch)
+    grads, _ = jax.jit(part.trainer.gradients_of)(tiny.begin(part), batch)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-8)
     jax.tree.map(close, grads, parts(part, all_grads)[1])
 
@@ -108,7 +108,7 @@ def test_bytes_are_those_of_what_is_trained(rule, family):
     whole = program_of(*mutations, *family)
     part = program_of(freezing, *mutations, *family)
     state = jax.eval_shape(part.trainer.init)
-    grads, _ = jax.eval_shape(part.trainer.gradients, state, part.abstract_batch())
+    grads, _ = jax.eval_shape(part.trainer.gradients_of, state, part.abstract_batch())
     fixed, changing = parts(part, state["params"])
     assert num_bytes(fixed) > num_bytes(changing) / 4
     assert num_bytes(state["params"]) == num_bytes(fixed) + num_bytes(changing)

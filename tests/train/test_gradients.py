@@ -83,7 +83,7 @@ def program_of(config: fdl.Config, devices: int = 1) -> Program:
 
 def gradients(config: fdl.Config, devices: int = 1):
     program = program_of(config, devices)
-    run = jax.jit(program.trainer.gradients)
+    run = jax.jit(program.trainer.gradients_of)
     batch = ragged_batch(program.trainer.model.network.vocab_size)
     return jax.device_get(run(tiny.begin(program), program.place(batch)))
 

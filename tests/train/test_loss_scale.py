@@ -115,7 +115,7 @@ def gradients(*mutations):
     config = tiny.experiment(*mutations)
     config.model.head.initializer = fdl.Config(Normal, stddev=1e-5)
     program = tiny.program(config)
-    run = jax.jit(program.trainer.gradients)
+    run = jax.jit(program.trainer.gradients_of)
     grads, _ = run(tiny.begin(program), program.place(tiny.batch(0)))
     return grads["decoder"]
 

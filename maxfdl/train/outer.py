@@ -1,0 +1,144 @@
+"""The outer optimizer of DiLoCo, and the mean of what replicas have learnt.
+
+The delta of a replica is what it has moved since the last sync: outer weights minus its
+own. To the outer optimizer, the mean delta is the gradient.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from maxfdl.optim.optimizer import Optimizer
+from maxfdl.optim.schedules import WarmupConstant
+from maxfdl.optim.transforms import UpdateRule
+from maxfdl.sharding.memory import on_device
+from maxfdl.sharding.mesh import REPLICA
+from maxfdl.sharding.sharding import Sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    """`params -= learning_rate * rule(mean delta)`, in float32, at each sync.
+
+    Args:
+      rule: Any rule that the inner optimizer may have. DiLoCo's is SGD with Nesterov
+        momentum 0.9.
+      learning_rate: 0.7 in DiLoCo. With 1 and SGD without momentum, the outer weights
+        become the mean of the replicas' (FedAvg, McMahan et al. 2017).
+    """
+
+    rule: UpdateRule
+    learning_rate: float = 0.7
+
+    @staticmethod
+    def check_config(node):
+        if node.learning_rate <= 0:
+            yield f"Outer learning_rate ({node.learning_rate}) must be positive."
+
+    def optimizer(self, parameters: dict) -> Optimizer:
+        """Returns the optimizer of parameters with these declarations."""
+        return Optimizer(
+            clip=None,
+            rule=self.rule,
+            weight_decay=None,
+            schedule=WarmupConstant(peak=self.learning_rate),
+            parameters=parameters,
+            steps=1,
+        )
+
+
+class Delta(NamedTuple):
+    """The mean delta, with what is known of those that it is the mean of.
+
+    Fields: `mean`, a tree like the parameters, in float32; `norms`, [R] L2 norm of the
+    delta of each replica; `shares`, [R] weights of the mean, which add up to 1. A
+    replica that has learnt nothing, or whose weights are not finite, has the share 0.
+    """
+
+    mean: Any
+    norms: jax.Array
+    shares: jax.Array
+
+    @property
+    def is_any(self) -> jax.Array:
+        """Whether any replica has a share."""
+        return jnp.any(self.shares > 0)
+
+    def cosine(self) -> jax.Array:
+        """Returns the mean cosine between deltas of two replicas; 0 for one replica.
+
+        A pair counts by the product of its shares and norms, so that nothing but the
+        mean and the norms is needed. For two replicas it is their cosine.
+        """
+        lengths = self.shares * jnp.where(self.shares > 0, self.norms, 0.0)
+        own = jnp.sum(jnp.square(lengths))
+        pairs = jnp.square(jnp.sum(lengths)) - own
+        products = _square(self.mean) - own
+        return jnp.where(pairs > 0, products / jnp.where(pairs > 0, pairs, 1.0), 0.0)
+
+
+def mean_delta(
+    sharding: Sharding, cuts: Any, outer: Any, inner: Any, weights: jax.Array
+) -> Delta:
+    """Returns the mean delta: one exchange between replicas, of float32.
+
+    Args:
+      sharding: Of the whole program.
+      cuts: Specs of the dims along which the mean is sharded over replicas, a tree like
+        the parameters. A parameter costs one reduce-scatter, or, without such a dim,
+        one all-reduce.
+      outer: Weights at the last sync.
+      inner: Those of the replicas, [R, ...].
+      weights: [R] by which replicas count; 0 leaves one out.
+    """
+
+    def of_group(outer, inner, weights):
+        deltas = jax.tree.map(
+            lambda o, i: _wide(on_device(o)) - _wide(on_device(i)), outer, inner
+        )
+        squares = jax.vmap(_square)(deltas)
+        weights = jnp.where(jnp.isfinite(squares), weights, 0.0)
+        total = psum(jnp.sum(weights))
+        shares = weights / jnp.where(total > 0, total, 1.0)
+        sums = jax.tree.map(lambda delta: _weighted(shares, delta), deltas)
+        return Delta(jax.tree.map(added_up, sums, cuts), jnp.sqrt(squares), shares)
+
+    def psum(x):
+        return lax.psum(x, REPLICA) if is_cut else x
+
+    def added_up(x: jax.Array, cut: PartitionSpec) -> jax.Array:
+        if not is_cut or REPLICA not in cut:
+            return psum(x)
+        dim = cut.index(REPLICA)
+        return lax.psum_scatter(x, REPLICA, scatter_dimension=dim, tiled=True)
+
+    is_cut = sharding.size(REPLICA) > 1
+    if not is_cut:
+        return of_group(outer, inner, weights)
+    apart = PartitionSpec(REPLICA)
+    return jax.shard_map(
+        of_group,
+        mesh=sharding.mesh,
+        in_specs=(PartitionSpec(), apart, apart),
+        out_specs=Delta(cuts, apart, apart),
+        axis_names={REPLICA},
+        check_vma=False,
+    )(outer, inner, weights)
+
+
+def _weighted(shares: jax.Array, deltas: jax.Array) -> jax.Array:
+    """Returns the sum of `deltas` times their shares; what has none may be NaN."""
+    shares = shares.reshape(-1, *[1] * (deltas.ndim - 1))
+    return jnp.sum(jnp.where(shares > 0, shares * deltas, 0.0), axis=0)
+
+
+def _square(tree: Any) -> jax.Array:
+    return sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree))
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
