@@ -3,10 +3,10 @@
 Letters: R replicas.
 
 The training state has `step`, `params` (the outer weights), their `masters` and `state`
-(of the layers), all but the first as the last sync left them; `replicas`, what each replica has of its own,
-with a leading dim R: `params`, those that are trained, and what else the standard
-trainer keeps; and `outer`, the state of the outer optimizer and what is known of the
-last sync. Frozen parameters stand in `params` alone.
+(of the layers), all but the first as the last sync left them; `replicas`, what each
+replica has of its own, with a leading dim R: `params`, those that are trained, and what
+else the standard trainer keeps; and `outer`, the state of the outer optimizer and what
+is known of the last sync. Frozen parameters stand in `params` alone.
 """
 
 import dataclasses
