@@ -276,7 +276,7 @@ class DiLoCo(Trainer):
     def _keeps_averages(self) -> bool:
         return len(super().evaluated_from) > 2
 
-    def reported(self, step: int, metrics: Metrics) -> dict[str, float]:
+    def reported(self, step: int, metrics: Mapping[str, Any]) -> dict[str, float]:
         """Returns the mean of each metric over replicas, and some of each replica.
 
         `skipped` is the sum, and `skipped_in_a_row` the least of all replicas.

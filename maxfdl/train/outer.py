@@ -119,7 +119,7 @@ def mean_delta(
     is_cut = sharding.size(REPLICA) > 1
     if not is_cut:
         return of_group(outer, inner, weights)
-    apart = PartitionSpec(REPLICA)
+    apart: Any = PartitionSpec(REPLICA)
     return jax.shard_map(
         of_group,
         mesh=sharding.mesh,
@@ -137,7 +137,8 @@ def _weighted(shares: jax.Array, deltas: jax.Array) -> jax.Array:
 
 
 def _square(tree: Any) -> jax.Array:
-    return sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree))
+    squares = [jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)]
+    return sum(squares, jnp.zeros(()))
 
 
 def _wide(x: jax.Array) -> jax.Array:

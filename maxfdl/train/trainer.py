@@ -221,7 +221,7 @@ class Trainer:
         grads, parts = whole(state["params"], state["state"], rows, weights, key)
         return self.guard.unscaled(state["guard"], grads), parts
 
-    def reported(self, step: int, metrics: Metrics) -> dict[str, float]:
+    def reported(self, step: int, metrics: Mapping[str, Any]) -> dict[str, float]:
         """Returns what is logged of the metrics of `step`, from the host's memory."""
         return {name: float(value) for name, value in metrics.items()}
 
