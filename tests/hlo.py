@@ -127,6 +127,20 @@ def crossing(text: str, devices: int) -> tuple[list[Collective], list[Collective
     return found
 
 
+def results(text: str, kind: str) -> list[tuple[str, int]]:
+    """Returns element type and size of what each collective of a kind makes.
+
+    One in the body of a loop stands once, or more often if XLA made several of it.
+    """
+    return [
+        (dtype, math.prod(shape))
+        for instructions in _Module(text).computations.values()
+        for i in instructions.values()
+        if i.opcode.removesuffix("-start") == kind
+        for dtype, shape in _arrays(i.type)
+    ]
+
+
 @dataclasses.dataclass(frozen=True)
 class _Instruction:
     """`name = type opcode(operands), attributes`."""

@@ -1,0 +1,85 @@
+"""Shards of kernels cross the mesh in the format that products multiply in."""
+
+import functools
+
+import numpy as np
+import pytest
+from jax.experimental import topologies
+
+from maxfdl import graph
+from maxfdl.mutations import compute_dtype, enable_fp8, mesh, remat, to_linen, to_nnx
+from maxfdl.ops.recipe import Recipe
+from maxfdl.train.program import Program
+from tests import hlo, tiny
+from tests.layers.families import assert_same_bits
+
+RECIPES = {
+    "current": enable_fp8,
+    "channel": functools.partial(enable_fp8, granularity="channel"),
+    "delayed": functools.partial(enable_fp8, recipe="delayed", history=4),
+    "block": functools.partial(enable_fp8, recipe="block", size=8),
+}
+FSDP = functools.partial(mesh, fsdp=8)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(r, marks=[pytest.mark.slow] * (r != "delayed")) for r in RECIPES],
+)
+def test_numbers_are_those_of_a_kernel_that_is_gathered_first(recipe, monkeypatch):
+    config = tiny.experiment(RECIPES[recipe], FSDP, num_layers=2)
+    losses, state = tiny.train(config, 2, devices=8)
+    for each in Recipe.__subclasses__():
+        monkeypatch.setattr(each, "gathers_kernel", False)
+    expected_losses, expected = tiny.train(config, 2, devices=8)
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-6)
+    assert_same_bits(state["state"], expected["state"])
+
+
+def compiled(chips, *mutations):
+    """Returns the program of a step whose kernels have 2**16 numbers at least."""
+    config = tiny.experiment(
+        functools.partial(compute_dtype, dtype="bfloat16"),
+        functools.partial(mesh, fsdp=len(chips)),
+        remat,
+        *mutations,
+        features=256,
+        mlp=512,
+        num_layers=2,
+        head_dim=128,
+    )
+    made = graph.build(config)
+    program = Program(made.make_trainer(made.make_sharding(chips)), 16, 128)
+    return program.compile_step().run.as_text()
+
+
+def of_kernels(text, kind):
+    """Returns the types and sizes of what collectives make of kernels of layers."""
+    return {(dtype, size) for dtype, size in hlo.results(text, kind) if size >= 2**16}
+
+
+def reduced(text):
+    """Returns the types and sizes of gradients whose shards are added up."""
+    kinds = ("all-reduce", "reduce-scatter")
+    found = [each for kind in kinds for each in hlo.results(text, kind)]
+    return sorted((dtype, size) for dtype, size in found if size > 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "family", [to_nnx, pytest.param(to_linen, marks=pytest.mark.exhaustive)]
+)
+def test_on_tpus_a_byte_per_number_is_gathered_and_no_more_is_reduced(
+    monkeypatch, family
+):
+    pytest.importorskip("libtpu")
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    # Else a second process of pytest-xdist finds the library taken.
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
+    plain = compiled(topology.devices, family)
+    sizes = {256 * 2 * 128, 256 * 4 * 128, 256 * 512}
+    assert of_kernels(plain, "all-gather") == {("bf16", size) for size in sizes}
+    fp8 = compiled(topology.devices, family, enable_fp8)
+    assert of_kernels(fp8, "all-gather") == {("f8e4m3fn", size) for size in sizes}
+    assert reduced(fp8) == reduced(plain)
