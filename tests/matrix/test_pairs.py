@@ -15,6 +15,7 @@ import pytest
 from experiments import zoo_smoke
 from maxfdl import graph
 from maxfdl.mutations import mesh, router_losses, selection_bias, to_linen
+from maxfdl.ops.state import StateDeclaration
 from maxfdl.train.program import Program
 from tests.matrix.covering import NONE, covering
 from tests.mutations.cases import CASES, apply
@@ -28,15 +29,31 @@ CALLS = {name: case.call for name, case in CASES.items()} | {
     "router_losses": "router_losses(sequence_balance=1e-2, z=1e-3)",
     "use_diloco": "use_diloco(num_replicas=2, sync_period=1)",
 }
+# Ways to do the same, of which rows take one each, in turns.
+WAYS = {
+    "enable_fp8": (
+        "enable_fp8",
+        "enable_fp8(granularity=channel)",
+        "enable_fp8(recipe=delayed, history=4)",
+        "enable_fp8(recipe=block, size=16)",
+    ),
+}
 # Networks that have nothing to apply it to, and refuse it.
 WITHOUT = {
     "router_losses": ("llama",),
     "selection_bias": ("llama", "mixtral"),
 }
 # Loss and gradients of the first step depend on these alone.
-CHANGES = ("enable_fp8", "freeze", "multi_token_prediction", "router_losses")
-# Replicas and microbatches of FP8 have scales of their own.
-LESS_EXACT = ("compute_dtype", "enable_fp8", "param_dtype")
+CHANGES = (
+    "batch_ramp_up",
+    "enable_fp8",
+    "freeze",
+    "multi_token_prediction",
+    "quantize",
+    "router_losses",
+)
+# Replicas and microbatches of products in few bits have scales of their own.
+LESS_EXACT = ("compute_dtype", "enable_fp8", "param_dtype", "quantize")
 
 
 def choices():
@@ -49,6 +66,14 @@ def choices():
 
 
 MATRIX = [tuple(sorted(set(row) - {NONE})) for row in covering(choices())]
+
+
+def calls_of(row):
+    """Returns what the mutations of a row of the matrix are called with."""
+    return CALLS | {
+        name: ways[sum(name in each for each in MATRIX[:row]) % len(ways)]
+        for name, ways in WAYS.items()
+    }
 
 
 def plain(network):
@@ -64,20 +89,23 @@ def plain(network):
 
 @functools.cache
 def weights(network, *calls):
-    """Returns variables on the host: drawing them compiles as long as a step."""
+    """Returns parameters on the host: drawing them compiles as long as a step."""
     model = graph.build(apply(plain(network), *calls)).make_model()
-    return jax.device_get(jax.jit(model.init)(jax.random.key(0)))
+    return jax.device_get(jax.jit(model.init)(jax.random.key(0)))["params"]
 
 
-def step(config, network, names, devices):
+def step(config, network, calls, devices):
     """Returns parameters before and after the first step, its state and its metrics."""
     experiment = graph.build(graph.validate(config))
     trainer = experiment.make_trainer(experiment.make_sharding(jax.devices()[:devices]))
     program = Program(trainer, experiment.batch_size_at(1), LENGTH)
-    drawn = {"multi_token_prediction", "param_dtype"} & set(names)
-    before = weights(network, *[CALLS[name] for name in sorted(drawn)])
+    drawn = {"multi_token_prediction", "param_dtype"} & calls.keys()
+    params = weights(network, *[calls[name] for name in sorted(drawn)])
+    state = jax.tree.map(StateDeclaration.first, trainer.model.state())
     places = trainer.state_shardings()
-    state = jax.device_put(trainer.start_from(before), places)
+    state = jax.device_put(
+        trainer.start_from({"params": params, "state": state}), places
+    )
     run = jax.jit(trainer.step, out_shardings=(places, None))
     lowered = run.lower(program.abstract_state(), program.abstract_batch())
     batch = next(iter(experiment.make_batches(experiment.make_data(trainer.model))))
@@ -85,14 +113,21 @@ def step(config, network, names, devices):
     metrics = trainer.reported(1, jax.device_get(found))
     kind = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
     assert kind(state) == kind(program.abstract_state())  # fit for the next step
-    return before["params"], jax.device_get(state), metrics
+    return params, jax.device_get(state), metrics
 
 
 @functools.cache
-def reference(network, changes, ramps):
-    names = (*changes, *["batch_ramp_up"] * ramps)
-    config = apply(plain(network), *[CALLS[name] for name in names])
-    return step(config, network, names, devices=1)[2]
+def reference(network, calls):
+    calls = dict(calls)
+    return step(apply(plain(network), *calls.values()), network, calls, devices=1)[2]
+
+
+def test_the_matrix_holds_every_way():
+    for name, ways in WAYS.items():
+        rows = [
+            calls_of(row)[name] for row, names in enumerate(MATRIX) if name in names
+        ]
+        assert set(rows) == set(ways)
 
 
 def test_the_matrix_holds_every_pair():
@@ -109,19 +144,20 @@ def cases():
         for j, (network, family) in enumerate(kinds):
             marks = [pytest.mark.slow]
             marks += [] if j == i % len(kinds) else [pytest.mark.exhaustive]
-            name = f"{network}-{family}-{i}"
-            yield pytest.param(network, family, names, marks=marks, id=name)
+            calls = {name: calls_of(i)[name] for name in names}
+            case = f"{network}-{family}-{i}"
+            yield pytest.param(network, family, calls, marks=marks, id=case)
 
 
-@pytest.mark.parametrize(("network", "family", "names"), [*cases()])
-def test_together_they_take_a_step(network, family, names):
+@pytest.mark.parametrize(("network", "family", "calls"), [*cases()])
+def test_together_they_take_a_step(network, family, calls):
     config = plain(network)
     if family == "linen":
         config = to_linen(config)
-    names = tuple(name for name in names if network not in WITHOUT.get(name, ()))
-    config = apply(config, *[CALLS[name] for name in names])
-    devices = 8 if {"mesh", "zero1"} & set(names) else 1
-    before, after, metrics = step(config, network, names, devices)
+    calls = {n: call for n, call in calls.items() if network not in WITHOUT.get(n, ())}
+    config = apply(config, *calls.values())
+    devices = 8 if {"mesh", "zero1"} & calls.keys() else 1
+    before, after, metrics = step(config, network, calls, devices)
 
     assert all(np.all(np.isfinite(value)) for value in metrics.values())
     assert metrics["skipped"] == 0 and after["step"] == 1
@@ -130,13 +166,13 @@ def test_together_they_take_a_step(network, family, names):
     moved = jax.tree.map(lambda a, b: np.any(a != b), before, after["params"])
     assert any(jax.tree.leaves(moved))  # small steps are lost on bfloat16 scales of 1
 
-    changes = tuple(name for name in CHANGES if name in names)
-    expected = reference(network, changes, "batch_ramp_up" in names)
-    rtol = 5e-2 if set(LESS_EXACT) & set(names) else 1e-5
+    changes = tuple((name, calls[name]) for name in CHANGES if name in calls)
+    expected = reference(network, changes)
+    rtol = 5e-2 if set(LESS_EXACT) & calls.keys() else 1e-5
     # A token may choose another expert after other roundings: counts move by wholes.
-    others = ["expert_load"] if "enable_fp8" in names else []
+    others = ["expert_load"] if {"enable_fp8", "quantize"} & calls.keys() else []
     # Replicas have experts and gradients of their own rows; losses are their mean.
-    others += ["expert_load", "grad_norm"] if "use_diloco" in names else []
+    others += ["expert_load", "grad_norm"] if "use_diloco" in calls else []
     assert expected.keys() <= metrics.keys()
     for name, value in expected.items():
         if not name.startswith(("param_norm", "learning_rate", *others)):
