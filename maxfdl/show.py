@@ -1,7 +1,7 @@
 """Shows what an experiment is: `python -m maxfdl.show experiments.llama2_nnx`.
 
 Prints the model with every parameter's shape, sharding and bytes, and the totals of
-parameters, FLOPs and state. Allocates nothing. The mesh is the experiment's, on the
+parameters, FLOPs and state, and in what products are computed. Allocates nothing. The mesh is the experiment's, on the
 devices that are here or, if it names more, on as many as it names. Mutations and
 values may follow, as for `maxfdl.launch`.
 
@@ -35,6 +35,7 @@ def main(argv: list[str]) -> None:
     from maxfdl.report.attention import attention_of
     from maxfdl.report.facts import facts_of
     from maxfdl.report.modules import modules_of
+    from maxfdl.report.products import products_of, products_text
     from maxfdl.report.text import summary, tree
 
     here, platform = jax.device_count(), jax.default_backend()
@@ -44,12 +45,16 @@ def main(argv: list[str]) -> None:
     print(f"{config.name}\n")
     print("\n".join(tree(modules, facts.parameters)), end="\n\n")
     print("\n".join(summary(facts, attention, platform, here)))
+    products = products_of(config)
+    if products.keys() != {config.model.dtype}:
+        print(f"products: {products_text(products)}")
     json_file.write_if_asked(
         {
             "name": config.name,
             "platform": platform,
             "devices_here": here,
             "attention": attention,
+            "products": products,
             **facts.as_json(),
             "modules": [dataclasses.asdict(module) for module in modules],
         }

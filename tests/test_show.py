@@ -48,6 +48,7 @@ def test_json_holds_what_the_text_says(show, tmp_path):
         "platform",
         "devices_here",
         "attention",
+        "products",
         "num_parameters",
         "num_frozen_parameters",
         "num_parameters_by_role",
@@ -66,6 +67,7 @@ def test_json_holds_what_the_text_says(show, tmp_path):
     }
     assert facts["mesh"] == {"data": 1, "fsdp": 4, "tensor": 2}
     assert facts["attention"] == ["xla"]
+    assert list(facts["products"]) == ["float32"]
     assert facts["parameters"][0] == {
         "path": "decoder/stacks_0/layers_0/attention/key/kernel",
         "role": "kernel",

@@ -88,6 +88,17 @@ def check_transformer(node):
         )
 
 
+def check_head(node):
+    """Logits are formed after the layers have run, by a loss that may cut them."""
+    recipe = getattr(node.dot, "recipe", None)
+    if recipe is not None and recipe.made.keeps_state():
+        yield (
+            f"{node.made.__name__} dot.recipe ({recipe.made.__name__}) must be one that"
+            " keeps no state between steps; leave the head out, or give it a recipe"
+            " that scales by the tensors at hand."
+        )
+
+
 def check_stack(node):
     if node.repeats < 1:
         yield f"Stack repeats ({node.repeats}) must be at least 1; drop the stack."

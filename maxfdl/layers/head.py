@@ -6,6 +6,7 @@
 from typing import Annotated
 
 from maxfdl.errors import UserError
+from maxfdl.layers.checks import check_head
 from maxfdl.layers.context import Context
 from maxfdl.layers.layer import Layer, Maker, Weight, with_parts
 from maxfdl.layers.parameter import Parameter
@@ -18,6 +19,8 @@ from maxfdl.sharding.memory import on_device
 
 class Head(Layer):
     """A kernel of its own, [D, V]."""
+
+    check_config = staticmethod(check_head)
 
     dot: MatrixProduct
     initializer: Initializer
@@ -41,6 +44,8 @@ class Head(Layer):
 
 class TiedHead(Layer):
     """The embedding table, transposed (Press & Wolf 2017)."""
+
+    check_config = staticmethod(check_head)
 
     dot: MatrixProduct
     scale: float = 1.0

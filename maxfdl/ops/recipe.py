@@ -27,6 +27,11 @@ class Recipe(abc.ABC):
         """Returns the state that a product with this kernel keeps, by name."""
         return {}
 
+    @classmethod
+    def keeps_state(cls) -> bool:
+        """Says whether products of this recipe declare state."""
+        return cls.declare is not Recipe.declare
+
     @abc.abstractmethod
     def multiply(
         self, product: Contraction, x: jax.Array, kernel: jax.Array, state: State

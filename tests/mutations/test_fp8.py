@@ -136,6 +136,18 @@ def test_one_node_that_makes_several_products_is_taken_whole_or_not():
         enable_fp8(config, skip=("decoder.stacks[0].layers[0].attention",))
 
 
+@pytest.mark.parametrize("family", ["llama2", "llama3"])  # own and tied
+def test_a_head_whose_product_would_keep_state_is_refused(family):
+    config = enable_fp8(
+        zoo_smoke.experiment(family), recipe="delayed", only=("head", "mlp")
+    )
+    with pytest.raises(
+        ConfigError, match=r"Head dot.recipe \(Fp8Delayed\) must be one"
+    ):
+        graph.validate(config)
+    graph.validate(enable_fp8(config, recipe="block", only=("head",)))
+
+
 @pytest.mark.parametrize(("field", "value"), [("history", 0), ("margin", -1)])
 def test_a_history_and_a_margin_that_cannot_be_are_refused(field, value):
     config = enable_fp8(
