@@ -1,9 +1,9 @@
 """Shows what an experiment is: `python -m maxfdl.show experiments.llama2_nnx`.
 
-Prints the model with every parameter's shape, sharding and bytes, and the totals of
-parameters, FLOPs and state, and in what products are computed. Allocates nothing. The mesh is the experiment's, on the
-devices that are here or, if it names more, on as many as it names. Mutations and
-values may follow, as for `maxfdl.launch`.
+Prints the model with every parameter's shape, sharding and bytes, the totals of
+parameters, FLOPs and state, and in what products are computed. Allocates nothing. The
+mesh is the experiment's, on the devices that are here or, if it names more, on as many
+as it names. Mutations and values may follow, as for `maxfdl.launch`.
 
 `python -m maxfdl.show --models` prints the published models instead.
 """
