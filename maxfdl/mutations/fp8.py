@@ -75,7 +75,7 @@ def enable_fp8(
         an argument belongs to another recipe.
     """
     made = recipe_of(
-        fdl.Config(chosen(_RECIPES, recipe, "enable_fp8 recipe")),
+        chosen(_RECIPES, recipe, "enable_fp8 recipe"),
         f"enable_fp8 recipe {recipe}",
         forward=forward,
         backward=backward,

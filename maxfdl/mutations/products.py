@@ -33,13 +33,11 @@ def is_matrix_product(node: fdl.Buildable) -> bool:
     return isinstance(made, type) and issubclass(made, (MatrixProduct, GroupedProduct))
 
 
-def recipe_of(
-    recipe: fdl.Config[Recipe], what: str, **arguments: Any
-) -> fdl.Config[Recipe]:
+def recipe_of(made: type[Recipe], what: str, **arguments: Any) -> fdl.Config[Recipe]:
     """Returns the node of a recipe with those arguments that are not None.
 
     Args:
-      recipe: The recipe.
+      made: The recipe.
       what: How its user calls it, for errors.
       **arguments: Those of all recipes that the user might have named.
 
@@ -47,11 +45,13 @@ def recipe_of(
       MutationError: If one is given that this recipe does not have.
     """
     given = {key: value for key, value in arguments.items() if value is not None}
-    there = [name for name in fields(recipe) if name not in recipe.__arguments__]
+    recipe = fdl.Config(made)
+    there = fields(recipe)
     strange = sorted(given.keys() - set(there))
     if strange:
         raise MutationError(
-            f"{what} has no {', '.join(strange)}; it has {', '.join(there)}."
+            f"{what} has no {', '.join(strange)}; it has"
+            f" {', '.join(there) or 'no such arguments'}."
         )
     return fdl.copy_with(recipe, **given)
 

@@ -15,17 +15,19 @@ from maxfdl.mutations.products import (
     use_recipe,
 )
 from maxfdl.mutations.scope import MODEL, network_in
-from maxfdl.ops.block_scaling import FORMATS, Exponents
+from maxfdl.ops.block_scaling import Exponents
 from maxfdl.ops.int8 import Int8, Rounding
-from maxfdl.ops.microscaling import Microscaling
+from maxfdl.ops.microscaling import Mxfp4, Mxfp8, Nvfp4
 from maxfdl.ops.recipe import Recipe
 
 C = TypeVar("C", bound=fdl.Buildable)
 Format = Literal["int8", "mxfp8", "mxfp4", "nvfp4", "none"]
 
-_RECIPES: dict[str, fdl.Config[Recipe] | None] = {
-    "int8": fdl.Config(Int8),
-    **{name: fdl.Config(Microscaling, format=name) for name in FORMATS},
+_RECIPES: dict[str, type[Recipe] | None] = {
+    "int8": Int8,
+    "mxfp8": Mxfp8,
+    "mxfp4": Mxfp4,
+    "nvfp4": Nvfp4,
     "none": None,
 }
 
@@ -54,13 +56,10 @@ def quantize(
       format: `int8` has a scale for each token and each output of a kernel, see
         `maxfdl.ops.int8`. `mxfp8` and `mxfp4` have one for 32 numbers, `nvfp4` one for
         16, see `maxfdl.ops.microscaling`.
-      backward: Whether gradients are rounded, too, in `int8` and `mxfp8`. None is the
-        recipe's, False: the products of the backward pass are in the type of
-        activations then.
-      rounding: Of gradients in int8, `nearest` or `stochastic`; None is the recipe's,
-        `nearest`.
-      exponents: Of the scales of `mxfp8` and `mxfp4`, `down` or `up`; None is the
-        recipe's, `down`.
+      backward: Of `int8` and `mxfp8`: whether gradients are rounded, too. None is
+        False: the products of the backward pass are in the type of activations.
+      rounding: Of `int8`: how gradients are rounded; None is `nearest`.
+      exponents: Of `mxfp8` and `mxfp4`: how scales are rounded; None is `up`.
       only: Which products; empty: all. Each is `attention`, `delta_net`, `experts`,
         `head`, `later_token`, `latent_attention` or `mlp`, or a path as `freeze` takes
         it, such as `**.attention.out`, from the network on.

@@ -95,7 +95,7 @@ def encode(
     dim: int,
     name: Format,
     *,
-    exponents: Exponents = "down",
+    exponents: Exponents = "up",
     tensor_dims: tuple[int, ...] | None = None,
 ) -> Blocks:
     """Returns a float32 array in a format, with blocks along a dim.
@@ -164,16 +164,17 @@ def _power_of_two(
     `down` is the rule of OCP: the exponent of the greatest magnitude becomes that of
     the greatest number. So a magnitude beyond the greatest number by up to 1 / 7 (e4m3)
     or 1 / 3 (e2m1) becomes that. `up` takes the least power of two by which none does,
-    as Mishra et al. 2025, https://arxiv.org/abs/2506.08027, train. Exponents end at
-    -126, below which float32 loses digits.
+    as Mishra et al. 2025, https://arxiv.org/abs/2506.08027, train. Exponents end
+    where float32 holds all numbers with that scale.
     """
     bits = lax.bitcast_convert_type(amax, jnp.int32)
     of_most = int(np.float32(most).view(np.int32))
-    exponent = (bits >> _BITS) - (of_most >> _BITS) + _BIAS
+    above = (of_most >> _BITS) - _BIAS
+    exponent = (bits >> _BITS) - above
     if exponents == "up":
         mantissa = (1 << _BITS) - 1
         exponent += (bits & mantissa) > (of_most & mantissa)
-    exponent = jnp.clip(exponent, 1, 254)
+    exponent = jnp.clip(exponent, 1, 254 - above)
     by = lax.bitcast_convert_type(exponent << _BITS, jnp.float32)
     stored = jnp.where(jnp.isfinite(amax), exponent, 255).astype(jnp.uint8)
     scales = lax.bitcast_convert_type(stored, jnp.float8_e8m0fnu)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,6 @@ from maxfdl.ops.recipe import Recipe
 from maxfdl.ops.row_blocks import row_blocks
 
 
-@dataclasses.dataclass(frozen=True)
 class Microscaling(Recipe):
     """Scales of few numbers at hand: no state. See `maxfdl.ops.block_scaling`.
 
@@ -24,34 +24,12 @@ class Microscaling(Recipe):
     of rows do that everywhere, for XLA has no other kernel for them.
 
     In the backward pass the gradient goes straight through the rounding. Without
-    `backward` it is multiplied in the type of activations.
-
-    Args:
-      format: Of activations and kernels.
-      backward: Whether both products of the backward pass are in the format, too.
-        Their sums run along other dims, so each factor is rounded a second time, from
-        the numbers that it had: blocks of the kernel lie along outputs then, those of
-        activations along rows, and do not cross from one expert to another.
-      exponents: How a scale that is a power of two is rounded: see
-        `maxfdl.ops.block_scaling`. `down` is OCP's rule, `up` clips no number.
+    `backward` it is multiplied in the type of activations, by the rounded factors.
     """
 
-    format: Format
+    format: ClassVar[Format]
     backward: bool = False
-    exponents: Exponents = "down"
-
-    @staticmethod
-    def check_config(node):
-        if node.format == "nvfp4" and node.exponents != "down":
-            yield (
-                f"Microscaling exponents ({node.exponents}) are those of scales that"
-                " are powers of two, which nvfp4 has not; leave it out."
-            )
-        if node.format != "mxfp8" and node.backward:
-            yield (
-                f"Microscaling backward (True) must be False for {node.format}, whose 4"
-                " bits are too few for gradients; use mxfp8, or leave it out."
-            )
+    exponents: Exponents = "up"
 
     def multiply(
         self, product: Contraction, x: jax.Array, kernel: jax.Array, state: State
@@ -65,6 +43,43 @@ class Microscaling(Recipe):
         )
         y = jnp.asarray(_multiply(self, matrices, x, kernel))
         return product.from_matrices("y", y, y_shape), {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Mxfp8(Microscaling):
+    """e4m3, with a power of two for 32 numbers.
+
+    Args:
+      backward: Whether both products of the backward pass are in the format, too.
+        Their sums run along other dims, so each factor is rounded a second time, from
+        the numbers that it had: blocks of the kernel lie along outputs then, those of
+        activations along rows, and do not cross from one expert to another.
+      exponents: How scales are rounded. `down` is the rule of OCP, by which numbers
+        may be clipped, `up` clips none.
+    """
+
+    format: ClassVar[Format] = "mxfp8"
+    backward: bool = False
+    exponents: Exponents = "up"
+
+
+@dataclasses.dataclass(frozen=True)
+class Mxfp4(Microscaling):
+    """e2m1, with a power of two for 32 numbers. Forward alone.
+
+    Args:
+      exponents: As of `Mxfp8`.
+    """
+
+    format: ClassVar[Format] = "mxfp4"
+    exponents: Exponents = "up"
+
+
+@dataclasses.dataclass(frozen=True)
+class Nvfp4(Microscaling):
+    """e2m1, with an e4m3 for 16 numbers and a float32 for a tensor. Forward alone."""
+
+    format: ClassVar[Format] = "nvfp4"
 
 
 # Letters: e kernels, m rows, d contracted, f outputs.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from maxfdl.ops.block_scaling import FORMATS
-from maxfdl.ops.microscaling import Microscaling
+from maxfdl.ops.microscaling import Mxfp4, Mxfp8, Nvfp4
 from maxfdl.ops.quantized_dot import QuantizedDot, QuantizedGroupedDot
 from tests.ops.test_block_scaling import in_blocks
 from tests.ops.test_quantized_dot import (
@@ -15,6 +15,12 @@ from tests.ops.test_quantized_dot import (
     random,
     with_gradients,
 )
+
+RECIPES = {"mxfp8": Mxfp8(), "mxfp4": Mxfp4(), "nvfp4": Nvfp4()}
+
+
+def recipe(name, backward=False):
+    return Mxfp8(backward=True) if backward else RECIPES[name]
 
 
 def along(x, dim, name):
@@ -41,7 +47,7 @@ def test_product_and_gradients_are_those_of_the_formula(name, backward):
     # Whole blocks and shorter last ones, kernels from and to heads.
     x, kernel = random(5, 9, 3, 14), random(3, 14, 2, 19, seed=1)
     dy = random(5, 9, 2, 19, seed=2) * np.float32(1e-4)
-    dot = QuantizedDot(Microscaling(name, backward))
+    dot = QuantizedDot(recipe(name, backward))
 
     def product(x, kernel):
         return dot(x, kernel, {}, contract=2)[0]
@@ -72,7 +78,7 @@ def test_products_of_groups_are_those_of_the_formula(
     dy = random(sum(sizes), 19, seed=2) * np.float32(1e-4)
     if name == "nvfp4":  # rows share a tensor's scale, kernels have one each
         x[0, 0] = 4.0
-    dot = QuantizedGroupedDot(Microscaling(name, backward), implementation)
+    dot = QuantizedGroupedDot(recipe(name, backward), implementation)
 
     def product(x, kernel):
         return dot(x, kernel, {}, given)[0]
@@ -94,7 +100,7 @@ def test_products_of_groups_are_those_of_the_formula(
 
 def test_an_einsum_is_a_product_for_each_of_its_batch_dims():
     q, kernel = random(2, 1, 3, 40), random(5, 3, 40, seed=1)
-    dot = QuantizedDot(Microscaling("mxfp8"))
+    dot = QuantizedDot(Mxfp8())
     equation = "bthn,lhn->bthl"
     y, _ = dot(jnp.asarray(q), jnp.asarray(kernel), {}, equation=equation)
     expected = np.einsum(equation, in_blocks(q, "mxfp8"), in_blocks(kernel, "mxfp8"))
@@ -106,14 +112,14 @@ def test_half_a_byte_or_a_byte_per_number_and_scale_is_kept_for_the_backward_pas
     numbers = x.size + kernel.size
     for name, form in FORMATS.items():
         for backward in (False, True)[: 1 + (name == "mxfp8")]:
-            kept = bytes_kept(QuantizedDot(Microscaling(name, backward)), x, kernel)
+            kept = bytes_kept(QuantizedDot(recipe(name, backward)), x, kernel)
             # JAX counts a byte for a number of 4 bits.
             assert kept <= numbers + numbers // form.size + 8, name
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_where_the_hardware_can_it_multiplies_blocks(name):
-    dot = QuantizedDot(Microscaling(name, backward=name == "mxfp8"))
+    dot = QuantizedDot(recipe(name, name == "mxfp8"))
     x, kernel = jnp.ones((64, 96), jnp.bfloat16), jnp.ones((96, 32), jnp.bfloat16)
     step = jax.jit(jax.grad(lambda x, k: jnp.sum(dot(x, k, {})[0] ** 2), (0, 1)))
     text = step.trace(x, kernel).lower(lowering_platforms=("cuda",)).as_text()
@@ -132,7 +138,7 @@ def test_what_is_no_number_is_seen():
     x, kernel = random(3, 40), random(40, 5, seed=1)
     x[1, 2], x[2] = np.nan, 0
     for name in FORMATS:
-        dot = QuantizedDot(Microscaling(name))
+        dot = QuantizedDot(RECIPES[name])
         y, _ = dot(jnp.asarray(x), jnp.asarray(kernel), {})
         assert np.all(np.isnan(y[1])) and np.all(np.isfinite(y[::2]))
         assert not np.any(y[2])
