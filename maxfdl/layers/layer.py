@@ -41,12 +41,15 @@ class Weight:
 
         Without a `dtype` it keeps the type that it is stored in.
         """
-        value = self.stored
-        return context.weight(value, self.declared.axes, dtype or value.dtype)
+        value = self.cut(dtype or self.stored.dtype)
+        return context.weight(value, self.declared.axes, value.dtype)
 
     def cut(self, dtype: DTypeLike) -> jax.Array:
-        """Returns the value cast to `dtype`, for what gathers it in another type."""
-        return on_device(self.stored).astype(dtype)
+        """Returns the value cast to `dtype`, for what gathers it in another type.
+
+        It is what products see of it, if it is trained for a storage of few bits.
+        """
+        return self.declared.simulated(on_device(self.stored)).astype(dtype)
 
 
 class Cell:

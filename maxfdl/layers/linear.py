@@ -14,7 +14,7 @@ from maxfdl.layers.layer import Layer, Maker, Module, with_parts
 from maxfdl.layers.parameter import Parameter
 from maxfdl.layers.product import make_kernel, multiply
 from maxfdl.markers import FromParent
-from maxfdl.ops.codec import Codec
+from maxfdl.ops.codec import Codec, Simulated
 from maxfdl.ops.dot import MatrixProduct
 from maxfdl.ops.initializers import Constant, Initializer
 
@@ -29,8 +29,8 @@ class Linear(Layer):
     Args:
       dot: The matrix product.
       initializer: How the kernel is drawn.
-      storage: How the kernel is stored in a few bits, and not trained; None: as one
-        array of numbers.
+      storage: How the kernel is stored in a few bits, and not trained, or for what
+        storage it is trained; None: as one array of numbers.
       use_bias: Whether to add a bias, which starts at 0.
       inputs: Name and size of each contracted dim, the last dims of `x`.
       outputs: Name and size of each dim of the result.
@@ -38,7 +38,7 @@ class Linear(Layer):
 
     dot: MatrixProduct
     initializer: Initializer
-    storage: Codec | None = None
+    storage: Codec | Simulated | None = None
     use_bias: bool = False
     inputs: Annotated[Dims, FromParent]
     outputs: Annotated[Dims, FromParent]

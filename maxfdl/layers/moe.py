@@ -21,7 +21,7 @@ from maxfdl.layers.product import make_kernel, multiply
 from maxfdl.layers.sinks import Counts, Mean, RouterLoad
 from maxfdl.markers import FromParent
 from maxfdl.ops import balance
-from maxfdl.ops.codec import Codec
+from maxfdl.ops.codec import Codec, Simulated
 from maxfdl.ops.experts import Dispatch, Groups
 from maxfdl.ops.glu import ClampedSwiGlu, Glu
 from maxfdl.ops.grouped_dot import GroupedProduct
@@ -103,8 +103,8 @@ class GroupedLinear(Layer):
     Args:
       dot: The product of groups of rows with their kernels.
       initializer: How the kernels are drawn.
-      storage: How they are stored in a few bits, and not trained; None: as one array of
-        numbers.
+      storage: How they are stored in a few bits, and not trained, or for what storage
+        they are trained; None: as one array of numbers.
       use_bias: Whether to add biases, which start at 0.
       num_experts: E.
       inputs: Name and size of the contracted dim.
@@ -113,7 +113,7 @@ class GroupedLinear(Layer):
 
     dot: GroupedProduct
     initializer: Initializer
-    storage: Codec | None = None
+    storage: Codec | Simulated | None = None
     use_bias: bool = False
     num_experts: Annotated[int, FromParent]
     inputs: Annotated[dict[str, int], FromParent]

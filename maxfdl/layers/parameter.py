@@ -16,6 +16,7 @@ from maxfdl.errors import UserError
 from maxfdl.ops.codec import Codec, PackedKernel, Part, Parts
 from maxfdl.ops.initializers import Initializer
 from maxfdl.ops.state import Declaration
+from maxfdl.ops.straight_through import straight_through
 
 _LONGEST = 2**31 - 1  # what int32, the type of indices, counts to
 _MOST = 2**60  # whose bytes int64 counts, in every type
@@ -43,6 +44,7 @@ class Parameter(Declaration):
       trained: Whether training changes it; see `maxfdl.layers.frozen`.
       dtype: Type it is stored in; None is the model's `param_dtype`.
       packing: Of which kernel it is a part, if that is stored in a few bits.
+      simulates: In what products see the values, see `Simulated`; None: as they are.
     """
 
     shape: tuple[int, ...]
@@ -55,6 +57,7 @@ class Parameter(Declaration):
     trained: bool = True
     dtype: str | None = None
     packing: "Packing | None" = None
+    simulates: Codec | None = None
 
     @classmethod
     def of_dims(
@@ -101,6 +104,17 @@ class Parameter(Declaration):
         if self.packing is None:
             return values
         return self.packing.encode(values)[self.packing.part]
+
+    def simulated(self, values: jax.Array) -> jax.Array:
+        """Returns the values of one layer as products see them."""
+        if self.simulates is None:
+            return values
+        packing = Packing(self.simulates, "codes", self)
+
+        def stored(values: jax.Array) -> jax.Array:
+            return packing.kernel(**packing.encode(values)).unpacked()
+
+        return straight_through(stored, values)
 
     def stacked(self, repeats: int) -> "Parameter":
         one = super().stacked(repeats)

@@ -3,6 +3,7 @@
 The kernel is one parameter, `kernel`, or packed in two: codes and scales.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import jax
 from maxfdl.layers.context import Context
 from maxfdl.layers.layer import Maker
 from maxfdl.layers.parameter import SUFFIXES, Parameter, packed
-from maxfdl.ops.codec import Codec, PackedKernel
+from maxfdl.ops.codec import Codec, PackedKernel, Simulated
 from maxfdl.ops.dot import MatrixProduct
 from maxfdl.ops.grouped_dot import GroupedProduct
 
@@ -19,14 +20,18 @@ def make_kernel(
     maker: Maker,
     dot: MatrixProduct | GroupedProduct,
     kernel: Parameter,
-    storage: Codec | None = None,
+    storage: Codec | Simulated | None = None,
 ) -> None:
     """Makes the part `kernel`, and one for each state that its product keeps.
 
-    With a `storage` it makes those of the packed kernel, which are not trained.
+    With a codec as `storage` it makes those of the packed kernel, which are not
+    trained.
     """
     if storage is None:
         maker.parameter("kernel", kernel)
+    elif isinstance(storage, Simulated):
+        trained_for = dataclasses.replace(kernel, simulates=storage.codec)
+        maker.parameter("kernel", trained_for)
     else:
         for part, declaration in packed(kernel, storage).items():
             maker.parameter(f"kernel{SUFFIXES[part]}", declaration)

@@ -147,6 +147,22 @@ class Codec:
         return x[..., : shape[-2], : shape[-1]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Simulated:
+    """Storage that a kernel is trained for, and not yet stored in.
+
+    The kernel stays one array in the type of parameters. Products are given the numbers
+    that the codec would store, and gradients go straight through that: what is trained
+    so loses nothing when it is packed. Quantisation-aware training, Jacob et al. 2018,
+    https://arxiv.org/abs/1712.05877.
+
+    Args:
+      codec: How the kernel will be stored.
+    """
+
+    codec: Codec
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PackedKernel:
