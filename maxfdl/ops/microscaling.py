@@ -10,6 +10,7 @@ from jax import lax
 
 from maxfdl.ops.block_scaling import FORMATS, Blocks, Exponents, Format, encode
 from maxfdl.ops.contraction import FACTORS, Contraction, GroupedContraction, Name
+from maxfdl.ops.cost import declare_flops
 from maxfdl.ops.dot import State
 from maxfdl.ops.recipe import Recipe
 from maxfdl.ops.row_blocks import row_blocks
@@ -140,7 +141,17 @@ def _product(product: Contraction, result: Name, a: Blocks, b: Blocks) -> jax.Ar
     if isinstance(product, GroupedContraction):
         y = product.product(result, a.numbers(), b.numbers())
     else:
-        y = lax.scaled_dot(
+        y = _scaled_dot(a, b)
+    for name, factor in zip(FACTORS[result], (a, b), strict=True):
+        y = _times_tensor_scale(product, y, result, factor, name)
+    return y
+
+
+def _scaled_dot(a: Blocks, b: Blocks) -> jax.Array:
+    """Returns a product for each index of the first dim."""
+
+    def multiply(a: Blocks, b: Blocks) -> jax.Array:
+        return lax.scaled_dot(
             a.values,
             b.values,
             lhs_scale=a.scales,
@@ -148,9 +159,10 @@ def _product(product: Contraction, result: Name, a: Blocks, b: Blocks) -> jax.Ar
             dimension_numbers=(((a.dim,), (b.dim,)), ((0,), (0,))),
             preferred_element_type=jnp.float32,
         )
-    for name, factor in zip(FACTORS[result], (a, b), strict=True):
-        y = _times_tensor_scale(product, y, result, factor, name)
-    return y
+
+    (groups, *dims), other = a.values.shape, b.values.shape
+    free = dims[2 - a.dim] * other[3 - b.dim]
+    return declare_flops(multiply, 2 * groups * free * a.size)(a, b)
 
 
 def _times_tensor_scale(

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from maxfdl.ops.block_scaling import FORMATS
+from maxfdl.ops.cost import count_flops
+from maxfdl.ops.dot import Dot
 from maxfdl.ops.microscaling import Mxfp4, Mxfp8, Nvfp4
 from maxfdl.ops.quantized_dot import QuantizedDot, QuantizedGroupedDot
 from tests.ops.test_block_scaling import in_blocks
@@ -132,6 +134,17 @@ def test_where_the_hardware_can_it_multiplies_blocks(name):
     for call in calls:
         assert call.count(f"x{numbers}>") >= 2 and call.count(f"x{scales}>") >= 2
         assert call.endswith("xf32>")
+
+
+def test_its_flops_are_those_of_the_plain_product():
+    x, kernel = jnp.ones((2, 9, 3, 14)), jnp.ones((3, 14, 2, 19))
+
+    def flops(dot):
+        product = lambda x, kernel: jnp.sum(dot(x, kernel, {}, contract=2)[0])  # noqa: E731
+        return count_flops(jax.grad(product, (0, 1)), x, kernel)
+
+    assert flops(QuantizedDot(Mxfp8(backward=True))) == flops(Dot())
+    assert flops(QuantizedDot(Nvfp4())) == flops(Dot())
 
 
 def test_what_is_no_number_is_seen():

@@ -77,6 +77,13 @@ def test_a_token_has_its_own_scale_so_that_parts_of_a_batch_are_the_whole(how):
     jax.tree.map(close, jax.device_get(state)["params"], expected["params"])
 
 
+@pytest.mark.slow
+def test_blocks_of_rows_over_devices_are_those_of_one():
+    config = tiny.experiment(FORMATS["mxfp8"], CUT["fsdp"], num_layers=2)
+    losses, _ = tiny.train(config, 2, 8)
+    np.testing.assert_allclose(losses, trained("mxfp8")[0], rtol=1e-5)
+
+
 LEAST = {
     "int8": ({"backward": True}, 0.9995),
     # What is right on average is further off each time.
