@@ -115,8 +115,11 @@ class Codec:
             exponent = _exponent(amax, xp) - math.frexp(most)[1] + 1
             exponent = xp.clip(exponent + 127, 1, 254)
             return xp.where(amax > 0, exponent, 127).astype(xp.uint8)
-        scale = xp.maximum(amax, xp.float32(_LEAST)) / xp.float32(most)
-        return xp.where(amax > 0, scale, xp.float32(1)).astype(self.scales)
+        # XLA takes a constant divisor for a factor, its inverse, so that scales would
+        # differ in the last bit from those that NumPy makes. This is no constant.
+        divisor = xp.where(amax > 0, xp.float32(most), xp.float32(1))
+        dividend = xp.where(amax > 0, xp.maximum(amax, xp.float32(_LEAST)), 1)
+        return (dividend / divisor).astype(self.scales)
 
     def _read(self, stored: Any, xp: Any) -> Any:
         """Returns scales in float32."""

@@ -63,6 +63,15 @@ def test_what_it_computes_is_what_the_stored_kernel_computes(layer, name, family
     assert np.any(ours != hidden(plain, variables))
 
 
+@pytest.mark.parametrize("name", CODECS)
+def test_a_program_rounds_to_the_bits_that_are_packed_on_the_host(name):
+    codec = CODECS[name]
+    kernel = np.random.default_rng(0).normal(size=(30, 24)).astype(np.float32)
+    here = codec.encode(kernel)
+    there = jax.jit(codec.encode)(jnp.asarray(kernel))
+    jax.tree.map(np.testing.assert_array_equal, here, jax.device_get(there))
+
+
 def test_the_gradient_is_that_of_a_plain_kernel_with_the_stored_numbers():
     codec = CODECS["int4"]
     trained, plain = model("Linear", Simulated(codec)), model("Linear", None)
