@@ -87,13 +87,14 @@ PASSES = {False: 1, True: 3}
 """Products of a projection in int8, by `backward`; the others are in float32."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "backward"),
     [
         ("llama2", True),
-        pytest.param("deepseek_v3", True, marks=pytest.mark.slow),
-        pytest.param("mixtral", False, marks=pytest.mark.slow),
-        pytest.param("qwen3_next", True, marks=pytest.mark.slow),
+        ("deepseek_v3", True),
+        ("mixtral", False),
+        ("qwen3_next", True),
     ],
 )
 def test_every_product_that_it_names_has_int8_operands(family, backward):

@@ -48,9 +48,6 @@ def test_gradients_of_activations_do_not_depend_on_how_a_batch_is_cut():
     whole = dx(x, dy)
     parts = [dx(x[i : i + 4], dy[i : i + 4]) for i in (0, 4)]
     np.testing.assert_array_equal(whole, np.concatenate(parts))
-    nearest = QuantizedDot(Int8(backward=True))
-    _, pull = jax.vjp(lambda x: nearest(x, jnp.asarray(kernel), {})[0], jnp.asarray(x))
-    assert np.any(whole != pull(jnp.asarray(dy))[0])
 
 
 def test_the_mean_of_rounded_gradients_is_the_gradient():
@@ -60,7 +57,12 @@ def test_the_mean_of_rounded_gradients_is_the_gradient():
     means = {}
     for rounding in ("nearest", "stochastic"):
         dot = QuantizedDot(Int8(backward=True, rounding=rounding))
-        _, pull = jax.vjp(lambda x, k, dot=dot: dot(x, k, {})[0], x, kernel)
-        means[rounding] = np.mean(pull(jnp.asarray(dy, jnp.float32))[0]) - 127
+
+        @jax.jit
+        def dx(x, dy, dot=dot):
+            _, pull = jax.vjp(lambda x: dot(x, jnp.asarray(kernel), {})[0], x)
+            return pull(dy)[0]
+
+        means[rounding] = np.mean(dx(x, np.float32(dy))) - 127
     assert means["nearest"] == pytest.approx(0, abs=1e-3)
     assert means["stochastic"] == pytest.approx(0.3, abs=0.03)

@@ -183,8 +183,13 @@ def test_it_computes_in_bfloat16_what_it_does_in_float32_and_returns_bfloat16(
 
 def bytes_kept(dot, x, kernel, *sizes):
     """Bytes of the arrays that the backward pass is given."""
-    _, pull = jax.vjp(lambda x, kernel: dot(x, kernel, {}, *sizes)[0], x, kernel)
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(pull))
+
+    def pull(x, kernel, *sizes):
+        product = lambda x, kernel: dot(x, kernel, {}, *sizes)[0]  # noqa: E731
+        return jax.vjp(product, x, kernel)[1]
+
+    kept = jax.tree.leaves(jax.eval_shape(pull, x, kernel, *sizes))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in kept)
 
 
 def test_a_byte_per_number_is_kept_for_the_backward_pass():

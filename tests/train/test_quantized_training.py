@@ -18,6 +18,8 @@ from tests import tiny
 from tests.layers.families import assert_same_bits
 from tests.train.test_fp8_gradients import experiment, gradient, in_float32
 
+pytestmark = pytest.mark.slow
+
 FORMATS = {
     "int8": functools.partial(quantize, backward=True, rounding="stochastic"),
     "int8 forward": quantize,
@@ -39,18 +41,20 @@ def trained(form, how=None):
     return losses, jax.device_get(state)
 
 
-@pytest.mark.parametrize(
+def each(names, cases, often):
+    """Cases that CI runs often, and others that are left to the exhaustive part."""
+    marks = [pytest.mark.exhaustive]
+    params = [pytest.param(*c, marks=() if c in often else marks) for c in cases]
+    return pytest.mark.parametrize(names, params)
+
+
+WAYS = {"int8": SAME, "mxfp8": ["linen", "unrolled remat"], "nvfp4": ["unrolled"]}
+
+
+@each(
     ("form", "how"),
-    [
-        pytest.param(form, how, marks=() if fast else pytest.mark.slow)
-        for form, ways in {
-            "int8": SAME,
-            "mxfp8": ["linen", "unrolled remat"],
-            "nvfp4": ["unrolled"],
-        }.items()
-        for how in ways
-        for fast in [(form, how) == ("int8", "unrolled remat")]
-    ],
+    [(form, how) for form, ways in WAYS.items() for how in ways],
+    often=[("int8", "unrolled remat"), ("int8", "linen"), ("mxfp8", "unrolled remat")],
 )
 def test_however_the_layers_run_nothing_changes_to_the_last_bit(form, how):
     (losses, state), (expected_losses, expected) = trained(form, how), trained(form)
@@ -65,8 +69,7 @@ CUT = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("how", CUT)
+@each("how", [(how,) for how in CUT], often=[("fsdp",)])
 def test_a_token_has_its_own_scale_so_that_parts_of_a_batch_are_the_whole(how):
     """Sums of gradients over tokens are in float32, in another order."""
     config = tiny.experiment(FORMATS["int8 forward"], CUT[how], num_layers=2)
@@ -77,7 +80,7 @@ def test_a_token_has_its_own_scale_so_that_parts_of_a_batch_are_the_whole(how):
     jax.tree.map(close, jax.device_get(state)["params"], expected["params"])
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_blocks_of_rows_over_devices_are_those_of_one():
     config = tiny.experiment(FORMATS["mxfp8"], CUT["fsdp"], num_layers=2)
     losses, _ = tiny.train(config, 2, 8)
@@ -93,9 +96,11 @@ LEAST = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("form", LEAST)
-@pytest.mark.parametrize("name", ["llama", "mixtral", "deepseek"])
+@each(
+    ("name", "form"),
+    [(name, form) for name in ("llama", "mixtral", "deepseek") for form in LEAST],
+    often=[("llama", "int8"), ("mixtral", "mxfp8"), ("deepseek", "nvfp4")],
+)
 def test_gradients_point_where_those_of_float32_do(name, form):
     arguments, least = LEAST[form]
     ours, expected = gradient(quantize(experiment(name), **arguments)), in_float32(name)
