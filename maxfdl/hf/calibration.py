@@ -15,7 +15,7 @@ from maxfdl.mutations.products import selected
 from maxfdl.ops.grouped_dot import GroupedProduct
 from maxfdl.ops.second_moment import NAME, ObservedDot, ObservedGroupedDot
 from maxfdl.tensors.table import Binding
-from maxfdl.tensors.weights import Moments
+from maxfdl.tensors.writing import Moments
 
 Tree = Mapping[str, Any]
 

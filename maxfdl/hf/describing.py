@@ -9,6 +9,7 @@ from maxfdl import graph
 from maxfdl.errors import UserError, did_you_mean
 from maxfdl.layers.execution import Scan
 from maxfdl.mutations.family import with_layers_of
+from maxfdl.mutations.products import is_matrix_product, use_no_recipe
 from maxfdl.mutations.roles import is_stack
 from maxfdl.tensors import names
 from maxfdl.tensors.hugging_face.config import Config, normalised
@@ -21,7 +22,8 @@ def describe(
 
     Families are tried in alphabetical order, those with experts last; the first whose
     config.json gives the same graph is taken. A model whose layers are all dense is so
-    described as a dense family. Remat, scan or unroll, and dtypes do not count.
+    described as a dense family. Remat, scan or unroll, dtypes, products by a recipe and
+    kernels in few bits do not count.
 
     Args:
       model: The graph of a network.
@@ -76,6 +78,11 @@ def _plain(model: fdl.Partial) -> fdl.Partial:
     for field in ("dtype", "param_dtype"):
         setattr(plain, field, "float32")
         fdl.clear_tags(plain, field)
+    for _, node in graph.iterate(plain):
+        if is_matrix_product(node):
+            use_no_recipe(node)
+        if "storage" in node.__arguments__:
+            del node.storage
     for stack in graph.nodes_of(plain, is_stack):
         graph.swap(stack.execution, Scan)
         if "remat" in stack.__arguments__:

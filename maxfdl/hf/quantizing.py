@@ -24,10 +24,11 @@ from maxfdl.tensors.hugging_face.quantization.formats import (
     kernels_of,
     plan,
 )
+from maxfdl.tensors.quantized.rounded import Rounded
 from maxfdl.tensors.safetensors import SHARD_BYTES
 from maxfdl.tensors.source import Source, tell
 from maxfdl.tensors.staging import swapped_in
-from maxfdl.tensors.weights import write_tensors
+from maxfdl.tensors.writing import write_tensors
 
 
 def quantize(
@@ -76,9 +77,9 @@ def quantize(
         )
         moments = by_name(state, tensors.bindings)
 
-    def values() -> Iterator[tuple[str, np.ndarray]]:
+    def values() -> Iterator[tuple[str, np.ndarray | Rounded]]:
         for name in specs:
-            yield name, tensors.read(name)
+            yield name, tensors.rounded(name) or tensors.read(name)
 
     written: dict[str, Any] = text_part(folder) | {QUANTIZATION: stored.config}
     if dtype := folder.config.get("dtype"):

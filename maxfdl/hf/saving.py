@@ -33,7 +33,7 @@ from maxfdl.tensors.safetensors import SHARD_BYTES
 from maxfdl.tensors.source import tell
 from maxfdl.tensors.staging import swapped_in
 from maxfdl.tensors.table import bind, leaves_of
-from maxfdl.tensors.weights import specs_of, write_weights
+from maxfdl.tensors.writing import specs_of, write_weights
 
 
 def save(

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from maxfdl.errors import UserError
 from maxfdl.ops.codec import Codec, PackedKernel, Part, Parts
@@ -155,9 +156,23 @@ class Packing:
 
         Takes NumPy arrays, too.
         """
+        return self.codec.encode(self._flat(kernel))
+
+    def exactly(self, numbers: np.ndarray, scales: np.ndarray) -> Parts | None:
+        """Returns the parts of a kernel that is rounded already, as `Codec.exactly`."""
+        return self.codec.exactly(self._flat(numbers), self._flat(scales))
+
+    def apart(self, codes: np.ndarray, scales: np.ndarray) -> list[np.ndarray]:
+        """Returns the numbers of a kernel in NumPy, and the scale of each."""
+        dims = self.whole.shape[self.whole.batched :]
+        parts: Parts = {"codes": codes, "scales": scales}
+        flat = self.codec.apart(parts, math.prod(dims[: self.whole.contracted]))
+        return [x.reshape(*x.shape[:-2], *dims) for x in flat]
+
+    def _flat(self, kernel: Any) -> Any:
         dims = self.whole.shape[self.whole.batched :]
         lead = kernel.shape[: kernel.ndim - len(dims)]
-        return self.codec.encode(kernel.reshape(*lead, *_flat(self.whole)[-2:]))
+        return kernel.reshape(*lead, *_flat(self.whole)[-2:])
 
     def kernel(self, codes: Any, scales: Any) -> PackedKernel:
         """Returns the kernel of its parts, or several of such along first dims."""

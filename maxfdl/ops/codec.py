@@ -98,6 +98,41 @@ class Codec:
         scales = xp.expand_dims(self._read(parts["scales"], xp), (-3, -1))
         return self._flat(self._grouped(numbers) * scales, numbers.shape)
 
+    def apart(self, parts: Parts, inputs: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the numbers of a kernel [..., I, O], and the scale of each.
+
+        Takes NumPy arrays alone.
+        """
+        codes = _apart(parts["codes"], inputs) if self._is_halved else parts["codes"]
+        numbers = NUMBERS[self.numbers].decode(codes)
+        grouped = self._grouped(numbers)
+        scales = np.expand_dims(self._read(parts["scales"], np), (-3, -1))
+        spread = np.broadcast_to(scales, grouped.shape)
+        return numbers, self._flat(spread, numbers.shape)
+
+    def exactly(self, numbers: np.ndarray, scales: np.ndarray) -> Parts | None:
+        """Returns the parts of which these are `apart`, or None if there are none.
+
+        Takes NumPy arrays alone.
+        """
+        grouped = self._grouped(scales)
+        shared = grouped.max((-3, -1), keepdims=True)
+        spread = self._flat(np.broadcast_to(shared, grouped.shape), scales.shape)
+        codes = NUMBERS[self.numbers].exactly(numbers)
+        if codes is None or not np.array_equal(spread, scales):
+            return None
+        if self.scales == "e8m0":
+            exponent = np.clip(np.frexp(shared)[1] + 126, 0, 254)
+            stored = exponent.astype(np.uint8)
+        else:
+            stored = shared.astype(self.scales)
+        if not np.array_equal(self._read(stored, np), shared):
+            return None
+        return {
+            "codes": _in_pairs(codes) if self._is_halved else codes,
+            "scales": np.squeeze(stored, (-3, -1)),
+        }
+
     @property
     def bits(self) -> int:
         """Bits of a code."""

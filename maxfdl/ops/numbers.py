@@ -31,6 +31,16 @@ class Numbers:
         """Returns numbers in float32."""
         raise NotImplementedError
 
+    def exactly(self, x: np.ndarray) -> np.ndarray | None:
+        """Returns the codes of float32 numbers, or None if there are not such codes."""
+        all_codes = np.arange(2**self.bits, dtype=np.uint8).view(self.dtype)
+        bits = self.decode(all_codes).view(np.int32)  # which tell -0 from 0
+        order = np.argsort(bits, kind="stable")
+        place = np.searchsorted(bits[order], x.view(np.int32))
+        found = order[np.minimum(place, len(order) - 1)]
+        same = np.array_equal(bits[found], x.view(np.int32))
+        return all_codes[found] if same else None
+
 
 @dataclasses.dataclass(frozen=True)
 class Integers(Numbers):

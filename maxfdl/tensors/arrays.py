@@ -15,6 +15,7 @@ from maxfdl.model import Model
 from maxfdl.ops.codec import Parts
 from maxfdl.ops.state import StateDeclaration
 from maxfdl.sharding.sharding import Sharding
+from maxfdl.tensors.quantized.rounded import Rounded
 from maxfdl.tensors.table import Leaves, Slot
 
 Key = tuple[str, tuple[str, ...]]
@@ -50,8 +51,20 @@ class Arrays:
     def _dtype(self, key: Key) -> np.dtype:
         return jnp.dtype(self._leaves[key].dtype or self._param_dtype)
 
-    def fill(self, slot: Slot, values: np.ndarray) -> None:
+    def packs(self, slot: Slot) -> bool:
+        """Says whether the values at a slot are those of a packed kernel."""
+        return self._leaves[slot.collection, slot.path].packing is not None
+
+    def fill(
+        self, slot: Slot, values: np.ndarray, rounded: Rounded | None = None
+    ) -> None:
         """Stores the values at a slot; those of a packed kernel are packed here.
+
+        Args:
+          slot: Where.
+          values: The values.
+          rounded: The same, if they are rounded: where the kernel is stored in such
+            numbers, by such scales, these are kept.
 
         Raises:
           UserError: If values that are to be packed are not finite.
@@ -66,10 +79,10 @@ class Arrays:
                 f" be stored as {packing.codec.numbers}; leave it out by"
                 " quantize_weights(skip=...)."
             )
-        self.fill_packed(slot, packing.encode(values))
+        kept = rounded and packing.exactly(rounded.numbers, rounded.scales)
+        self._fill_packed(slot, kept or packing.encode(values))
 
-    def fill_packed(self, slot: Slot, parts: Parts) -> None:
-        """Stores the parts of a packed kernel at a slot."""
+    def _fill_packed(self, slot: Slot, parts: Parts) -> None:
         *above, name = slot.path
         for part, values in parts.items():
             path = (*above, f"{name}{SUFFIXES[part]}")

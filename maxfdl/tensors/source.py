@@ -10,6 +10,8 @@ from maxfdl.model import Model
 from maxfdl.tensors.hugging_face.folder import Folder
 from maxfdl.tensors.matching import check_count, left_out, match
 from maxfdl.tensors.names import table_of
+from maxfdl.tensors.quantized.reader import QuantizedReader
+from maxfdl.tensors.quantized.rounded import Rounded
 from maxfdl.tensors.safetensors import Spec
 from maxfdl.tensors.table import bind, leaves_of
 
@@ -35,6 +37,12 @@ class Source:
 
     def read(self, name: str) -> np.ndarray:
         return self._tensors.read(self._spelled[name])
+
+    def rounded(self, name: str) -> Rounded | None:
+        """Returns a weight that is stored in few bits as it is; None: it is not."""
+        if not isinstance(self._tensors, QuantizedReader):
+            return None
+        return self._tensors.rounded(self._spelled[name])
 
     def where(self, name: str) -> str:
         """Returns the file and the name in it of a tensor, for errors."""

@@ -1,35 +1,23 @@
-"""Reads the weights of a folder into a model's variables, and writes them.
+"""Reads the weights of a folder into a model's variables.
 
 Host memory holds one tensor at a time.
 """
 
-import contextlib
-import functools
-import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
 
-from maxfdl.layers.parameter import SUFFIXES, Packing
 from maxfdl.model import Model
 from maxfdl.sharding.room import check_room
 from maxfdl.sharding.sharding import Sharding
 from maxfdl.tensors.arrays import Arrays
 from maxfdl.tensors.finite import Inspection
 from maxfdl.tensors.hugging_face.folder import Folder
-from maxfdl.tensors.hugging_face.quantization.formats import Plan
 from maxfdl.tensors.layouts import Config
-from maxfdl.tensors.matching import their_shapes
-from maxfdl.tensors.names import table_of
-from maxfdl.tensors.quantized.gptq import gptq
-from maxfdl.tensors.safetensors import SHARD_BYTES, Spec, TensorWriter
+from maxfdl.tensors.quantized.rounded import Rounded, converted
 from maxfdl.tensors.source import Source, tell
-from maxfdl.tensors.table import Slot, bind, leaves_of, stored_leaves_of
+from maxfdl.tensors.table import Binding, stored_leaves_of
 
 Variables = dict[str, Any]
 Moments = Callable[[str], np.ndarray]
@@ -68,164 +56,22 @@ def read_weights(
         for name, values in zip(binding.theirs, theirs, strict=True):
             inspection.look(source.where(name), values, arrays.dtype(binding.slots[0]))
         ours = binding.to_ours(theirs, folder.config)
-        for slot, values in zip(binding.slots, ours, strict=True):
-            arrays.fill(slot, values)
+        kept: Sequence[Rounded | None] = [None] * len(ours)
+        if all(map(arrays.packs, binding.slots)):
+            kept = _rounded_ours(source, binding, folder.config) or kept
+        for slot, values, rounded in zip(binding.slots, ours, kept, strict=True):
+            arrays.fill(slot, values, rounded)
     tell(source.remarks)
     tell(inspection.remarks)
     return arrays.nested()
 
 
-def write_weights(
-    folder: pathlib.Path | None,
-    model: Model,
-    variables: Mapping[str, Any],
-    config: Config,
-    plan: Plan | None = None,
-    shard_bytes: int = SHARD_BYTES,
-    allow_non_finite: bool = False,
-    moments: Moments | None = None,
-) -> None:
-    """Writes variables under Hugging Face's names, in the types that they have.
-
-    All processes must call; those that do not write pass no folder.
-
-    Args:
-      folder: Where to.
-      model: The network.
-      variables: Its variables.
-      config: The normalised config.json.
-      plan: Which weights are stored in few bits.
-      shard_bytes: Largest size of a file.
-      allow_non_finite: Whether to write weights that are not finite.
-      moments: As `write_tensors`.
-
-    Raises:
-      UserError: If weights are not finite, unless `allow_non_finite`; those in few bits
-        must be in any case.
-    """
-    specs = specs_of(model, variables, config)
-    tensors = their_tensors(model, variables, config)
-    inspection = Inspection(allow_non_finite)
-    write_tensors(folder, specs, tensors, plan, inspection, shard_bytes, moments)
-    tell(inspection.remarks)
-
-
-def write_tensors(
-    folder: pathlib.Path | None,
-    specs: Mapping[str, Spec],
-    tensors: Iterable[tuple[str, np.ndarray]],
-    plan: Plan | None,
-    inspection: Inspection,
-    shard_bytes: int = SHARD_BYTES,
-    moments: Moments | None = None,
-) -> None:
-    """Writes tensors as they come, those that `plan` names in few bits.
-
-    Args:
-      folder: Where to; None only looks at them.
-      specs: Shape and type of each, if it were not in few bits.
-      tensors: Names and values, of any floating-point type.
-      plan: Which weights are stored in few bits; None: none.
-      inspection: Looks at those that are not.
-      shard_bytes: Largest size of a file.
-      moments: Returns the second moment of what a weight multiplies, by its name, for
-        codes that keep its outputs. None: codes are the nearest.
-    """
-    codecs = {} if plan is None else plan.codecs
-    stored = dict(specs) if plan is None else plan.specs(specs)
-    strict = Inspection(allow_non_finite=False)
-    writer = None if folder is None else TensorWriter(folder, stored, shard_bytes)
-    with contextlib.nullcontext() if writer is None else writer:
-        for name, values in tensors:
-            codec, dtype = codecs.get(name), specs[name][1]
-            (inspection if codec is None else strict).look(name, values, dtype)
-            if writer is None:
-                continue
-            if codec is None:
-                parts = {"": values.astype(dtype, copy=False)}
-            elif moments is None:
-                parts = codec.encode(values)
-            else:
-                parts = gptq(codec, values, moments(name))
-            for part, x in parts.items():
-                writer.write(name + part, x)
-
-
-def specs_of(
-    model: Model, variables: Mapping[str, Any], config: Config
-) -> dict[str, Spec]:
-    """Returns the shape and type of each tensor of Hugging Face."""
-    bindings = bind(table_of(config["model_type"]), leaves_of(model))
-    dtypes = {
-        name: _dtype(model, variables, binding.slots[0])
-        for binding in bindings
-        for name in binding.theirs
-    }
-    shapes = their_shapes(bindings, config)
-    return {name: (shape, dtypes[name]) for name, shape in shapes.items()}
-
-
-def their_tensors(
-    model: Model, variables: Mapping[str, Any], config: Config
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields each tensor of Hugging Face, by name, from a tree like `variables`."""
-    for binding in bind(table_of(config["model_type"]), leaves_of(model)):
-        ours = [_fetch(model, variables, slot) for slot in binding.slots]
-        theirs = binding.to_theirs(ours, config)
-        yield from zip(binding.theirs, theirs, strict=True)
-
-
-def _fetch(model: Model, variables: Mapping[str, Any], slot: Slot) -> np.ndarray:
-    """Returns the values at a slot, on the host; those of a packed kernel unpacked."""
-
-    def fetch(suffix: str = "") -> np.ndarray:
-        leaf = _leaf(variables, slot, suffix)
-        return np.asarray(_take(_everywhere(leaf))(leaf, slot.index))
-
-    packing = _packing(model, slot)
-    if packing is None:
-        return fetch()
-    parts = {part: fetch(suffix) for part, suffix in SUFFIXES.items()}
-    return packing.kernel(**parts).unpacked(_dtype(model, variables, slot))
-
-
-def _dtype(model: Model, variables: Mapping[str, Any], slot: Slot) -> np.dtype:
-    """Returns the type of the values at a slot; of a packed kernel, once unpacked."""
-    if _packing(model, slot) is None:
-        return np.dtype(_leaf(variables, slot).dtype)
-    return jnp.dtype(slot.declared.dtype or model.network.param_dtype)
-
-
-def _packing(model: Model, slot: Slot) -> Packing | None:
-    if slot.collection != "params":
+def _rounded_ours(
+    source: Source, binding: Binding, config: Config
+) -> list[Rounded] | None:
+    """Returns the weights of a binding as the files have them in few bits, if all."""
+    theirs = [source.rounded(name) for name in binding.theirs]
+    found = [weight for weight in theirs if weight is not None]
+    if len(found) < len(theirs):
         return None
-    declared: Any = model.parameters()
-    for name in slot.path:
-        declared = declared[name]
-    return declared.packing
-
-
-@functools.cache
-def _take(place: jax.sharding.Sharding | None):
-    def take(leaf, index):
-        for each in index:
-            leaf = lax.dynamic_index_in_dim(leaf, each, keepdims=False)
-        return leaf
-
-    return jax.jit(take, out_shardings=place)
-
-
-def _everywhere(leaf: jax.Array) -> jax.sharding.Sharding | None:
-    """Returns the sharding that replicates a part of `leaf` on all devices."""
-    if isinstance(leaf.sharding, NamedSharding):
-        return NamedSharding(leaf.sharding.mesh, PartitionSpec())
-    return None
-
-
-def _leaf(variables: Mapping[str, Any], slot: Slot, suffix: str = "") -> jax.Array:
-    """Returns the array at a slot, or that beside it whose name has the suffix."""
-    *above, name = slot.path
-    node: Any = variables[slot.collection]
-    for each in above:
-        node = node[each]
-    return node[f"{name}{suffix}"]
+    return converted(lambda xs: binding.to_ours(xs, config), found)

@@ -16,7 +16,7 @@ import pytest
 
 from maxfdl import graph, hf
 from maxfdl.ops.cross_entropy import CrossEntropy
-from maxfdl.tensors.weights import their_tensors
+from maxfdl.tensors.writing import their_tensors
 from maxfdl.train.loss import STUDENT, NextTokenLoss
 from tests import goldens
 from tests.hf.variants import (

@@ -7,21 +7,28 @@ import subprocess
 import sys
 from typing import Any
 
+import fiddle as fdl
 import ml_dtypes
 import numpy as np
 import pytest
 
 from fdl_configs.families import network_of
+from fdl_configs.hugging_face import fine_tuning
 from maxfdl import graph, hf
 from maxfdl.errors import UserError
+from maxfdl.layers.nnx import Linear
 from maxfdl.model import NnxModel
+from maxfdl.ops.codec import Codec
 from maxfdl.tensors.matching import their_shapes
 from maxfdl.tensors.names import table_of
+from maxfdl.tensors.quantized.codes import PackedInt
 from maxfdl.tensors.quantized.reader import QuantizedReader
 from maxfdl.tensors.safetensors import TensorWriter
 from maxfdl.tensors.table import bind, leaves_of
+from maxfdl.tensors.weights import read_weights
 from tests import goldens
 from tests.hf.variants import each_family, loaded
+from tests.tensors.quantized.test_reader import written
 
 FORMATS = {"int8": {}, "int4": {}, "fp8": {}, "fp8_block": {"block_size": 16}}
 STAY = ("embed", "norm", "lm_head", "bias", "mlp.gate.", "router", "conv1d")
@@ -148,6 +155,35 @@ def test_experts_of_gpt_oss_are_stored_as_its_files_have_them(tmp_path, capsys):
     said = config_of(tmp_path / "out")["quantization_config"]
     assert said["quant_method"] == "mxfp4"
     assert "model.layers.0.self_attn.q_proj" in said["modules_to_not_convert"]
+
+
+def test_a_graph_that_stores_kernels_so_keeps_codes_and_scales(tmp_path):
+    """Of a folder whose codes are those of nobody's rounding."""
+    folder, again = tmp_path / "folder", tmp_path / "again"
+    hf.quantize(goldens.FOLDER / "llama3", folder, "int4", block_size=4)
+    file, rng = folder / "model.safetensors", np.random.default_rng(0)
+    tensors = goldens.numpy.load_file(file)
+    for name, x in tensors.items():
+        if name.endswith("_packed"):
+            shape = tensors[name.replace("_packed", "_shape")]
+            codes = rng.integers(-8, 8, tuple(shape)).astype(np.float32)
+            tensors[name] = PackedInt(4).pack(codes)
+        if name.endswith("_scale"):
+            tensors[name] = (x * rng.uniform(0.5, 1, x.shape)).astype(np.float32)
+    written(folder, tensors)
+    stored = fine_tuning(str(folder))
+    for _, node in graph.iterate(stored.model):
+        if fdl.get_callable(node) is Linear and "storage" not in node.__arguments__:
+            node.storage = fdl.Config(Codec, numbers="int4", inputs=4)
+    model = NnxModel(module=graph.build(stored.model))
+    variables = read_weights(hf.Folder(folder), model)
+    kernel = variables["params"]["decoder"]["stacks_0"]["layers_0"]["mlp"]["up"]
+    assert kernel["kernel"].dtype == np.uint8
+    hf.save(again, stored, variables, format="int4", block_size=4)
+    after = goldens.numpy.load_file(again / "model.safetensors")
+    assert after.keys() == tensors.keys()
+    for name, x in tensors.items():
+        np.testing.assert_array_equal(after[name], x, err_msg=name)
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path):

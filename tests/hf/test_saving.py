@@ -14,8 +14,15 @@ from maxfdl import graph, hf
 from maxfdl.data import ByteTokenizer
 from maxfdl.errors import UserError
 from maxfdl.hf.describing import describe
-from maxfdl.mutations import compute_dtype, remat, to_linen, unroll_layers
+from maxfdl.mutations import (
+    compute_dtype,
+    enable_fp8,
+    remat,
+    to_linen,
+    unroll_layers,
+)
 from maxfdl.ops.mask import Causal
+from maxfdl.ops.state import StateDeclaration
 from maxfdl.sharding.mesh import MeshShape
 from maxfdl.sharding.rules import AxisRules
 from maxfdl.sharding.sharding import Sharding
@@ -250,3 +257,13 @@ def test_tokenizer_and_generation_files_are_passed_through(tmp_path):
         *passed,
     }
     assert all((target / name).read_text() == name for name in passed)
+
+
+def test_products_in_few_bits_make_no_other_network(tmp_path):
+    """Nor do the scales that they keep need a place in the folder."""
+    found = loaded("llama3")
+    config = enable_fp8(found.config, recipe="delayed")
+    model = graph.build(config).make_model()
+    state = jax.tree.map(StateDeclaration.first, model.state())
+    hf.save(tmp_path, config, found.variables | {"state": state})
+    assert_same_tensors(tmp_path, "llama3")

@@ -150,3 +150,18 @@ def test_half_way_between_two_numbers_mxfp4_rounds_to_even():
     expected = np.float32(x.astype(ml_dtypes.float4_e2m1fn))
     e2m1 = NUMBERS["e2m1"]
     np.testing.assert_array_equal(e2m1.decode(e2m1.encode(x)), expected)
+
+
+@each_codec
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_is_rounded_is_stored_again_to_the_bit(codec, shape):
+    parts = codec.encode(random(*shape))
+    numbers, scales = codec.apart(parts, shape[-2])
+    np.testing.assert_array_equal(numbers * scales, codec.decode(parts, shape[-2]))
+    again = codec.exactly(numbers, scales)
+    assert again is not None and again.keys() == parts.keys()
+    assert all(again[part].tobytes() == x.tobytes() for part, x in parts.items())
+    assert codec.exactly(numbers + np.float32(0.3), scales) is None
+    other = scales.copy()
+    other[..., 0, 0] *= 3
+    assert codec.exactly(numbers, other) is None

@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from maxfdl.tensors.quantized.codes import Codes, PackedInt, Shape
+from maxfdl.tensors.quantized.rounded import Rounded
 from maxfdl.tensors.safetensors import Spec
 
 Parts = Mapping[str, np.ndarray]
@@ -127,20 +128,48 @@ class Codec:
 
     def decode(self, parts: Parts, shape: Shape) -> np.ndarray:
         """Returns a weight in float32, of whose stored form this is the shape."""
+        w, scales = self._read(parts, shape)
+        for i, columns in self.block.columns_of(shape):
+            w[..., columns] *= scales[..., i, None]
+        return w.swapaxes(-1, -2) if self.transposed else w
+
+    def apart(self, parts: Parts, shape: Shape) -> Rounded:
+        """Returns a weight as its numbers, less zero points, and the scale of each."""
+        numbers, of_blocks = self._read(parts, shape)
+        scales = np.empty(shape, np.float32)
+        for i, columns in self.block.columns_of(shape):
+            scales[..., columns] = of_blocks[..., i, None]
+        if self.transposed:
+            return Rounded(numbers.swapaxes(-1, -2), scales.swapaxes(-1, -2))
+        return Rounded(numbers, scales)
+
+    def exactly(self, w: Rounded) -> dict[str, np.ndarray] | None:
+        """Returns the tensors of which `w` is read, or None if there are none."""
+        numbers, scales = w.numbers, w.scales
+        if self.transposed:
+            numbers, scales = numbers.swapaxes(-1, -2), scales.swapaxes(-1, -2)
+        shared = self.block.greatest(scales)
+        spread = self.block.spread(shared, scales.shape)
+        for i, columns in self.block.columns_of(scales.shape):
+            if np.any(scales[..., columns] != spread[..., i, None]):
+                return None
+        stored = shared.astype(self._scale_type).astype(np.float32)
+        if not np.array_equal(stored, shared) or not self.codes.holds(numbers):
+            return None
+        return self.pack(numbers, shared)
+
+    def _read(self, parts: Parts, shape: Shape) -> tuple[np.ndarray, np.ndarray]:
+        """Returns numbers less zero points, and the scales of rows, by block."""
         w = self.codes.unpack(parts[self.codes.part], shape)
         number = self.block.number(shape)
         scales = _as_float(parts[self.scale]).reshape(number)
         if self.global_scale:
             scales = scales / parts["_global_scale"].reshape(())
-        scales = self.block.spread(scales, shape)
-        zeros = None
         if self.zeros is not None:
             zeros = self.block.spread(self._zero_points(parts, number), shape)
-        for i, columns in self.block.columns_of(shape):
-            if zeros is not None:
+            for i, columns in self.block.columns_of(shape):
                 w[..., columns] -= zeros[..., i, None]
-            w[..., columns] *= scales[..., i, None]
-        return w.swapaxes(-1, -2) if self.transposed else w
+        return w, self.block.spread(scales, shape)
 
     def scales_of(self, w: np.ndarray) -> np.ndarray:
         """Returns scales with which the greatest number in a block is `most`.

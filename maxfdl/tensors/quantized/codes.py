@@ -38,6 +38,10 @@ class Codes(abc.ABC):
     def nearest(self, x: np.ndarray) -> np.ndarray:
         """Returns the code nearest to each number; those too large become `most`."""
 
+    def holds(self, x: np.ndarray) -> bool:
+        """Says whether all numbers are codes."""
+        return np.array_equal(self.nearest(x), x)
+
     def packed_shape(self, shape: Shape) -> Shape:
         """Returns the shape of the tensor that holds a weight of this shape."""
         return shape
@@ -73,7 +77,7 @@ class Float8(Codes):
 class Int8(Codes):
     """Whole numbers of `bits` bits, from `-most` to `most`, a byte each.
 
-    The lowest number of two's complement is read, and never written.
+    The lowest number of two's complement is a code, but never the nearest.
     """
 
     bits: int = 8
@@ -85,6 +89,10 @@ class Int8(Codes):
 
     def nearest(self, x):
         return np.clip(np.rint(x), -self.most, self.most)
+
+    def holds(self, x):
+        inside = np.clip(np.rint(x), -self.most - 1, self.most)
+        return np.array_equal(inside, x)
 
 
 @dataclasses.dataclass(frozen=True)

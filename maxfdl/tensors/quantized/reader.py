@@ -10,6 +10,7 @@ import numpy as np
 from maxfdl.errors import UserError
 from maxfdl.tensors.quantized.codec import Codec
 from maxfdl.tensors.quantized.codes import Shape
+from maxfdl.tensors.quantized.rounded import Rounded
 from maxfdl.tensors.safetensors import TensorReader, code_of, is_supported
 
 _SCALES = ("U8", "F8_E8M0", "F8_E4M3")
@@ -86,6 +87,10 @@ class QuantizedReader(TensorReader):
         if stored is None:
             return super().read(name)
         return stored.codec.decode(self.parts(name), stored.shape)
+
+    def rounded(self, name: str) -> Rounded | None:
+        stored = self._stored.get(name)
+        return stored and stored.codec.apart(self.parts(name), stored.shape)
 
     def stored(self, name: str) -> Stored | None:
         """Returns how a weight is stored, or None if it is not in few bits."""

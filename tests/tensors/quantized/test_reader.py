@@ -15,6 +15,7 @@ from maxfdl.errors import UserError
 from maxfdl.outside import Values
 from maxfdl.tensors.hugging_face.quantization import scheme_of
 from maxfdl.tensors.quantized.reader import QuantizedReader
+from maxfdl.tensors.quantized.rounded import Rounded
 from maxfdl.tensors.safetensors import TensorReader, TensorWriter
 from tests import goldens
 
@@ -62,6 +63,29 @@ def test_what_the_libraries_wrote_is_read_as_they_read_it(case, tmp_path):
     # They multiply in the type of the scales; ours is rounded once, to the same.
     values = found.read(name).astype(expected.dtype)
     np.testing.assert_array_equal(values, expected)
+
+
+@pytest.mark.parametrize("case", [case for case in CONFIGS if "zero_point" not in case])
+def test_what_is_rounded_is_stored_again_to_the_bit(case, tmp_path):
+    """Whatever made the codes: the lowest of two's complement is among these."""
+    found = reader(written(tmp_path, parts_of(case)), CONFIGS[case])
+    (name,) = found.names()
+    stored, weight = found.stored(name), found.rounded(name)
+    assert stored is not None and weight is not None
+    np.testing.assert_array_equal(weight.values, found.read(name))
+    if stored.codec.global_scale:
+        return  # such a format is not written
+    again = stored.codec.exactly(weight)
+    assert again is not None
+    for part, values in found.parts(name).items():
+        as_float = values.dtype.kind in "fV" and part
+        expected = values.astype(np.float32) if as_float else values
+        np.testing.assert_array_equal(again[part].reshape(values.shape), expected)
+    off = weight.scales * np.where(np.arange(weight.scales.size) == 1, 3, 1).reshape(
+        weight.scales.shape
+    )
+    assert stored.codec.exactly(Rounded(weight.numbers, off)) is None
+    assert stored.codec.exactly(Rounded(weight.numbers + 0.25, weight.scales)) is None
 
 
 INT4 = CONFIGS["int4_groups_of_24"]
