@@ -5,6 +5,7 @@ import pytest
 
 from maxfdl import convert, quantize
 from maxfdl.run.directory import CHECKPOINTS
+from maxfdl.tensors.safetensors import TensorWriter
 from tests import goldens
 from tests.commands import Caller, complaint
 from tests.hf.test_quantizing import files, tensors_of
@@ -43,6 +44,21 @@ def test_codes_are_chosen_by_data_that_flags_change(call, tmp_path):
     for name in nearest.names():
         same = np.array_equal(nearest.read(name), chosen.read(name))
         assert same == (nearest.stored(name) is None), name
+
+
+def test_ctrl_c_leaves_nothing_behind(call, tmp_path, monkeypatch):
+    target, write = tmp_path / "out", TensorWriter.write
+
+    def interrupted(writer, name, values):
+        if name.endswith("layers.2.mlp.up_proj.weight_packed"):
+            raise KeyboardInterrupt
+        write(writer, name, values)
+
+    monkeypatch.setattr(TensorWriter, "write", interrupted)
+    flags = (f"--from_hf={FOLDER}", f"--to={target}", "--format=int8")
+    code, out, error = call(quantize.main, *flags)
+    assert (code, out) == (130, "") and "Traceback" not in error
+    assert not target.exists()
 
 
 def test_a_typo_in_a_format_is_one_sentence_and_leaves_nothing(call, tmp_path):

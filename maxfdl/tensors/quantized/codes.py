@@ -15,7 +15,7 @@ import numpy as np
 
 Shape = tuple[int, ...]
 
-_PIECE = 2**22  # numbers that are packed or unpacked at a time
+_PIECE = 2**18  # numbers that are packed or unpacked at a time
 
 
 class Codes(abc.ABC):
