@@ -185,6 +185,15 @@ class Model:
         sinks, kept = context.sinks, context.kept
         return Output(hidden, unembedding, state, sinks, kept, ahead)
 
+    def run(
+        self, variables: Mapping[str, Any], x: jax.Array, context: Context
+    ) -> tuple[Any, Tree]:
+        """Returns what the module gives for `x`, and its new state.
+
+        For parts of a network, such as a stack, which is given activations.
+        """
+        return self._run(variables, x, context)
+
     def logits(self, variables: Mapping[str, Any], tokens: jax.Array, **kwargs):
         """Returns [B, T, V] float32 logits; keywords as `apply`."""
         return self.apply(variables, tokens, **kwargs).logits

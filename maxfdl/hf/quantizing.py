@@ -13,7 +13,7 @@ from fdl_configs.families import network_of
 from maxfdl import graph
 from maxfdl.data.tokenizers.saving import copy_tokenizer_files
 from maxfdl.experiment import Experiment
-from maxfdl.hf.calibration import by_name, second_moments
+from maxfdl.hf.calibration import Moments
 from maxfdl.hf.loading import load
 from maxfdl.hf.saving import text_part
 from maxfdl.model import NnxModel
@@ -72,10 +72,12 @@ def quantize(
     moments = None
     if calibrate_steps is not None:
         loaded = load(source)
-        state = second_moments(
-            config or loaded.config, loaded.variables, calibrate_steps
+        moments = Moments(
+            config or loaded.config,
+            loaded.variables,
+            calibrate_steps,
+            tensors.bindings,
         )
-        moments = by_name(state, tensors.bindings)
 
     def values() -> Iterator[tuple[str, np.ndarray | Rounded]]:
         for name in specs:

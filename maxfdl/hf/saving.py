@@ -16,7 +16,7 @@ from maxfdl.data import HuggingFaceTokenizer
 from maxfdl.data.tokenizers.saving import TOKENIZER, copy_tokenizer_files
 from maxfdl.errors import UserError
 from maxfdl.experiment import Experiment
-from maxfdl.hf.calibration import by_name, second_moments
+from maxfdl.hf.calibration import Moments
 from maxfdl.hf.describing import describe, same_network, without_extras
 from maxfdl.layers.linen.module import Module as LinenModule
 from maxfdl.model import LinenModel, Model, NnxModel
@@ -105,8 +105,7 @@ def save(
     moments = None
     if calibrate_steps is not None:
         bindings = bind(table_of(described["model_type"]), leaves_of(model))
-        state = second_moments(config, variables, calibrate_steps)
-        moments = by_name(state, bindings)
+        moments = Moments(config, variables, calibrate_steps, bindings)
     target = pathlib.Path(os.path.expanduser(folder))
     writes = jax.process_index() == 0
     staged = swapped_in(target, EXPORTED, last=CONFIG)

@@ -88,7 +88,8 @@ def write_tensors(
       inspection: Looks at those that are not.
       shard_bytes: Largest size of a file.
       moments: Returns the second moment of what a weight multiplies, by its name, for
-        codes that keep its outputs. None: codes are the nearest.
+        codes that keep its outputs; asked in the order of `tensors`. None: codes are
+        the nearest.
     """
     codecs = {} if plan is None else plan.codecs
     stored = dict(specs) if plan is None else plan.specs(specs)

@@ -1,13 +1,18 @@
 """Codes that are chosen by the data of an experiment."""
 
+import fiddle as fdl
 import jax
 import numpy as np
 import optax
 import pytest
 
 from maxfdl import graph, hf
-from maxfdl.hf.calibration import by_name, second_moments
+from maxfdl.hf.calibration import Moments
 from maxfdl.mutations import python_source
+from maxfdl.mutations.products import selected
+from maxfdl.ops.grouped_dot import GroupedProduct
+from maxfdl.ops.second_moment import NAME, ObservedDot, ObservedGroupedDot
+from maxfdl.ops.state import StateDeclaration
 from maxfdl.tensors.names import table_of
 from maxfdl.tensors.quantized.gptq import gptq
 from maxfdl.tensors.table import bind, leaves_of
@@ -26,35 +31,70 @@ def small(name: str):
     return config, [next(batches) for _ in range(2)]
 
 
-@pytest.mark.parametrize("name", ["llama3", "mixtral"])
-def test_moments_are_those_of_what_products_multiply(name):
-    config, batches = small(name)
-    params, model = loaded(name).variables, loaded(name).model
-    state = second_moments(config, params, steps=2)
-    bindings = bind(table_of(hf.Folder(goldens.FOLDER / name).config["model_type"]),
-                    leaves_of(model))  # fmt: skip
-    moments = by_name(state, bindings)
-    weights = goldens.weights(name)
-    x = weights["model.embed_tokens.weight"][
-        np.concatenate([b["tokens"] for b in batches])
-    ]
-    x = x.reshape(-1, x.shape[-1]).astype(np.float64)
-    scale = weights["model.layers.0.input_layernorm.weight"]
-    eps = hf.Folder(goldens.FOLDER / name).config["rms_norm_eps"]
-    x = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + eps) * scale
+def bindings_of(name: str):
+    kind = hf.Folder(goldens.FOLDER / name).config["model_type"]
+    return bind(table_of(kind), leaves_of(loaded(name).model))
+
+
+def test_moments_of_the_first_layer_are_those_of_its_normalised_inputs():
+    config, batches = small("llama3")
+    moments = Moments(config, loaded("llama3").variables, 2, bindings_of("llama3"))
+    weights = goldens.weights("llama3")
+    tokens = np.concatenate([batch["tokens"] for batch in batches])
+    x = weights["model.embed_tokens.weight"][tokens].reshape(-1, 40).astype(np.float64)
+    eps = hf.Folder(goldens.FOLDER / "llama3").config["rms_norm_eps"]
+    x = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + eps)
+    x = x * weights["model.layers.0.input_layernorm.weight"]
     for each in "qkv":
         found = moments(f"model.layers.0.self_attn.{each}_proj.weight")
         np.testing.assert_allclose(found, x.T @ x, rtol=1e-4, atol=1e-4)
-    if name == "mixtral":  # each token has two experts
-        experts = "model.layers.0.block_sparse_moe.experts."
-        inputs = [moments(f"{experts}{i}.w1.weight") for i in range(4)]
-        outputs = [moments(f"{experts}{i}.w2.weight") for i in range(4)]
-        assert not np.array_equal(inputs[0], inputs[1])
-        np.testing.assert_array_equal(inputs[0], moments(f"{experts}0.w3.weight"))
-        assert outputs[0].shape == (16, 16)
-        tokens = sum(np.trace(each) for each in inputs) / 2
-        scale = weights["model.layers.0.post_attention_layernorm.weight"]
-        assert tokens == pytest.approx(len(x) * 40 * np.square(scale).mean(), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mixtral",
+        *(
+            pytest.param(each, marks=pytest.mark.slow)
+            for each in ("gemma3", "gpt2", "gpt_oss", "deepseek_v3", "qwen3_next")
+        ),
+    ],
+)
+def test_layer_by_layer_they_are_those_of_the_whole_model(name):
+    config, batches = small(name)
+    whole = graph.copy(config)
+    for node in selected(whole.model, (), (), "test"):
+        grouped = issubclass(fdl.get_callable(node), GroupedProduct)
+        graph.swap(node, ObservedGroupedDot if grouped else ObservedDot)
+    model = graph.build(whole.backend)(module=graph.build(whole.model), sharding=None)
+    variables = loaded(name).variables
+    state = jax.tree.map(StateDeclaration.first, model.state())
+    given = {jax.tree_util.keystr(k): x for k, x in flat(variables["state"])}
+    state = jax.tree_util.tree_map_with_path(
+        lambda path, x: given.get(jax.tree_util.keystr(path), x), state
+    )
+    run = jax.jit(lambda v, b: model.apply(v, b["tokens"], segment_ids=b["segment_ids"],
+                                           positions=b["positions"]).state)  # fmt: skip
+    for batch in batches:
+        state = run({"params": variables["params"], "state": state}, batch)
+    moments, compared = Moments(config, variables, 2, bindings_of(name)), 0
+    for binding in bindings_of(name):
+        slot = binding.slots[0]
+        node = state
+        for each in (*slot.path[:-1], f"dot_{NAME}"):
+            node = node.get(each, {}) if isinstance(node, dict) else {}
+        if isinstance(node, dict):  # no product, or the head's
+            continue
+        expected = np.asarray(node[slot.index])
+        found = moments(binding.theirs[0])
+        scale = max(np.abs(expected).max(), 1e-3)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * scale)
+        compared += 1
+    assert compared >= 4 * config.model.decoder.stacks[0].repeats
+
+
+def flat(tree):
+    return jax.tree_util.tree_flatten_with_path(tree)[0]
 
 
 def test_a_folder_is_stored_with_the_codes_that_its_data_choose(tmp_path):
@@ -62,9 +102,8 @@ def test_a_folder_is_stored_with_the_codes_that_its_data_choose(tmp_path):
     source = goldens.FOLDER / "llama3"
     hf.quantize(source, tmp_path, "int4", calibrate_steps=2, config=config)
     out, weights = tensors_of(tmp_path), goldens.weights("llama3")
-    model = loaded("llama3").model
-    state = second_moments(config, loaded("llama3").variables, 2)
-    moments = by_name(state, bind(table_of("llama"), leaves_of(model)))
+    bindings = bindings_of("llama3")
+    moments = Moments(config, loaded("llama3").variables, 2, bindings)
     name = "model.layers.2.self_attn.o_proj.weight"
     stored = out.stored(name)
     assert stored is not None
