@@ -82,6 +82,29 @@ def read(text: str) -> Program:
     return _Module(text).program()
 
 
+def is_independent(text: str, devices: int) -> bool:
+    """Returns whether collectives that cross a border are free to run beside products.
+
+    That is, in each computation that has some, there are loops or products too, and no
+    collective needs one of these or is needed by it. See `crossing` for the arguments.
+    """
+    module = _Module(text)
+    found = False
+    for instructions in module.computations.values():
+        large = [i for i in instructions.values() if i.size > 64]
+        crossing = [i for i in large if module.crosses(i, devices)]
+        work = [i for i in instructions.values() if module.has_products(i)]
+        if not crossing:
+            continue
+        found = True
+        before = {name for i in crossing for name in _needed(instructions, i)}
+        after = {name for i in work for name in _needed(instructions, i)}
+        exchanged, worked = ({i.name for i in each} for each in (crossing, work))
+        if not work or before & worked or after & exchanged:
+            return False
+    return found
+
+
 def factors(text: str) -> list[tuple[str, str]]:
     """Returns the element types of the two factors of each matrix product.
 
@@ -117,10 +140,7 @@ def crossing(text: str, devices: int) -> tuple[list[Collective], list[Collective
     for name, instructions in module.computations.items():
         for instruction in instructions.values():
             kind = instruction.opcode.removesuffix("-start")
-            if kind in KINDS and any(
-                len({device // devices for device in group}) > 1
-                for group in _groups(instruction, module.num_devices)
-            ):
+            if module.crosses(instruction, devices):
                 types = [instructions[each].type for each in instruction.operand_names]
                 collective = module.collective(kind, instruction, types)
                 found[name in in_branches].append(collective)
@@ -155,6 +175,10 @@ class _Instruction:
     def operand_names(self) -> list[str]:
         return re.findall(r"%([\w.-]+)", self.operands)
 
+    @property
+    def size(self) -> int:
+        return _num_bytes(self.type)
+
     def attribute(self, pattern: str) -> str | None:
         found = re.search(pattern, self.attributes)
         return found and found.group(1)
@@ -178,6 +202,24 @@ class _Module:
 
     def program(self) -> Program:
         return self.cost(self.entry)
+
+    def crosses(self, instruction: _Instruction, devices: int) -> bool:
+        """Returns whether it is a collective over a border, see `crossing`."""
+        if instruction.opcode.removesuffix("-start") not in KINDS:
+            return False
+        groups = _groups(instruction, self.num_devices)
+        return any(len({device // devices for device in g}) > 1 for g in groups)
+
+    def has_products(self, instruction: _Instruction) -> bool:
+        """Returns whether it is a loop, a call or a fusion with products, or one."""
+        if instruction.opcode in ("dot", "convolution"):
+            return True
+        below = _called(instruction)
+        return any(
+            self.has_products(each)
+            for name in below
+            for each in self.computations.get(name, {}).values()
+        )
 
     def under_conditionals(self) -> set[str]:
         """Returns the computations that run in a branch of a conditional alone."""
@@ -366,6 +408,20 @@ def _along(ids: np.ndarray, names: list[str], axes: str) -> list[list[int]]:
         shape += [before, part, size // before // part]
     moved = np.moveaxis(ids.reshape(shape), kept, range(-len(kept), 0))
     return moved.reshape(-1, math.prod(shape[dim] for dim in kept)).tolist()
+
+
+def _needed(
+    instructions: dict[str, _Instruction], instruction: _Instruction
+) -> set[str]:
+    """Returns the names of all that an instruction needs, in its computation."""
+    found: set[str] = set()
+    left = [*instruction.operand_names]
+    while left:
+        name = left.pop()
+        if name in instructions and name not in found:
+            found.add(name)
+            left += instructions[name].operand_names
+    return found
 
 
 def _ints(text: str) -> list[int]:

@@ -9,6 +9,7 @@ from maxfdl.mutations.fields import put
 from maxfdl.mutations.roles import is_trainer
 from maxfdl.optim.transforms import Sgd
 from maxfdl.train.diloco import DiLoCo
+from maxfdl.train.fragments import Streaming
 from maxfdl.train.outer import Outer
 from maxfdl.train.trainer import Trainer
 
@@ -24,6 +25,10 @@ def use_diloco(
     momentum: float = 0.9,
     nesterov: bool = True,
     average: Literal["equal", "tokens"] = "equal",
+    fragments: int = 1,
+    order: Literal["strided", "sequential"] = "strided",
+    overlap: int = 0,
+    mix: float = 0.0,
 ) -> C:
     """Trains replicas apart, and averages them every `sync_period` steps.
 
@@ -40,12 +45,19 @@ def use_diloco(
       momentum: Of the outer optimizer.
       nesterov: Whether that is Nesterov's.
       average: What a replica counts by: `equal`, or the `tokens` it has trained on.
+      fragments: Parts of the model that are synced in turns, see
+        `maxfdl.train.fragments.Streaming` for this and the next three.
+      order: Which layers a fragment has: every so many, or neighbours.
+      overlap: Steps from a sync to the step after which replicas take it over.
+      mix: Share of its own weights that a replica keeps at a sync.
 
     Raises:
       MutationError: If there is no trainer.
     """
     out = copy(cfg)
     rule = fdl.Config(Sgd, momentum=momentum, nesterov=nesterov)
+    given = dict(fragments=fragments, order=order, overlap=overlap, mix=mix)
+    streaming = {k: v for k, v in given.items() if v != getattr(Streaming, k)}
     for trainer in nodes_of(out, is_trainer):
         swap(
             trainer,
@@ -55,6 +67,8 @@ def use_diloco(
             outer=fdl.Config(Outer, rule=copy(rule), learning_rate=learning_rate),
         )
         put(trainer, "average", None if average == "equal" else average)
+        node = fdl.Config(Streaming, **streaming) if streaming else None
+        put(trainer, "streaming", node)
     return out
 
 

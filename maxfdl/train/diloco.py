@@ -21,15 +21,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from maxfdl.errors import UserError
 from maxfdl.layers.frozen import joined
-from maxfdl.layers.parameter import Parameter
-from maxfdl.ops.state import States
-from maxfdl.optim.optimizer import Optimizer
 from maxfdl.sharding.mesh import REPLICA
 from maxfdl.sharding.sharding import Sharding
-from maxfdl.train import observed
+from maxfdl.train.fragments import Streaming
 from maxfdl.train.loss import Batch
-from maxfdl.train.outer import Outer, mean_delta
-from maxfdl.train.side_by_side import each_alone, pinned
+from maxfdl.train.outer import Outer
+from maxfdl.train.side_by_side import each_alone
+from maxfdl.train.sync import Parts, Syncs, pinned_parts
 from maxfdl.train.trainer import Metrics, State, Trainer, numbered
 
 _ALSO_OF_EACH = ("loss", "grad_norm", "drift", "skipped")
@@ -66,18 +64,22 @@ class DiLoCo(Trainer):
       outer: The outer optimizer.
       average: Weights of the mean over replicas: `equal`, or the `tokens` that each has
         trained on since the last sync.
+      streaming: Whether parts of the model are synced in turns; by default it is synced
+        as a whole.
     """
 
     num_replicas: int
     sync_period: int
     outer: Outer
     average: Literal["equal", "tokens"] = "equal"
+    streaming: Streaming = Streaming()
 
     def __post_init__(self):
         super().__post_init__()
         groups = self.sharding.size(REPLICA)
         if self.num_replicas % groups:
             raise UserError(_not_a_multiple(self.num_replicas, groups))
+        self._syncs.fragments  # noqa: B018 (a cached property that raises)
 
     @staticmethod
     def check_config(node):
@@ -107,8 +109,8 @@ class DiLoCo(Trainer):
         own = {
             **{name: began[name] for name in self._kept},
             "params": trained,
-            "tokens": jnp.zeros((), jnp.float32),
-            "drift": jnp.zeros((), jnp.float32),
+            "tokens": jnp.zeros(self.streaming.fragments, jnp.float32),
+            "drift": jnp.zeros(self.streaming.fragments, jnp.float32),
         }
         return {
             "step": began["step"],
@@ -116,17 +118,24 @@ class DiLoCo(Trainer):
             "masters": began["masters"],
             "state": began["state"],
             "replicas": jax.tree.map(self._for_each, own),
-            "outer": {
-                "optimizer": self._outer_optimizer.init(began["masters"] or trained),
-                "cosine": jnp.zeros((), jnp.float32),
-            },
+            "outer": self._syncs.init(began["masters"] or trained),
         }
 
     _kept = ("guard", "masters", "param_norm", "state", "optimizer", "updates")
 
-    @property
-    def _outer_optimizer(self) -> Optimizer:
-        return self.outer.optimizer(self._trained())
+    @functools.cached_property
+    def _syncs(self) -> Syncs:
+        return Syncs(
+            num_replicas=self.num_replicas,
+            period=self.sync_period,
+            streaming=self.streaming,
+            outer=self.outer,
+            by_tokens=self.average == "tokens",
+            parameters=self._trained(),
+            states=self.model.state(),
+            placement=self.placement,
+            sharding=self.sharding,
+        )
 
     def _for_each(self, x: jax.Array) -> jax.Array:
         return jnp.broadcast_to(x, (self.num_replicas, *x.shape))
@@ -135,17 +144,65 @@ class DiLoCo(Trainer):
         """Takes a step in each replica, and a sync if it is due.
 
         Metrics are those of the standard trainer, [R], which no replica knows of the
-        others; `drift`, [R], how far each was from the outer weights at the last sync;
+        others; `drift`, [R], how far each was from the outer weights at its last syncs;
         and `delta_cosine`, see `Delta.cosine`.
         """
+        take_over = pinned_parts(self._syncs.taken_over, self._places_of_parts)
+        overlap, number = self.streaming.overlap, state["step"]
+        if overlap:
+            state, metrics = self._step_beside_exchange(state, batch)
+        else:
+            state, metrics = self._step_of_all(state, batch)
+
+        def synced(parts: Parts, fragment: int) -> Parts:
+            if not overlap:
+                parts = self._averaged(parts, number + 1, fragment)
+            return take_over(parts, fragment)
+
+        which = self._syncs.due_after(number + 1 - overlap)
+        parts = self._syncs.in_turns(which, synced, self._parts(state))
+        state = self._with_parts(state, parts)
+        drift = jnp.linalg.norm(state["replicas"]["drift"], axis=1)
+        cosine = jnp.mean(state["outer"]["cosine"])
+        return state, {**metrics, "drift": drift, "delta_cosine": cosine}
+
+    def _step_of_all(self, state: State, batch: Batch) -> tuple[State, Metrics]:
+        """Takes a step in each replica."""
         shared = {"step": state["step"], "frozen": self._frozen(state["params"])}
         places = self._places["replicas"]
         step = each_alone(self._of_replica, self.sharding, self.num_replicas, places)
         replicas, metrics = step(state["replicas"], dict(numbered(batch)), shared)
-        state = {**state, "step": state["step"] + 1, "replicas": replicas}
-        state = self._synced_if_due(state)
-        drift, cosine = state["replicas"]["drift"], state["outer"]["cosine"]
-        return state, {**metrics, "drift": drift, "delta_cosine": cosine}
+        return {**state, "step": state["step"] + 1, "replicas": replicas}, metrics
+
+    def _step_beside_exchange(
+        self, state: State, batch: Batch
+    ) -> tuple[State, Metrics]:
+        """Takes a step in each replica, and stage one of a sync that was due before.
+
+        Both are in one branch, where neither needs what the other gives.
+        """
+
+        def with_sync(both: tuple[State, Batch], fragment: int) -> Any:
+            state, batch = both
+            before = self._parts(state)
+            parts = self._averaged(before, state["step"], fragment)
+            state, metrics = self._step_of_all(state, batch)
+            own, old, new = (x["replicas"] for x in (self._parts(state), before, parts))
+            own["tokens"] = own["tokens"] - old["tokens"] + new["tokens"]
+            own["drift"] = new["drift"]
+            return self._with_parts(state, {**parts, "replicas": own}), metrics
+
+        which = self._syncs.due_after(state["step"])
+        branches = [
+            functools.partial(with_sync, fragment=i)
+            for i in range(self.streaming.fragments)
+        ]
+        alone = lambda both: self._step_of_all(*both)  # noqa: E731
+        return jax.lax.switch(which, [*branches, alone], (state, batch))
+
+    def _averaged(self, parts: Parts, step: jax.Array, fragment: int) -> Parts:
+        averaged = pinned_parts(self._syncs.averaged, self._places_of_parts)
+        return averaged(parts, step, fragment)
 
     def _of_replica(
         self, sharding: Sharding, own: State, rows: Batch, shared: Any
@@ -176,83 +233,27 @@ class DiLoCo(Trainer):
         model = self.model.on(self.model.sharding and sharding)
         return Trainer(**{**fields, "model": model, "sharding": sharding})
 
-    def _synced_if_due(self, state: State) -> State:
-        """Returns the state after the sync; as it is where none is due."""
-        names = ("params", "masters", "param_norm", "state", "tokens", "drift")
+    def _parts(self, state: State) -> Parts:
+        """Returns what syncs read and change of a state, or of its shardings."""
         replicas = state["replicas"]
-        parts = {
+        names = ("params", "masters", "param_norm", "state", "tokens", "drift")
+        return {
+            **{name: state[name] for name in ("masters", "state", "outer")},
             "params": self._trained(state["params"]),
-            "masters": state["masters"],
-            "state": state["state"],
-            "outer": state["outer"],
             "replicas": {name: replicas[name] for name in names},
         }
-        places = {
-            **{name: self._places[name] for name in ("masters", "state", "outer")},
-            "params": self._trained(self._places["params"]),
-            "replicas": {name: self._places["replicas"][name] for name in names},
-        }
-        step = state["step"]
-        parts = jax.lax.cond(
-            step % self.sync_period == 0,
-            lambda parts: pinned(self._synced(pinned(parts, places), step), places),
-            lambda parts: pinned(parts, places),
-            parts,
-        )
+
+    def _with_parts(self, state: State, parts: Parts) -> State:
         return {
             **state,
             **parts,
             "params": joined(parts["params"], self._frozen(state["params"])),
-            "replicas": replicas | parts["replicas"],
+            "replicas": state["replicas"] | parts["replicas"],
         }
 
-    def _synced(self, parts: State, step: jax.Array) -> State:
-        replicas, declared = parts["replicas"], self._trained()
-        outer, inner = (each["masters"] or each["params"] for each in (parts, replicas))
-        tokens = replicas["tokens"]
-        delta = mean_delta(
-            self.sharding,
-            self.placement.cuts(declared, self.sharding, REPLICA),
-            outer,
-            inner,
-            tokens if self.average == "tokens" else (tokens > 0).astype(jnp.float32),
-        )
-        moved, optimizer = self._outer_optimizer.update(
-            delta.mean, parts["outer"]["optimizer"], outer, step, delta.is_any
-        )
-        masters = moved if parts["masters"] else {}
-        moved = pinned(moved, self._trained(self._places["params"]))
-        params = moved
-        if self.masters is not None and masters:
-            params = self.masters.narrowed(moved, parts["params"], declared)
-        state = self._merged(parts["state"], replicas["state"])
-        own = {
-            "params": params,
-            "masters": moved if masters else {},
-            "param_norm": observed.norm(moved, declared),
-            "state": state,
-            "tokens": jnp.zeros((), jnp.float32),
-        }
-        own = jax.tree.map(self._for_each, own)
-        return {
-            "params": params,
-            "masters": masters,
-            "state": state,
-            "outer": {"optimizer": optimizer, "cosine": delta.cosine()},
-            "replicas": {**own, "drift": delta.norms},
-        }
-
-    def _merged(self, before: Any, parts: Any) -> Any:
-        """Returns the state of the layers that all replicas go on with.
-
-        What layers only read, an update of the trainer may have written: of that, the
-        mean.
-        """
-        declared = jax.tree.map(
-            lambda d: dataclasses.replace(d, merge="mean") if d.merge == "same" else d,
-            self.model.state(),
-        )
-        return States(declared).merged(before, parts)
+    @property
+    def _places_of_parts(self) -> Parts:
+        return self._parts(self._places)
 
     def evaluated(self, state: State) -> dict[str, Any]:
         if not self._keeps_averages:
@@ -290,13 +291,7 @@ class DiLoCo(Trainer):
         for name in _ALSO_OF_EACH:
             for replica, value in enumerate(values[name].tolist()):
                 found[f"replica_{replica}/{name}"] = float(value)
-        return found | {"bytes_sent": float(self.bytes_sent(step))}
-
-    def bytes_sent(self, step: int) -> int:
-        """Returns the bytes that one replica has given to exchanges up to `step`."""
-        parameters: list[Parameter] = jax.tree.leaves(self._trained())
-        of_sync = 4 * sum(parameter.size for parameter in parameters)
-        return step // self.sync_period * of_sync
+        return found | {"bytes_sent": float(self._syncs.bytes_up_to(step))}
 
     def state_shardings(self) -> State:
         return self._places
@@ -319,12 +314,7 @@ class DiLoCo(Trainer):
             "masters": moments if standard["masters"] else {},
             "state": standard["state"],
             "replicas": jax.tree.map(self._apart, own),
-            "outer": {
-                "optimizer": self._outer_optimizer.shardings(
-                    self._trained(params), moments, whole
-                ),
-                "cosine": whole,
-            },
+            "outer": self._syncs.shardings(self._trained(params)),
         }
 
     def _apart(self, place: NamedSharding) -> NamedSharding:

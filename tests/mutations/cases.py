@@ -61,12 +61,13 @@ def _trainer(cfg: fdl.Buildable) -> str:
     trainer = cfg.trainer
     if fdl.get_callable(trainer) is Trainer:
         return "use_standard_trainer"
-    outer = trainer.outer
+    outer, streaming = trainer.outer, trainer.streaming
     return (
         f"use_diloco(num_replicas={trainer.num_replicas},"
         f" sync_period={trainer.sync_period}, learning_rate={outer.learning_rate},"
         f" momentum={outer.rule.momentum}, nesterov={outer.rule.nesterov},"
-        f" average={trainer.average})"
+        f" average={trainer.average}, fragments={streaming.fragments},"
+        f" order={streaming.order}, overlap={streaming.overlap}, mix={streaming.mix})"
     )
 
 

@@ -1,0 +1,225 @@
+"""The syncs of DiLoCo: when they are due, and what they change.
+
+Letters: R replicas, H steps between two syncs of one fragment, P fragments.
+
+A sync has two stages. In the first, the one exchange between replicas gives the mean
+delta of a fragment, along which the outer optimizer moves the outer weights. In the
+second, the replicas take these over. Both are at the end of one step, or, with an
+overlap, some steps apart.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from maxfdl.ops.state import States
+from maxfdl.optim.optimizer import Optimizer
+from maxfdl.sharding.memory import beside, on_device
+from maxfdl.sharding.mesh import REPLICA
+from maxfdl.sharding.sharding import Sharding
+from maxfdl.train import observed
+from maxfdl.train.fragments import Fragment, Streaming
+from maxfdl.train.outer import Outer, mean_delta
+from maxfdl.train.placement import Placement
+from maxfdl.train.side_by_side import pinned
+
+Parts = dict[str, Any]
+"""What syncs read and change of the training state: `params` (outer weights that are
+trained), `masters`, `state`, `outer`, and `replicas`: of each, `params`, `masters`,
+`param_norm`, `state`, `tokens` and `drift`, the last two [R, P]."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Syncs:
+    """The syncs of a run.
+
+    Args:
+      num_replicas: R.
+      period: H.
+      streaming: The fragments, and what is done with them.
+      outer: The outer optimizer.
+      by_tokens: Whether a replica counts by the tokens that it has trained on.
+      parameters: Declarations of the parameters that are trained.
+      states: Declarations of the layers' state.
+      placement, sharding: Where arrays lie.
+    """
+
+    num_replicas: int
+    period: int
+    streaming: Streaming
+    outer: Outer
+    by_tokens: bool
+    parameters: dict
+    states: dict
+    placement: Placement
+    sharding: Sharding
+
+    @functools.cached_property
+    def fragments(self) -> list[Fragment]:
+        return self.streaming.plan(self.parameters)
+
+    @functools.cached_property
+    def _declared(self) -> list[dict]:
+        return [each.declared(self.parameters) for each in self.fragments]
+
+    @functools.cached_property
+    def _optimizers(self) -> list[Optimizer]:
+        return [self.outer.optimizer(declared) for declared in self._declared]
+
+    def init(self, weights: Any) -> Any:
+        """Returns the first `outer`, for outer weights or their masters."""
+        states = {
+            _name(i): optimizer.init(fragment.of_tree(weights))
+            for i, (fragment, optimizer) in enumerate(
+                zip(self.fragments, self._optimizers, strict=True)
+            )
+        }
+        cosine = jnp.zeros(len(self.fragments), jnp.float32)
+        return {"optimizer": states, "cosine": cosine}
+
+    def shardings(self, weights: Any) -> Any:
+        """Returns the shardings of `outer`, for abstract outer weights."""
+        whole, states = self.sharding.named(()), {}
+        for i, declared in enumerate(self._declared):
+            abstract = jax.eval_shape(self.fragments[i].of_tree, weights)
+            places = self.placement.of_moments(declared, self.sharding, REPLICA)
+            states[_name(i)] = self._optimizers[i].shardings(abstract, places, whole)
+        return {"optimizer": states, "cosine": whole}
+
+    def due_after(self, step: jax.Array) -> jax.Array:
+        """Returns the number of the fragment whose sync follows `step`; P for none."""
+        count = len(self.fragments)
+        distance, phase = self.period // count, step % self.period
+        is_due = (step > 0) & (phase % distance == 0)
+        return jnp.where(is_due, (phase // distance - 1) % count, count)
+
+    def number_up_to(self, step: int, fragment: int) -> int:
+        """Returns how many exchanges of a fragment the steps up to `step` have had."""
+        step -= 1 if self.streaming.overlap else 0
+        first = (fragment + 1) * (self.period // len(self.fragments))
+        return max(0, (step - first) // self.period + 1)
+
+    def bytes_up_to(self, step: int) -> int:
+        """Returns the bytes that a replica has given to exchanges up to `step`."""
+        return sum(
+            self.number_up_to(step, i) * 4 * sum(p.size for p in jax.tree.leaves(each))
+            for i, each in enumerate(self._declared)
+        )
+
+    def in_turns(
+        self, which: jax.Array, change: Callable[[Parts, int], Parts], parts: Any
+    ) -> Any:
+        """Returns `change(parts, fragment)` for the fragment that is due, if any is."""
+        branches = [
+            functools.partial(change, fragment=i) for i in range(len(self.fragments))
+        ]
+        return jax.lax.switch(which, [*branches, lambda parts: parts], parts)
+
+    def averaged(self, parts: Parts, step: jax.Array, fragment: int) -> Parts:
+        """Returns the parts with one fragment of the outer weights moved: stage one."""
+        cut, declared = self.fragments[fragment], self._declared[fragment]
+        outer, inner = map(_weights, (parts, parts["replicas"]))
+        outer = cut.of_tree(on_device(outer))
+        tokens = parts["replicas"]["tokens"]
+        seen = tokens[:, fragment]
+        delta = mean_delta(
+            self.sharding,
+            self.placement.cuts(declared, self.sharding, REPLICA),
+            outer,
+            cut.of_tree(on_device(inner), dim=1),
+            seen if self.by_tokens else (seen > 0).astype(jnp.float32),
+        )
+        states, name = parts["outer"]["optimizer"], _name(fragment)
+        moved, optimizer = self._optimizers[fragment].update(
+            delta.mean, states[name], outer, step, delta.is_any
+        )
+        drift = parts["replicas"]["drift"].at[:, fragment].set(delta.norms)
+        cosine = parts["outer"]["cosine"].at[fragment].set(delta.cosine())
+        return {
+            **parts,
+            **_with_weights(parts, cut, moved),
+            "outer": {"optimizer": {**states, name: optimizer}, "cosine": cosine},
+            "replicas": {
+                **parts["replicas"],
+                "tokens": tokens.at[:, fragment].set(0.0),
+                "drift": drift,
+            },
+        }
+
+    def taken_over(self, parts: Parts, fragment: int) -> Parts:
+        """Returns the parts with a fragment taken over by the replicas: stage two.
+
+        With the last fragment, the state of the layers becomes one as well.
+        """
+        cut, replicas, mix = self.fragments[fragment], parts["replicas"], self._mix
+        outer, inner = (on_device(_weights(x)) for x in (parts, replicas))
+        own = jax.tree.map(
+            lambda o, i: mix(self._for_each(o), i),
+            cut.of_tree(outer),
+            cut.of_tree(inner, dim=1),
+        )
+        replicas = {**replicas, **_with_weights(replicas, cut, own, dim=1)}
+        norm = functools.partial(observed.norm, parameters=self.parameters)
+        replicas["param_norm"] = jax.vmap(norm)(on_device(_weights(replicas)))
+        parts = {**parts, "replicas": replicas}
+        if fragment + 1 < len(self.fragments):
+            return parts
+        state = self._merged(parts["state"], replicas["state"])
+        replicas["state"] = jax.tree.map(self._for_each, state)
+        return {**parts, "state": state}
+
+    def _for_each(self, x: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(x, (self.num_replicas, *x.shape))
+
+    def _mix(self, outer: jax.Array, own: jax.Array) -> jax.Array:
+        share = self.streaming.mix
+        return share * own + (1.0 - share) * outer if share else outer
+
+    def _merged(self, before: Any, parts: Any) -> Any:
+        """Returns the state of the layers that all replicas go on with.
+
+        What layers only read, an update of the trainer may have written: of that, the
+        mean.
+        """
+        declared = jax.tree.map(
+            lambda d: dataclasses.replace(d, merge="mean") if d.merge == "same" else d,
+            self.states,
+        )
+        return States(declared).merged(before, parts)
+
+
+def _name(fragment: int) -> str:
+    return f"fragment_{fragment}"
+
+
+def _weights(parts: Parts) -> Any:
+    """Returns the masters, or the parameters where these have none."""
+    return parts["masters"] or parts["params"]
+
+
+def _with_weights(parts: Parts, cut: Fragment, new: Any, dim: int = 0) -> Parts:
+    """Returns `params` and `masters` with a fragment replaced, in the types and in the
+    memory that they have."""
+
+    def replaced(old: Any) -> Any:
+        narrow = jax.tree.map(
+            lambda x, o: x.astype(o.dtype), new, cut.of_tree(old, dim)
+        )
+        put = cut.put(on_device(old), narrow, dim)
+        return jax.tree.map(beside, old, put)
+
+    kept = ("params", "masters") if parts["masters"] else ("params",)
+    return {name: replaced(parts[name]) for name in kept}
+
+
+def pinned_parts(change: Callable[..., Parts], places: Parts) -> Callable[..., Parts]:
+    """Returns `change`, with the arrays that it takes and gives pinned to `places`."""
+
+    def of_pinned(parts: Parts, *arguments: Any, **keywords: Any) -> Parts:
+        return pinned(change(pinned(parts, places), *arguments, **keywords), places)
+
+    return of_pinned
