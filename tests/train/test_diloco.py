@@ -94,6 +94,7 @@ def test_with_plain_sgd_and_a_sync_in_each_step_it_is_data_parallel_training():
     assert_close(states[-1]["params"], jax.device_get(state["params"]), 2e-6)
 
 
+@pytest.mark.slow
 def test_between_syncs_a_replica_is_the_standard_trainer_on_its_rows():
     def half(i):
         return {name: rows[: tiny.ROWS // 2] for name, rows in tiny.batch(i).items()}
@@ -121,6 +122,7 @@ def test_the_outer_weights_move_at_a_sync_alone_and_all_go_on_from_them():
             assert_same_bits(own[1], new["params"])
 
 
+@pytest.mark.slow
 def test_a_sync_is_a_step_of_nesterov_momentum_along_the_mean_delta():
     """Written out, for the second sync: from the momentum that the first one left."""
     _, states, _ = of_two()
@@ -150,6 +152,7 @@ def test_a_sync_is_a_step_of_nesterov_momentum_along_the_mean_delta():
     np.testing.assert_allclose(new["outer"]["cosine"], cosine, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_one_device_with_the_outer_state_sharded():
     metrics, states, _ = of_two_on_eight()
     alone, expected, _ = of_two()
@@ -185,6 +188,7 @@ def test_replicas_exchange_one_array_of_the_size_of_the_parameters_at_a_sync():
     assert 0 <= scalars <= 16
 
 
+@pytest.mark.slow
 def test_sharded_outer_state_costs_no_more_bytes():
     """A reduce-scatter and an all-gather take the place of an all-reduce."""
     config = tiny.experiment(two, across, zero1)
@@ -213,6 +217,7 @@ def test_a_bad_batch_is_that_of_its_replica_alone():
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(states[-1]["params"]))
 
 
+@pytest.mark.slow
 def test_a_replica_that_has_learnt_nothing_is_left_out_of_the_average():
     """Whatever it sees, the others go on as if they were alone, and it follows them."""
 
@@ -233,6 +238,7 @@ def test_a_replica_that_has_learnt_nothing_is_left_out_of_the_average():
     np.testing.assert_allclose(drift, [0.0, good[-H - 1]["drift"][1]], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_frozen_parameters_stand_once_and_averages_are_of_all_replicas():
     fixed = functools.partial(freeze, roles=("embedding",))
     config = tiny.experiment(two, fixed, functools.partial(average_weights, decay=0.5))
