@@ -15,6 +15,7 @@ from maxfdl.optim.schedules import Schedule
 from maxfdl.optim.transforms import UpdateRule, WeightDecay
 from maxfdl.sharding.mesh import MeshShape
 from maxfdl.train.auxiliary import AuxiliaryLoss
+from maxfdl.train.exchange import Exchange
 from maxfdl.train.fragments import Streaming
 from maxfdl.train.gradients import Gradients
 from maxfdl.train.guard import Guard
@@ -49,6 +50,7 @@ WAYS: dict[type, str] = {
     Trainer: "the mutation use_diloco(num_replicas=..., sync_period=...)"
     " or use_standard_trainer",
     Outer: "the mutation use_diloco(learning_rate=..., momentum=...)",
+    Exchange: "the mutation use_diloco(exchange=...)",
     Streaming: "the mutation use_diloco(fragments=..., overlap=..., mix=...)",
     Placement: "the mutation zero1, offload_optimizer or offload_parameters",
     Frozen: "the mutation freeze(roles=...) or freeze(paths=...)",

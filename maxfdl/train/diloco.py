@@ -23,6 +23,7 @@ from maxfdl.errors import UserError
 from maxfdl.layers.frozen import joined
 from maxfdl.sharding.mesh import REPLICA
 from maxfdl.sharding.sharding import Sharding
+from maxfdl.train.exchange import Exchange
 from maxfdl.train.fragments import Streaming
 from maxfdl.train.loss import Batch
 from maxfdl.train.outer import Outer
@@ -66,6 +67,7 @@ class DiLoCo(Trainer):
         trained on since the last sync.
       streaming: Whether parts of the model are synced in turns; by default it is synced
         as a whole.
+      exchange: How replicas send what they have learnt; None sends float32.
     """
 
     num_replicas: int
@@ -73,6 +75,7 @@ class DiLoCo(Trainer):
     outer: Outer
     average: Literal["equal", "tokens"] = "equal"
     streaming: Streaming = Streaming()
+    exchange: Exchange | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -109,6 +112,7 @@ class DiLoCo(Trainer):
         own = {
             **{name: began[name] for name in self._kept},
             "params": trained,
+            "errors": self._no_errors(trained),
             "tokens": jnp.zeros(self.streaming.fragments, jnp.float32),
             "drift": jnp.zeros(self.streaming.fragments, jnp.float32),
         }
@@ -123,6 +127,11 @@ class DiLoCo(Trainer):
 
     _kept = ("guard", "masters", "param_norm", "state", "optimizer", "updates")
 
+    def _no_errors(self, params: Any) -> Any:
+        if not self._syncs.keeps_errors:
+            return {}
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
+
     @functools.cached_property
     def _syncs(self) -> Syncs:
         return Syncs(
@@ -130,6 +139,7 @@ class DiLoCo(Trainer):
             period=self.sync_period,
             streaming=self.streaming,
             outer=self.outer,
+            exchange=self.exchange,
             by_tokens=self.average == "tokens",
             parameters=self._trained(),
             states=self.model.state(),
@@ -189,7 +199,7 @@ class DiLoCo(Trainer):
             state, metrics = self._step_of_all(state, batch)
             own, old, new = (x["replicas"] for x in (self._parts(state), before, parts))
             own["tokens"] = own["tokens"] - old["tokens"] + new["tokens"]
-            own["drift"] = new["drift"]
+            own["drift"], own["errors"] = new["drift"], new["errors"]
             return self._with_parts(state, {**parts, "replicas": own}), metrics
 
         which = self._syncs.due_after(state["step"])
@@ -220,6 +230,7 @@ class DiLoCo(Trainer):
         return {
             **{name: after[name] for name in self._kept},
             "params": self._trained(after["params"]),
+            "errors": own["errors"],
             "tokens": own["tokens"] + learnt,
             "drift": own["drift"],
         }, metrics
@@ -236,7 +247,8 @@ class DiLoCo(Trainer):
     def _parts(self, state: State) -> Parts:
         """Returns what syncs read and change of a state, or of its shardings."""
         replicas = state["replicas"]
-        names = ("params", "masters", "param_norm", "state", "tokens", "drift")
+        names = ("params", "masters", "param_norm", "state")
+        names += ("errors", "tokens", "drift")
         return {
             **{name: state[name] for name in ("masters", "state", "outer")},
             "params": self._trained(state["params"]),
@@ -300,11 +312,13 @@ class DiLoCo(Trainer):
     def _places(self) -> State:
         standard = self._inner(self.sharding).state_shardings()
         whole = self.sharding.named(())
-        moments = self.placement.of_moments(self._trained(), self.sharding, REPLICA)
+        moments = self._syncs.places_of_moments
+        keeps_errors = self._syncs.keeps_errors
         params = jax.eval_shape(self.init)["params"]
         own = {
             **{name: standard[name] for name in self._kept},
             "params": self._trained(standard["params"]),
+            "errors": self._trained(standard["params"]) if keeps_errors else {},
             "tokens": whole,
             "drift": whole,
         }

@@ -18,6 +18,7 @@ from maxfdl.optim.transforms import UpdateRule
 from maxfdl.sharding.memory import on_device
 from maxfdl.sharding.mesh import REPLICA
 from maxfdl.sharding.sharding import Sharding
+from maxfdl.train.exchange import Exchange, exchanged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +58,13 @@ class Delta(NamedTuple):
     Fields: `mean`, a tree like the parameters, in float32; `norms`, [R] L2 norm of the
     delta of each replica; `shares`, [R] weights of the mean, which add up to 1. A
     replica that has learnt nothing, or whose weights are not finite, has the share 0.
+    `errors`, [R, ...] what the replicas could not send; nothing if none of it is kept.
     """
 
     mean: Any
     norms: jax.Array
     shares: jax.Array
+    errors: Any
 
     @property
     def is_any(self) -> jax.Array:
@@ -82,21 +85,29 @@ class Delta(NamedTuple):
 
 
 def mean_delta(
-    sharding: Sharding, cuts: Any, outer: Any, inner: Any, weights: jax.Array
+    sharding: Sharding,
+    cuts: Any,
+    outer: Any,
+    inner: Any,
+    weights: jax.Array,
+    exchange: Exchange | None = None,
+    errors: Any = None,
 ) -> Delta:
-    """Returns the mean delta: one exchange between replicas, of float32.
+    """Returns the mean delta: one exchange between replicas.
 
     Args:
       sharding: Of the whole program.
       cuts: Specs of the dims along which the mean is sharded over replicas, a tree like
         the parameters. A parameter costs one reduce-scatter, or, without such a dim,
-        one all-reduce.
+        one all-reduce. Without `exchange` alone.
       outer: Weights at the last sync.
       inner: Those of the replicas, [R, ...].
       weights: [R] by which replicas count; 0 leaves one out.
+      exchange: How deltas are sent; None sends float32.
+      errors: [R, ...] what replicas could not send before, if `exchange` keeps it.
     """
 
-    def of_group(outer, inner, weights):
+    def of_group(outer, inner, weights, errors):
         deltas = jax.tree.map(
             lambda o, i: _wide(on_device(o)) - _wide(on_device(i)), outer, inner
         )
@@ -104,8 +115,22 @@ def mean_delta(
         weights = jnp.where(jnp.isfinite(squares), weights, 0.0)
         total = psum(jnp.sum(weights))
         shares = weights / jnp.where(total > 0, total, 1.0)
-        sums = jax.tree.map(lambda delta: _weighted(shares, delta), deltas)
-        return Delta(jax.tree.map(added_up, sums, cuts), jnp.sqrt(squares), shares)
+        norms = jnp.sqrt(squares)
+        if exchange is None:
+            sums = jax.tree.map(lambda delta: _weighted(shares, delta), deltas)
+            return Delta(jax.tree.map(added_up, sums, cuts), norms, shares, {})
+        deltas = jax.tree.map(lambda delta: _of_those_with(shares, delta), deltas)
+        if exchange.error_decay is not None:
+            deltas = jax.tree.map(
+                lambda d, error: d + exchange.error_decay * error, deltas, errors
+            )
+        axis = REPLICA if is_cut else None
+        found = jax.tree.map(lambda x: exchanged(exchange, x, shares, axis), deltas)
+        mean = jax.tree.map(lambda _, pair: pair[0], deltas, found)
+        if exchange.error_decay is None:
+            return Delta(mean, norms, shares, {})
+        left = jax.tree.map(lambda delta, pair: delta - pair[1], deltas, found)
+        return Delta(mean, norms, shares, left)
 
     def psum(x):
         return lax.psum(x, REPLICA) if is_cut else x
@@ -118,22 +143,28 @@ def mean_delta(
 
     is_cut = sharding.size(REPLICA) > 1
     if not is_cut:
-        return of_group(outer, inner, weights)
+        return of_group(outer, inner, weights, errors)
     apart: Any = PartitionSpec(REPLICA)
     return jax.shard_map(
         of_group,
         mesh=sharding.mesh,
-        in_specs=(PartitionSpec(), apart, apart),
-        out_specs=Delta(cuts, apart, apart),
+        in_specs=(PartitionSpec(), apart, apart, apart),
+        out_specs=Delta(PartitionSpec() if exchange else cuts, apart, apart, apart),
         axis_names={REPLICA},
         check_vma=False,
-    )(outer, inner, weights)
+    )(outer, inner, weights, errors)
 
 
 def _weighted(shares: jax.Array, deltas: jax.Array) -> jax.Array:
     """Returns the sum of `deltas` times their shares; what has none may be NaN."""
+    of_each = shares.reshape(-1, *[1] * (deltas.ndim - 1))
+    return jnp.sum(of_each * _of_those_with(shares, deltas), axis=0)
+
+
+def _of_those_with(shares: jax.Array, deltas: jax.Array) -> jax.Array:
+    """Returns the deltas of replicas that have a share, and 0 for the others."""
     shares = shares.reshape(-1, *[1] * (deltas.ndim - 1))
-    return jnp.sum(jnp.where(shares > 0, shares * deltas, 0.0), axis=0)
+    return jnp.where(shares > 0, deltas, 0.0)
 
 
 def _square(tree: Any) -> jax.Array:

@@ -20,8 +20,9 @@ from maxfdl.ops.state import States
 from maxfdl.optim.optimizer import Optimizer
 from maxfdl.sharding.memory import beside, on_device
 from maxfdl.sharding.mesh import REPLICA
-from maxfdl.sharding.sharding import Sharding
+from maxfdl.sharding.sharding import DATA, Sharding
 from maxfdl.train import observed
+from maxfdl.train.exchange import Exchange
 from maxfdl.train.fragments import Fragment, Streaming
 from maxfdl.train.outer import Outer, mean_delta
 from maxfdl.train.placement import Placement
@@ -30,7 +31,7 @@ from maxfdl.train.side_by_side import pinned
 Parts = dict[str, Any]
 """What syncs read and change of the training state: `params` (outer weights that are
 trained), `masters`, `state`, `outer`, and `replicas`: of each, `params`, `masters`,
-`param_norm`, `state`, `tokens` and `drift`, the last two [R, P]."""
+`param_norm`, `state`, `errors`, `tokens` and `drift`, the last two [R, P]."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,6 +43,7 @@ class Syncs:
       period: H.
       streaming: The fragments, and what is done with them.
       outer: The outer optimizer.
+      exchange: How deltas are sent; None sends float32.
       by_tokens: Whether a replica counts by the tokens that it has trained on.
       parameters: Declarations of the parameters that are trained.
       states: Declarations of the layers' state.
@@ -52,6 +54,7 @@ class Syncs:
     period: int
     streaming: Streaming
     outer: Outer
+    exchange: Exchange | None
     by_tokens: bool
     parameters: dict
     states: dict
@@ -86,9 +89,28 @@ class Syncs:
         whole, states = self.sharding.named(()), {}
         for i, declared in enumerate(self._declared):
             abstract = jax.eval_shape(self.fragments[i].of_tree, weights)
-            places = self.placement.of_moments(declared, self.sharding, REPLICA)
+            places = self.placement.of_moments(declared, self.sharding, self._axis)
             states[_name(i)] = self._optimizers[i].shardings(abstract, places, whole)
         return {"optimizer": states, "cosine": whole}
+
+    @property
+    def _axis(self) -> str:
+        """The mesh axis that outer state may be sharded over, besides `data`.
+
+        Sharded over replicas, it costs an all-gather of float32 weights, which packed
+        deltas are to spare.
+        """
+        return REPLICA if self.exchange is None else DATA
+
+    @property
+    def places_of_moments(self) -> Any:
+        """Shardings of the outer optimizer's state with the shape of a parameter."""
+        return self.placement.of_moments(self.parameters, self.sharding, self._axis)
+
+    @property
+    def keeps_errors(self) -> bool:
+        """Whether replicas keep what they could not send."""
+        return self.exchange is not None and self.exchange.error_decay is not None
 
     def due_after(self, step: jax.Array) -> jax.Array:
         """Returns the number of the fragment whose sync follows `step`; P for none."""
@@ -105,8 +127,9 @@ class Syncs:
 
     def bytes_up_to(self, step: int) -> int:
         """Returns the bytes that a replica has given to exchanges up to `step`."""
+        send = self.exchange.bytes if self.exchange else lambda p: 4 * p.size
         return sum(
-            self.number_up_to(step, i) * 4 * sum(p.size for p in jax.tree.leaves(each))
+            self.number_up_to(step, i) * sum(map(send, jax.tree.leaves(each)))
             for i, each in enumerate(self._declared)
         )
 
@@ -125,13 +148,15 @@ class Syncs:
         outer, inner = map(_weights, (parts, parts["replicas"]))
         outer = cut.of_tree(on_device(outer))
         tokens = parts["replicas"]["tokens"]
-        seen = tokens[:, fragment]
+        seen, errors = tokens[:, fragment], parts["replicas"]["errors"]
         delta = mean_delta(
             self.sharding,
             self.placement.cuts(declared, self.sharding, REPLICA),
             outer,
             cut.of_tree(on_device(inner), dim=1),
             seen if self.by_tokens else (seen > 0).astype(jnp.float32),
+            self.exchange,
+            cut.of_tree(errors, dim=1),
         )
         states, name = parts["outer"]["optimizer"], _name(fragment)
         moved, optimizer = self._optimizers[fragment].update(
@@ -145,6 +170,7 @@ class Syncs:
             "outer": {"optimizer": {**states, name: optimizer}, "cosine": cosine},
             "replicas": {
                 **parts["replicas"],
+                "errors": cut.put(errors, delta.errors, dim=1),
                 "tokens": tokens.at[:, fragment].set(0.0),
                 "drift": drift,
             },
