@@ -13,7 +13,7 @@ from fdl_configs.models.llama import llama
 from fdl_configs.runs import pretrain
 from maxfdl import graph
 from maxfdl.experiment import Experiment
-from maxfdl.layers.parameter import Parameter, map_parameters, path_hash
+from maxfdl.layers.parameter import Parameter, map_parameters, path_hash, whole_path
 from maxfdl.ops.state import StateDeclaration
 from maxfdl.train.program import Program
 
@@ -77,12 +77,13 @@ def begin(program: Program) -> Any:
     """
     trainer = program.trainer
     dtype = trainer.model.network.param_dtype
-    params = map_parameters(
-        lambda path, parameter: _drawn(path, parameter).astype(
-            parameter.dtype or dtype
-        ),
-        trainer.model.parameters(),
-    )
+
+    def first(path: str, parameter: Parameter) -> jax.Array:
+        whole = parameter.whole
+        values = _drawn(whole_path(path, parameter), whole)
+        return parameter.part_of(values.astype(whole.dtype or dtype))
+
+    params = map_parameters(first, trainer.model.parameters())
     state = jax.tree.map(StateDeclaration.first, trainer.model.state())
     began = trainer.start_from({"params": params, "state": state})
     # A step overwrites its state, so each leaf needs memory of its own.

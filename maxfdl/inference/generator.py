@@ -63,7 +63,9 @@ class Generator:
         prefill_here = functools.partial(prefill, model, self.sampler)
         decode_here = functools.partial(decode, model, self.sampler, run_length)
         self._prefill = jax.jit(prefill_here, static_argnums=0)
-        self._decode = jax.jit(decode_here, donate_argnums=1)
+        self._decode = jax.jit(
+            decode_here, donate_argnums=1, compiler_options=_compiler_options(model)
+        )
 
     def generate(
         self,
@@ -249,6 +251,19 @@ def _rounded(length: int) -> int:
         size *= 2
     smaller = size // 4 * 3
     return smaller if max(length, _SMALLEST) <= smaller else size
+
+
+def _compiler_options(model: Model) -> dict[str, Any] | None:
+    """Returns options of XLA for decoding.
+
+    Products that read packed kernels on a CPU take half the time with vectors of 512
+    bits, which XLA of JAX 0.10 does not choose by itself.
+    """
+    parameters = jax.tree.leaves(model.parameters())
+    is_packed = any(parameter.packing is not None for parameter in parameters)
+    if not is_packed or jax.default_backend() != "cpu":
+        return None
+    return {"xla_cpu_prefer_vector_width": 512}
 
 
 def _row_parts(model: Model) -> int:

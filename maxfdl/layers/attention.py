@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from maxfdl.layers.cache import with_past
+from maxfdl.layers.cache import CacheFormat, with_past
 from maxfdl.layers.checks import check_attention
 from maxfdl.layers.context import Context, apply_if
 from maxfdl.layers.layer import Layer, Maker, with_parts
@@ -19,7 +19,7 @@ from maxfdl.layers.linear import Linear
 from maxfdl.layers.norm import AcrossHeads, PerHead
 from maxfdl.layers.parameter import Parameter
 from maxfdl.layers.watch import WatchScores
-from maxfdl.markers import FromParent
+from maxfdl.markers import FromParent, Operational
 from maxfdl.ops.attention import DotProductAttention
 from maxfdl.ops.initializers import Initializer
 from maxfdl.ops.mask import Causal
@@ -66,6 +66,7 @@ class Attention(Layer):
       gate: Projection whose sigmoid multiplies what attention mixed.
       sinks: A score per head that takes weight from the keys and gives no value.
       watch: Leaves the sink `scores`, a `HeadScores`; None leaves none.
+      cache: How keys and values are cached in 8 bits; None: as they are.
     """
 
     named_tensors = ("query", "key", "value", "attention_out", "attention_projected")
@@ -87,6 +88,7 @@ class Attention(Layer):
     gate: Callable[..., Linear] | None = None
     sinks: Callable[..., AttentionSinks] | None = None
     watch: WatchScores | None = None
+    cache: Annotated[CacheFormat | None, Operational] = None
     features: Annotated[int, FromParent]
 
     def make(self, maker: Maker):
@@ -120,7 +122,9 @@ class Attention(Layer):
         q_BTHK = checkpoint_name(q_BTHK, "query")
         k_BTGK = checkpoint_name(k_BTGK, "key")
         v_BTGK = checkpoint_name(v_BTGK, "value")
-        (k_BSGK, v_BSGK), mask = with_past(context, self.mask, (k_BTGK, v_BTGK))
+        (k_BSGK, v_BSGK), mask = with_past(
+            context, self.mask, (k_BTGK, v_BTGK), self.cache
+        )
         if self.watch is not None:
             self.watch(self.attention, q_BTHK, k_BSGK, mask, context)
         sinks_H = None if parts.sinks is None else parts.sinks(at("sinks"))

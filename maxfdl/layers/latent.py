@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from maxfdl.layers.cache import with_past
+from maxfdl.layers.cache import CacheFormat, with_past
 from maxfdl.layers.checks import check_latent_attention
 from maxfdl.layers.context import Context
 from maxfdl.layers.layer import Layer, Maker, Module, with_parts
 from maxfdl.layers.linear import Linear, LowRankLinear
 from maxfdl.layers.watch import WatchScores
-from maxfdl.markers import FromParent
+from maxfdl.markers import FromParent, Operational
 from maxfdl.ops.attention import DotProductAttention
 from maxfdl.ops.latent import latent_attention
 from maxfdl.ops.mask import Causal
@@ -50,6 +50,8 @@ class LatentAttention(Layer):
       attention: How scores are formed and values mixed.
       watch: Leaves the sink `scores`, a `HeadScores`; None leaves none. A single token
         that looks at a cache leaves none either.
+      cache: How the latent vector and the key that turns are cached in 8 bits; None: as
+        they are.
     """
 
     named_tensors = ("query", "key", "value", "attention_out", "attention_projected")
@@ -71,6 +73,7 @@ class LatentAttention(Layer):
     mask: Causal
     attention: DotProductAttention
     watch: WatchScores | None = None
+    cache: Annotated[CacheFormat | None, Operational] = None
     features: Annotated[int, FromParent]
 
     def make(self, maker: Maker):
@@ -97,7 +100,9 @@ class LatentAttention(Layer):
         k_BT1R = parts.rope_key(x_BTD, at("rope_key"))[:, :, None]
         k_BT1R = self.rope(k_BT1R, context.places)
         c_BTL = parts.latent_norm(parts.latent(x_BTD, at("latent")), at("latent_norm"))
-        (c_BSL, k_BS1R), mask = with_past(context, self.mask, (c_BTL, k_BT1R))
+        (c_BSL, k_BS1R), mask = with_past(
+            context, self.mask, (c_BTL, k_BT1R), self.cache
+        )
         if x_BTD.shape[1] == 1 and not mask.same:
             q_BTHL = parts.key.einsum("bthn,lhn->bthl", q_BTHN, at("key"))
             mixed_BTHL = latent_attention(

@@ -63,7 +63,9 @@ def multiply(
     else:
 
         def product(x: jax.Array, kernel: PackedKernel, state: Any) -> Any:
-            return dot.of_packed(x, kernel, state, *args, **kwargs)
+            if context.sharding is None:
+                return dot.of_packed(x, kernel, state, *args, **kwargs)
+            return dot(x, kernel.unpacked(x.dtype), state, *args, **kwargs)
 
         # The backward pass keeps what is stored and unpacks it again.
         y, new = jax.checkpoint(product)(x, _packed(parts, context), state)

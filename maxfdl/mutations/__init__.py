@@ -35,6 +35,8 @@ from maxfdl.mutations.optimizers import (
 )
 from maxfdl.mutations.placement import offload_optimizer, offload_parameters, zero1
 from maxfdl.mutations.quantize import quantize
+from maxfdl.mutations.quantize_cache import quantize_cache
+from maxfdl.mutations.quantize_weights import dequantize_weights, quantize_weights
 from maxfdl.mutations.rates import learning_rate_by_role, use_schedule, weight_decay
 from maxfdl.mutations.remat import offload_activations, remat
 from maxfdl.mutations.router_losses import router_losses, selection_bias
@@ -45,6 +47,7 @@ __all__ = [
     "average_weights",
     "batch_ramp_up",
     "compute_dtype",
+    "dequantize_weights",
     "disable_fp8",
     "enable_fp8",
     "freeze",
@@ -63,6 +66,8 @@ __all__ = [
     "param_dtype",
     "python_source",
     "quantize",
+    "quantize_cache",
+    "quantize_weights",
     "remat",
     "router_losses",
     "scan_layers",

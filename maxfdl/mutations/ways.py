@@ -5,8 +5,10 @@ They are shown to a user who sets such a field to a word, a number or a list.
 
 from maxfdl.data import Data, Source, Tokenizer
 from maxfdl.layers import linen, nnx
+from maxfdl.layers.cache import CacheFormat
 from maxfdl.layers.execution import Execution
 from maxfdl.layers.frozen import Frozen
+from maxfdl.ops.codec import Codec
 from maxfdl.ops.cross_entropy import CrossEntropy
 from maxfdl.ops.dot import MatrixProduct
 from maxfdl.ops.grouped_dot import GroupedProduct
@@ -39,6 +41,8 @@ WAYS: dict[type, str] = {
     MatrixProduct: _PRODUCTS,
     GroupedProduct: _PRODUCTS,
     Recipe: _PRODUCTS,
+    CacheFormat: "the mutation quantize_cache(format=...)",
+    Codec: "the mutation quantize_weights(format=...)",
     UpdateRule: "the mutation use_adafactor, use_adam_pax, use_adamw, use_lion,"
     " use_muon, use_muonclip, use_schedule_free or use_sgd",
     Schedule: "the mutation use_schedule(kind=...)",

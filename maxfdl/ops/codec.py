@@ -61,7 +61,7 @@ class Codec:
         """Returns shape and type of each part of a kernel [..., I, O]."""
         *batch, inputs, outputs = shape
         numbers = NUMBERS[self.numbers]
-        rows = math.ceil(inputs / 2) if numbers.bits == 4 else inputs
+        rows = math.ceil(inputs / 2) if self.bits == 4 else inputs
         groups = _groups(inputs, self.inputs), _groups(outputs, self.outputs)
         dtype = "uint8" if self.scales == "e8m0" else self.scales
         return {
@@ -81,10 +81,10 @@ class Codec:
         grouped = self._grouped(kernel)
         amax = xp.max(xp.abs(grouped), axis=(-3, -1), keepdims=True)
         stored = self._stored(amax, xp)
-        scaled = grouped / self._read(stored, xp)
+        scaled = grouped / self.read_scales(stored)
         codes = NUMBERS[self.numbers].encode(self._flat(scaled, kernel.shape))
         return {
-            "codes": _in_pairs(codes) if self._is_halved else codes,
+            "codes": _in_pairs(codes) if self.bits == 4 else codes,
             "scales": xp.squeeze(stored, (-3, -1)),
         }
 
@@ -92,10 +92,8 @@ class Codec:
         """Returns the kernel [..., I, O] in float32, for I `inputs`."""
         xp = _library(parts["codes"])
         codes = parts["codes"]
-        if self._is_halved:
-            codes = _apart(codes, inputs)
-        numbers = NUMBERS[self.numbers].decode(codes)
-        scales = xp.expand_dims(self._read(parts["scales"], xp), (-3, -1))
+        numbers = self.numbers_of(apart(codes, inputs) if self.bits == 4 else codes)
+        scales = xp.expand_dims(self.read_scales(parts["scales"]), (-3, -1))
         return self._flat(self._grouped(numbers) * scales, numbers.shape)
 
     def apart(self, parts: Parts, inputs: int) -> tuple[np.ndarray, np.ndarray]:
@@ -138,9 +136,9 @@ class Codec:
         """Bits of a code."""
         return NUMBERS[self.numbers].bits
 
-    @property
-    def _is_halved(self) -> bool:
-        return self.bits == 4
+    def numbers_of(self, codes: Any) -> Any:
+        """Returns the numbers that codes stand for, one a code, in float32."""
+        return NUMBERS[self.numbers].decode(codes)
 
     def _stored(self, amax: Any, xp: Any) -> Any:
         """Returns scales as they are stored, of the greatest magnitudes of groups."""
@@ -156,8 +154,9 @@ class Codec:
         dividend = xp.where(amax > 0, xp.maximum(amax, xp.float32(_LEAST)), 1)
         return (dividend / divisor).astype(self.scales)
 
-    def _read(self, stored: Any, xp: Any) -> Any:
-        """Returns scales in float32."""
+    def read_scales(self, stored: Any) -> Any:
+        """Returns stored scales in float32."""
+        xp = _library(stored)
         if self.scales != "e8m0":
             return stored.astype(xp.float32)
         # 2^-127 is below what the exponent of a normal float32 holds.
@@ -218,6 +217,11 @@ class PackedKernel:
     inputs: tuple[int, ...] = _static()
     outputs: tuple[int, ...] = _static()
 
+    def at(self, index: Any) -> "PackedKernel":
+        """Returns one of the kernels along the first dim."""
+        codes, scales = self.codes[index], self.scales[index]
+        return dataclasses.replace(self, codes=codes, scales=scales)
+
     def unpacked(self, dtype: Any = "float32") -> Any:
         """Returns the kernel as one array."""
         parts: Parts = {"codes": self.codes, "scales": self.scales}
@@ -237,8 +241,8 @@ def _in_pairs(codes: Any) -> Any:
     return codes[..., 0::2, :] | (codes[..., 1::2, :] << 4)
 
 
-def _apart(pairs: Any, inputs: int) -> Any:
-    """Returns the codes of `_in_pairs`."""
+def apart(pairs: Any, inputs: int) -> Any:
+    """Returns the codes [..., I, O] of 4 bits that lie two in a byte."""
     xp = _library(pairs)
     codes = xp.stack([pairs & 15, pairs >> 4], axis=-2)
     *batch, rows, outputs = pairs.shape

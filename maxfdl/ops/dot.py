@@ -6,6 +6,7 @@ A quantised product is another `MatrixProduct` in the same field.
 import abc
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from maxfdl.ops.codec import PackedKernel
+from maxfdl.ops.packed_product import is_read_packed, rows_by_packed
 from maxfdl.ops.state import Declaration, StateDeclaration
 
 State = Mapping[str, Array]
@@ -133,6 +135,26 @@ class Dot(MatrixProduct):
             y = jnp.einsum(equation, x, kernel, preferred_element_type=out_dtype)
             return y, {}
         return _product(x, kernel, contract, out_dtype), {}
+
+    def of_packed(
+        self,
+        x: Float[Array, "..."],
+        kernel: PackedKernel,
+        state: State,
+        *,
+        contract: int = 1,
+        equation: str | None = None,
+        out_dtype: DTypeLike | None = None,
+    ) -> tuple[Float[Array, "..."], State]:
+        lead = x.shape[: x.ndim - contract]
+        rows = math.prod(lead)
+        if equation is not None or not is_read_packed(rows, kernel.codec):
+            whole = kernel.unpacked(x.dtype)
+            kwargs: Any = dict(equation=equation, out_dtype=out_dtype)
+            return self(x, whole, state, contract=contract, **kwargs)
+        y = rows_by_packed(x.reshape(rows, -1), kernel)
+        y = y.reshape(*lead, *kernel.outputs)
+        return y.astype(x.dtype if out_dtype is None else out_dtype), {}
 
     def backward(
         self,

@@ -18,6 +18,7 @@ from maxfdl.markers import Operational
 from maxfdl.ops.codec import PackedKernel
 from maxfdl.ops.cost import declare_flops
 from maxfdl.ops.dot import State
+from maxfdl.ops.packed_product import is_read_packed, rows_by_packed
 from maxfdl.ops.state import Declaration, StateDeclaration
 
 Implementation = Literal["auto", "ragged", "blocks"]
@@ -108,6 +109,19 @@ class GroupedDot(GroupedProduct):
         flops = 2 * rows * width * outputs
         return declare_flops(product, flops)(x_MD, kernel_EDF, sizes_E), {}
 
+    def of_packed(
+        self,
+        x_MD: Float[Array, "M D"],
+        kernel_EDF: PackedKernel,
+        state: State,
+        sizes_E: Int[Array, " E"] | None,
+    ) -> tuple[Float[Array, "M F"], State]:
+        rows, codec = x_MD.shape[0], kernel_EDF.codec
+        in_blocks = self.resolve() == "blocks" and sizes_E is not None
+        if in_blocks and is_read_packed(rows, codec):
+            return _packed_blocks(x_MD, kernel_EDF, sizes_E), {}
+        return super().of_packed(x_MD, kernel_EDF, state, sizes_E)
+
 
 _ROWS = 64  # of one block; 32 to 128 are within a fifth of each other
 
@@ -159,6 +173,30 @@ _OVER_ROWS = lax.RaggedDotDimensionNumbers(
 
 
 @jax.custom_vjp
+def _packed_blocks(x_MD, kernel_EDF, sizes_E):
+    """Blocks of rows that read the codes of their group alone."""
+
+    def product(x, group):
+        return rows_by_packed(x, kernel_EDF.at(group)).astype(x.dtype)
+
+    outputs = kernel_EDF.codes.shape[-1]
+    return _each_block(x_MD, sizes_E, product, outputs, x_MD.dtype)
+
+
+def _packed_blocks_forward(x_MD, kernel_EDF, sizes_E):
+    return _packed_blocks(x_MD, kernel_EDF, sizes_E), (kernel_EDF, sizes_E)
+
+
+def _packed_blocks_backward(saved, dy_MF):
+    kernel_EDF, sizes_E = saved
+    kernel_EFD = kernel_EDF.unpacked(dy_MF.dtype).swapaxes(1, 2)
+    return _blocks(dy_MF, kernel_EFD, sizes_E), None, None
+
+
+_packed_blocks.defvjp(_packed_blocks_forward, _packed_blocks_backward)
+
+
+@jax.custom_vjp
 def _blocks(x_MD, kernel_EDF, sizes_E):
     return _by_blocks(x_MD, kernel_EDF, sizes_E, x_MD.dtype)
 
@@ -178,7 +216,16 @@ _blocks.defvjp(_blocks_forward, _blocks_backward)
 
 
 def _by_blocks(x_MD, kernel_EDF, sizes_E, dtype):
-    """Blocks of rows, each times the kernel of the group that it begins in.
+    """Blocks of rows, each times the kernel of the group that it begins in."""
+
+    def product(x, group):
+        return lax.dot(x, kernel_EDF[group], preferred_element_type=dtype)
+
+    return _each_block(x_MD, sizes_E, product, kernel_EDF.shape[-1], dtype)
+
+
+def _each_block(x_MD, sizes_E, product, outputs, dtype):
+    """Returns `product(rows, group)` of each block of rows.
 
     The last block of a group reaches into the next, which overwrites what is too much.
     """
@@ -187,11 +234,10 @@ def _by_blocks(x_MD, kernel_EDF, sizes_E, dtype):
 
     def body(i, y_MF):
         group, start = blocks.at(i)
-        x = blocks.cut(x_MD, start)
-        y = lax.dot(x, kernel_EDF[group], preferred_element_type=dtype)
+        y = product(blocks.cut(x_MD, start), group)
         return lax.dynamic_update_slice(y_MF, y, (start, 0))
 
-    y_MF = jnp.zeros((x_MD.shape[0], kernel_EDF.shape[-1]), dtype)
+    y_MF = jnp.zeros((x_MD.shape[0], outputs), dtype)
     return blocks.unpadded(lax.fori_loop(0, blocks.number, body, y_MF))
 
 

@@ -126,6 +126,11 @@ CASES = {
         decides="type of activations",
         undo=lambda cfg: f"compute_dtype(dtype={cfg.model.dtype})",
     ),
+    "dequantize_weights": Case(
+        call="dequantize_weights",
+        decides="storage of kernels",
+        undo=lambda cfg: "dequantize_weights",
+    ),
     "disable_fp8": Case(
         call="disable_fp8", decides="products", undo=lambda cfg: "disable_fp8"
     ),
@@ -195,6 +200,16 @@ CASES = {
         call="quantize(format=int8, backward=True, rounding=stochastic)",
         decides="products",
         undo=lambda cfg: "quantize(format=none)",
+    ),
+    "quantize_cache": Case(
+        call="quantize_cache",
+        decides="storage of caches",
+        undo=lambda cfg: "quantize_cache(format=None)",
+    ),
+    "quantize_weights": Case(
+        call="quantize_weights(format=int4, group=16)",
+        decides="storage of kernels",
+        undo=lambda cfg: "dequantize_weights",
     ),
     "remat": Case(call="remat(policy=full)", decides="remat", undo=_remat),
     "router_losses": Case(

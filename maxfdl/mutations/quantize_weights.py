@@ -1,0 +1,107 @@
+"""Kernels stored in a few bits."""
+
+from collections.abc import Iterable
+from typing import Literal, TypeVar
+
+import fiddle as fdl
+
+from maxfdl.errors import MutationError
+from maxfdl.graph import copy, nodes_of
+from maxfdl.graph.select import iterate
+from maxfdl.mutations.fields import chosen, put
+from maxfdl.mutations.products import is_matrix_product, selected
+from maxfdl.mutations.scope import MODEL, network_in
+from maxfdl.ops.codec import Codec
+
+C = TypeVar("C", bound=fdl.Buildable)
+Format = Literal["int8", "int4", "nf4", "fp8", "mxfp4"]
+
+_FORMATS = {
+    "int8": {"numbers": "int8"},
+    "int4": {"numbers": "int4", "inputs": 32},
+    "nf4": {"numbers": "nf4", "inputs": 64},
+    "fp8": {"numbers": "e4m3", "inputs": 128, "outputs": 128},
+    "mxfp4": {"numbers": "e2m1", "inputs": 32, "scales": "e8m0"},
+}
+
+
+def quantize_weights(
+    cfg: C,
+    *,
+    format: Format = "int8",
+    group: int | None = None,
+    only: tuple[str, ...] = (),
+    skip: tuple[str, ...] = (),
+    under: str = MODEL,
+) -> C:
+    """Stores kernels in 8 or 4 bits; they are no longer trained.
+
+    For inference, and for frozen bases of what is trained beside them. A product takes
+    the weights back to the type of its activations, so activations, gradients and what
+    else a product does stay as they are. Weights that a run starts with, or that are
+    loaded, are packed as they are read. `dequantize_weights` is the inverse.
+
+    Bytes per weight: int8 and fp8 1, the others 0.5, and those of scales.
+
+    Args:
+      cfg: The graph.
+      format: `int8`: integers, a float32 scale per output. `int4`: integers from -7 to
+        7, a scale for 32 inputs. `nf4`: quantiles of a normal distribution, a scale for
+        64 inputs, as in QLoRA. `fp8`: e4m3, a scale for 128 x 128 weights, as in the
+        checkpoints of DeepSeek-V3. `mxfp4`: e2m1, a power of two for 32 inputs, as in
+        those of gpt-oss. See `maxfdl.ops.codec`.
+      group: Other than these, inputs that share a scale; of `fp8` the side of a block.
+        `mxfp4` has 32.
+      only: Which products; empty: all but the head's. Names as `enable_fp8` takes them.
+      skip: Which of these stay as they are.
+      under: Path of the network.
+
+    Raises:
+      MutationError: If nothing is selected, if `only` or `skip` names nothing, or if
+        the format has no such group.
+    """
+    codec = _codec(format, group)
+    out = copy(cfg)
+    network = network_in(out, under)
+    chosen_products = selected(network, only, skip, "quantize_weights")
+    for layer in _layers_with(network, chosen_products):
+        layer.storage = copy(codec)
+    return out
+
+
+def dequantize_weights(cfg: C, *, under: str = MODEL) -> C:
+    """Stores all kernels as numbers of the type `param_dtype` again, and trains them.
+
+    `quantize_weights` is the inverse.
+
+    Raises:
+      MutationError: If there is no matrix product.
+    """
+    out = copy(cfg)
+    network = network_in(out, under)
+    for layer in _layers_with(network, nodes_of(network, is_matrix_product)):
+        put(layer, "storage", None)
+    return out
+
+
+def _codec(format: str, group: int | None) -> fdl.Config[Codec]:
+    fields = dict(chosen(_FORMATS, format, "quantize_weights format"))
+    if group is not None:
+        if format == "mxfp4":
+            raise MutationError(
+                f"quantize_weights group ({group}) has no meaning for mxfp4, whose"
+                " groups are of 32; leave it out."
+            )
+        fields["inputs"] = group
+        if "outputs" in fields:
+            fields["outputs"] = group
+    return fdl.Config(Codec, **fields)
+
+
+def _layers_with(
+    network: fdl.Buildable, products: Iterable[fdl.Buildable]
+) -> list[fdl.Buildable]:
+    """Returns the layers of a network that hold these products."""
+    wanted = {id(product) for product in products}
+    nodes = {id(node): node for _, node in iterate(network)}.values()
+    return [node for node in nodes if id(getattr(node, "dot", None)) in wanted]
