@@ -109,13 +109,33 @@ def _base_directives() -> list[str]:
 
 
 def _change_directives() -> list[str]:
+    return [f"fiddler:{change}({text!r})" for change, text in _changes()]
+
+
+def _changes() -> list[tuple[str, str]]:
+    """Returns what the flags change of a graph, in order: a method of `_Namespace`,
+    and its argument."""
     phases = (
         ("mutated", FLAGS.fiddler),
         ("tagged", FLAGS.fdl_tags_set),
         ("overridden", FLAGS.fdl_overrides),
         ("assigned", FLAGS.fdl_set),
     )
-    return [f"fiddler:{fn}({text!r})" for fn, texts in phases for text in texts]
+    return [(change, text) for change, texts in phases for text in texts]
+
+
+def changed_by_flags(cfg: Any) -> Any:
+    """Returns the graph `cfg`, such as that of a run, as the command line changes it.
+
+    Raises:
+      UserError: If anything about the changes is wrong.
+    """
+    from maxfdl.graph import validate  # imports JAX, as in `config_from_flags`
+
+    namespace = _Namespace(tuple(FLAGS.trust))
+    for change, text in _changes():
+        cfg = getattr(namespace, change)(cfg, text)
+    return validate(cfg)
 
 
 class _Namespace:

@@ -3,7 +3,8 @@
 Weights and tokenizer come from a model folder of Hugging Face (`--hf`), from a file of
 llama.cpp (`--gguf`) or from a run (`--run_dir`, its newest checkpoint). The text comes
 as it is made. A model that brings a chat template gets the prompt as a question,
-unless `--nochat`.
+unless `--nochat`. Flags that change a graph change the model before its weights are
+read: `--fiddler=quantize_weights --fiddler=quantize_cache` stores both in int8.
 """
 
 import os
@@ -147,7 +148,13 @@ def _from_hugging_face(folder: pathlib.Path) -> Any:
     # A CPU widens 16 bits in every product, which takes longer than reading 32.
     dtype = "float32" if jax.default_backend() == "cpu" else None
     allowed = FLAGS.allow_non_finite
-    loaded = hf.load(folder, dtype=dtype, param_dtype=dtype, allow_non_finite=allowed)
+    loaded = hf.load(
+        folder,
+        dtype=dtype,
+        param_dtype=dtype,
+        allow_non_finite=allowed,
+        changed=commandline.changed_by_flags,
+    )
     return _writer(loaded.model, loaded.variables, tokenizer)
 
 
@@ -162,6 +169,7 @@ def _from_run(folder: pathlib.Path) -> Any:
     from maxfdl.saved_run import read_run
 
     run = read_run(folder, FLAGS.trust, FLAGS.allow_non_finite)
+    run = run.changed(commandline.changed_by_flags)
     model = run.experiment.make_model()
     tokenizer = _tokenizer(
         folder / TOKENIZER,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ from maxfdl import graph
 from maxfdl.checkpoint.checkpointer import Checkpointer
 from maxfdl.errors import UserError
 from maxfdl.experiment import Experiment
+from maxfdl.layers.parameter import stored_as, wholes
 from maxfdl.run.directory import RunDirectory
 from maxfdl.saved_graph import saved_graph
 from maxfdl.sharding.mesh import MeshShape
@@ -33,6 +34,29 @@ class SavedRun:
     experiment: Experiment
     step: int
     variables: dict[str, Any]
+
+    def changed(self, change: Callable[[Any], Any]) -> "SavedRun":
+        """Returns the run with a changed graph, and its weights as that stores them.
+
+        The weights of this one are used up, so that memory holds one kernel twice.
+
+        Raises:
+          UserError: If the changed graph has other weights, or other state.
+        """
+        config = change(graph.copy(self.config))
+        experiment: Experiment = graph.build(config)
+        old, new = self.experiment.make_model(), experiment.make_model()
+        same = wholes(old.parameters()) == wholes(new.parameters())
+        if not same or old.state() != new.state():
+            raise UserError(
+                "The changes must leave the weights and the state of the run as they"
+                " are, but for how they are stored."
+            )
+        params = stored_as(
+            new.parameters(), old.parameters(), self.variables.pop("params")
+        )
+        variables = {**self.variables, "params": params}
+        return SavedRun(config, experiment, self.step, variables)
 
 
 def read_run(

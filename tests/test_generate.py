@@ -222,7 +222,9 @@ def test_a_chat_adds_nothing_to_what_its_template_says(ids_of):
 
 MODEL = types.SimpleNamespace(network=types.SimpleNamespace(vocab_size=320))
 RUN = types.SimpleNamespace(
-    experiment=types.SimpleNamespace(make_model=lambda: MODEL), variables={}
+    experiment=types.SimpleNamespace(make_model=lambda: MODEL),
+    variables={},
+    changed=lambda change: RUN,
 )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
 from typing import Any, Literal
 
 import fiddle as fdl
@@ -45,6 +46,7 @@ def load(
     param_dtype: DType | None = None,
     sharding: Sharding | None = None,
     allow_non_finite: bool = False,
+    changed: Callable[[Any], Any] | None = None,
 ) -> Loaded:
     """Reads a model folder of Hugging Face: config.json and safetensors.
 
@@ -59,6 +61,8 @@ def load(
       sharding: Mesh and rules; None puts all on one device.
       allow_non_finite: Whether to read weights that are not finite, which is told on
         stderr.
+      changed: Changes the graph before its model is made, such as by the mutation
+        `quantize_weights`: weights are packed one by one as they are read.
 
     Raises:
       UserError: If there is no such family here; if tensors are missing, too many or
@@ -74,6 +78,8 @@ def load(
         config = to_linen(config)
     elif backend != "nnx":
         raise ValueError(f"backend ({backend}) must be 'nnx' or 'linen'.")
+    if changed is not None:
+        config = changed(config)
     # Not the whole experiment: weights that cannot be trained may still be used.
     make_model = graph.build(config.backend)
     model = make_model(module=graph.build(config.model), sharding=sharding)
