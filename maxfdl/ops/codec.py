@@ -92,7 +92,7 @@ class Codec:
         """Returns the kernel [..., I, O] in float32, for I `inputs`."""
         xp = _library(parts["codes"])
         codes = parts["codes"]
-        numbers = self.numbers_of(apart(codes, inputs) if self.bits == 4 else codes)
+        numbers = self.numbers_of(unpaired(codes, inputs) if self.bits == 4 else codes)
         scales = xp.expand_dims(self.read_scales(parts["scales"]), (-3, -1))
         return self._flat(self._grouped(numbers) * scales, numbers.shape)
 
@@ -101,10 +101,11 @@ class Codec:
 
         Takes NumPy arrays alone.
         """
-        codes = _apart(parts["codes"], inputs) if self._is_halved else parts["codes"]
+        codes = parts["codes"]
+        codes = unpaired(codes, inputs) if self.bits == 4 else codes
         numbers = NUMBERS[self.numbers].decode(codes)
         grouped = self._grouped(numbers)
-        scales = np.expand_dims(self._read(parts["scales"], np), (-3, -1))
+        scales = np.expand_dims(self.read_scales(parts["scales"]), (-3, -1))
         spread = np.broadcast_to(scales, grouped.shape)
         return numbers, self._flat(spread, numbers.shape)
 
@@ -124,10 +125,10 @@ class Codec:
             stored = exponent.astype(np.uint8)
         else:
             stored = shared.astype(self.scales)
-        if not np.array_equal(self._read(stored, np), shared):
+        if not np.array_equal(self.read_scales(stored), shared):
             return None
         return {
-            "codes": _in_pairs(codes) if self._is_halved else codes,
+            "codes": _in_pairs(codes) if self.bits == 4 else codes,
             "scales": np.squeeze(stored, (-3, -1)),
         }
 
@@ -241,7 +242,7 @@ def _in_pairs(codes: Any) -> Any:
     return codes[..., 0::2, :] | (codes[..., 1::2, :] << 4)
 
 
-def apart(pairs: Any, inputs: int) -> Any:
+def unpaired(pairs: Any, inputs: int) -> Any:
     """Returns the codes [..., I, O] of 4 bits that lie two in a byte."""
     xp = _library(pairs)
     codes = xp.stack([pairs & 15, pairs >> 4], axis=-2)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from maxfdl.ops.codec import Codec, PackedKernel, apart
+from maxfdl.ops.codec import Codec, PackedKernel, unpaired
 
 _MOST = 64  # rows; with more, unpacking the whole kernel is the smaller part
 _FEW = 2  # rows up to which numbers are multiplied as they are read
@@ -89,7 +89,7 @@ def _by_tile(x_MI: jax.Array, kernel: PackedKernel, start: Any, count: int):
     x = lax.dynamic_slice_in_dim(x_MI, start, count, axis=1)
     if kernel.codec.bits == 4:
         pairs = lax.dynamic_slice_in_dim(kernel.codes, start // 2, (count + 1) // 2)
-        codes = apart(pairs, count)
+        codes = unpaired(pairs, count)
     else:
         codes = lax.dynamic_slice_in_dim(kernel.codes, start, count)
     return x @ kernel.codec.numbers_of(codes)
