@@ -69,7 +69,10 @@ class Fp8Delayed(Formats, Recipe):
     tensor is read once; one that grows beyond its history is clipped. Micikevicius et
     al. 2022; the formula and the order of the history are those of Flax's
     `Fp8DotGeneralOp`. A history of zeros, as before the first step, has the scale 1;
-    Flax then keeps the last scale that it had.
+    Flax then keeps the last scale that it had. For gradients it has that of a greatest
+    one of 1/64: with the scale 1 those of a mean over many tokens are all rounded to 0,
+    so that no gradient comes to the layers below, and one product more has a history
+    after each step.
 
     State: the histories of activations, of each kernel, and of the gradient of y, which
     the backward pass leaves. Microbatches and replicas begin with the history from
@@ -125,6 +128,19 @@ class Fp8Delayed(Formats, Recipe):
     def scale(self, history: jax.Array, dtype) -> jax.Array:
         return scale_of(jnp.max(history, axis=-1), dtype, self.margin)
 
+    def scale_of_gradient(self, history: jax.Array) -> jax.Array:
+        amax = jnp.max(history)
+        amax = jnp.where(amax > 0, amax, FIRST_GRADIENT)
+        return scale_of(amax, self.backward_dtype, self.margin)
+
+
+FIRST_GRADIENT = 2.0**-6
+"""Magnitude for which gradients are scaled before any was seen.
+
+In e5m2 it leaves numbers down to 1.5e-11 all bits: gradients of means over a hundred to
+ten million tokens lie between.
+"""
+
 
 # Scales of whole tensors are factors of the result.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -153,7 +169,8 @@ def _by_tensor_backward(recipe, saved, dy):
     if dy_history is None:
         scale, history = scale_of(seen, dtype), None
     else:
-        scale, history = recipe.scale(dy_history, dtype), rolled(dy_history, seen)
+        scale = recipe.scale_of_gradient(dy_history)
+        history = rolled(dy_history, seen)
     dy = quantise(dy, scale, dtype)
     dx = product.product("x", dy, product.gathered(kernel))
     dx = dx * (product.spread(kernel_scale, product.each, "x") * scale)
