@@ -43,6 +43,15 @@ class Gather(Protocol):
         """Leaves each device its shard of an array."""
         ...
 
+    @property
+    def lanes(self) -> int:
+        """Into how many parts the devices cut the rows of activations."""
+        ...
+
+    def by_lane(self, a: jax.Array) -> jax.Array:
+        """Leaves each device its place along the first dim, which counts lanes."""
+        ...
+
     def whole(self, a: jax.Array) -> jax.Array:
         """Gathers an array that has other dims, such as scales of the kernel."""
         ...
@@ -173,6 +182,15 @@ class Contraction:
     def cut(self, kernel: jax.Array) -> jax.Array:
         """Returns the kernel's gradient, of which each device needs its shard."""
         return kernel if self.gather is None else self.gather.cut(kernel)
+
+    @property
+    def lanes(self) -> int:
+        """Into how many parts devices cut the rows of activations."""
+        return 1 if self.gather is None else self.gather.lanes
+
+    def by_lane(self, a: jax.Array) -> jax.Array:
+        """Returns an array whose first dim counts lanes, each with its rows."""
+        return a if self.gather is None else self.gather.by_lane(a)
 
     def whole(self, scales: jax.Array) -> jax.Array:
         """Returns scales of shards of the kernel, gathered to every device."""

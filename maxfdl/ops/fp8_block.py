@@ -60,7 +60,7 @@ class Fp8Block(Formats, Recipe):
         gather = product.gather and _GatherMatrices(
             product, product.gather, kernel.shape
         )
-        matrices = dataclasses.replace(MATRICES, gather=gather)
+        matrices = dataclasses.replace(MATRICES, gather=gather, dtype=product.dtype)
         x, kernel = product.as_matrices("x", x), product.as_matrices("kernel", kernel)
         y = jnp.asarray(_multiply(self, matrices, x, kernel))
         return product.from_matrices("y", y, y_shape), {}
@@ -88,6 +88,13 @@ class _GatherMatrices:
 
     def cut(self, a: jax.Array) -> jax.Array:
         return self._in_place(self.gather.cut, a)
+
+    @property
+    def lanes(self) -> int:
+        return self.gather.lanes
+
+    def by_lane(self, a: jax.Array) -> jax.Array:
+        return self.gather.by_lane(a)
 
     def whole(self, a: jax.Array) -> jax.Array:
         return self.gather.whole(a)
@@ -120,7 +127,7 @@ def _multiply_backward(recipe, saved, dy):
     dy_NSF, _ = row_blocks(product, dy, size)
     x = _Blocks.of(x_NSD, "nsd", {"s": size}, recipe.forward_dtype)
     dy = _Blocks.of(dy_NSF, "nsf", {"s": size}, dtype)
-    dkernel = _kernels_of_blocks(x, dy, group_N, kernel.shape[0])
+    dkernel = _kernels_of_blocks(product, x, dy, group_N, kernel.shape[0])
     return None, dx, product.cut(dkernel)
 
 
@@ -222,17 +229,39 @@ def _sum_of_blocks(
 
 
 def _kernels_of_blocks(
-    x: _Blocks, dy: _Blocks, group_N: jax.Array, groups: int
+    product: Contraction, x: _Blocks, dy: _Blocks, group_N: jax.Array, groups: int
 ) -> jax.Array:
-    """Returns the gradient of the kernels [groups, D, F], added up block by block."""
+    """Returns the gradient of the kernels [groups, D, F], added up block by block.
 
-    def add(n, total):
-        (of_x, x_scale, _), (of_dy, dy_scale, _) = x.at("n", n), dy.at("n", n)
-        dims = (((0,), (0,)), ((), ()))
-        part = lax.dot_general(
-            of_x[0], of_dy[0], dims, preferred_element_type=jnp.float32
-        )
-        return total.at[group_N[n]].add(part * x_scale[0][:, None] * dy_scale[0])
+    Each device adds up the blocks of its own rows, a lane; then lanes are added up.
+    Rows of experts, and those of a device that are no whole blocks, are one lane.
+    """
+    blocks, lanes = x.shape[0], product.lanes
+    if isinstance(product, GroupedContraction) or blocks // groups % lanes:
+        lanes = 1
 
-    shape = (groups, x.shape[2], dy.shape[2])
-    return lax.fori_loop(0, x.shape[0], add, jnp.zeros(shape, jnp.float32))
+    def in_lanes(a: jax.Array) -> jax.Array:
+        """[groups lanes blocks, ...] to [lanes, groups blocks, ...]"""
+        a = a.reshape(-1, lanes, blocks // lanes // groups, *a.shape[1:])
+        a = a.swapaxes(0, 1).reshape(lanes, -1, *a.shape[3:])
+        return product.by_lane(a) if lanes > 1 else a
+
+    factors = [in_lanes(a) for a in (x.values, x.scales, dy.values, dy.scales)]
+    group = in_lanes(group_N)[0]
+    dims = (((1,), (1,)), ((0,), (0,)))
+
+    def add(i, total):
+        of_x, x_scale, of_dy, dy_scale = (a[:, i] for a in factors)
+        part = lax.dot_general(of_x, of_dy, dims, preferred_element_type=jnp.float32)
+        part = part * x_scale.swapaxes(1, 2) * dy_scale
+        return total.at[:, group[i]].add(part)
+
+    first = jnp.zeros((lanes, groups, x.shape[2], dy.shape[2]), jnp.float32)
+    first = product.by_lane(first) if lanes > 1 else first
+    total = lax.fori_loop(0, blocks // lanes, add, first)
+    if lanes == 1:
+        return total[0]
+    # What crosses the mesh is in the type of activations, as with `Dot`.
+    total = total.astype(product.dtype)
+    zero = jnp.zeros((), total.dtype)
+    return lax.reduce(total, zero, lax.add, (0,)).astype(jnp.float32)

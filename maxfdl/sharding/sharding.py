@@ -193,6 +193,19 @@ class Gather:
         place = self.sharding.named(self.axes)
         return jax.lax.with_sharding_constraint(a, place)
 
+    @property
+    def lanes(self) -> int:
+        """Into how many parts the mesh cuts the rows of a batch."""
+        axes = self.sharding.batch_axes()
+        return math.prod(self.sharding.mesh.shape[axis] for axis in axes)
+
+    def by_lane(self, a: jax.Array) -> jax.Array:
+        """Pins an array whose first dim counts lanes: each lies with its rows."""
+        others = [PartitionSpec.UNCONSTRAINED] * (a.ndim - 1)
+        spec = PartitionSpec(*self.sharding.spec(("batch",)), *others)
+        place = NamedSharding(self.sharding.mesh, spec)
+        return jax.lax.with_sharding_constraint(a, place)
+
     def whole(self, a: jax.Array) -> jax.Array:
         """Gathers an array of other dims, such as scales, to every device."""
         place = NamedSharding(self.sharding.mesh, PartitionSpec())

@@ -2,12 +2,16 @@
 
 import functools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import topologies
 
 from maxfdl import graph
 from maxfdl.mutations import compute_dtype, enable_fp8, mesh, remat, to_linen, to_nnx
+from maxfdl.ops.fp8_block import Fp8Block
+from maxfdl.ops.quantized_dot import QuantizedDot
 from maxfdl.ops.recipe import Recipe
 from maxfdl.train.program import Program
 from tests import hlo, tiny
@@ -34,6 +38,28 @@ def test_numbers_are_those_of_a_kernel_that_is_gathered_first(recipe, monkeypatc
     expected_losses, expected = tiny.train(config, 2, devices=8)
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-6)
     assert_same_bits(state["state"], expected["state"])
+
+
+def test_devices_add_up_the_blocks_of_their_own_rows():
+    made = graph.build(tiny.experiment(FSDP)).make_sharding(jax.devices()[:8])
+    gather = made.gather_of(("embed", "mlp"))
+    dot = QuantizedDot(Fp8Block(size=8))
+
+    def loss(x, kernel):
+        return jnp.sum(jnp.sin(dot(x, kernel, {}, gather=gather)[0]))
+
+    def array(shape, *axes):
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=made.named(axes))
+
+    x = array((8, 16, 64), "batch", "sequence", None)
+    kernel = array((64, 32), "embed", "mlp")
+    places = (x.sharding, kernel.sharding)
+    step = jax.jit(jax.grad(loss, (0, 1)), out_shardings=places)
+    program = hlo.read(step.lower(x, kernel).compile().as_text())
+    assert program.flops == 3 * 2 * 16 * 64 * 32  # 16 of 128 tokens
+    large = sorted((c.kind, c.in_loop) for c in program.collectives if c.payload > 1024)
+    # The kernel for each pass, and its gradient: no rows.
+    assert large == [("all-gather", False)] * 2 + [("all-reduce", False)]
 
 
 def compiled(chips, *mutations):
