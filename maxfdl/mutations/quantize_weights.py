@@ -11,7 +11,7 @@ from maxfdl.graph.select import iterate
 from maxfdl.mutations.fields import chosen, put
 from maxfdl.mutations.products import is_matrix_product, selected
 from maxfdl.mutations.scope import MODEL, network_in
-from maxfdl.ops.codec import Codec
+from maxfdl.ops.codec import Codec, Simulated
 
 C = TypeVar("C", bound=fdl.Buildable)
 Format = Literal["int8", "int4", "nf4", "fp8", "mxfp4"]
@@ -30,6 +30,7 @@ def quantize_weights(
     *,
     format: Format = "int8",
     group: int | None = None,
+    simulate: bool = False,
     only: tuple[str, ...] = (),
     skip: tuple[str, ...] = (),
     under: str = MODEL,
@@ -52,6 +53,10 @@ def quantize_weights(
         those of gpt-oss. See `maxfdl.ops.codec`.
       group: Other than these, inputs that share a scale; of `fp8` the side of a block.
         `mxfp4` has 32.
+      simulate: Trains kernels for the storage in place of storing them
+        (quantisation-aware training): they stay as they are, products are given what
+        the format would make of them, and gradients go straight through that. Packed
+        afterwards, by this mutation without it, the model computes the same.
       only: Which products; empty: all but the head's. Names as `enable_fp8` takes them.
       skip: Which of these stay as they are.
       under: Path of the network.
@@ -60,12 +65,14 @@ def quantize_weights(
       MutationError: If nothing is selected, if `only` or `skip` names nothing, or if
         the format has no such group.
     """
-    codec = _codec(format, group)
+    storage: fdl.Config = _codec(format, group)
+    if simulate:
+        storage = fdl.Config(Simulated, codec=storage)
     out = copy(cfg)
     network = network_in(out, under)
     chosen_products = selected(network, only, skip, "quantize_weights")
     for layer in _layers_with(network, chosen_products):
-        layer.storage = copy(codec)
+        layer.storage = copy(storage)
     return out
 
 

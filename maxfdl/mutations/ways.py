@@ -8,7 +8,7 @@ from maxfdl.layers import linen, nnx
 from maxfdl.layers.cache import CacheFormat
 from maxfdl.layers.execution import Execution
 from maxfdl.layers.frozen import Frozen
-from maxfdl.ops.codec import Codec
+from maxfdl.ops.codec import Codec, Simulated
 from maxfdl.ops.cross_entropy import CrossEntropy
 from maxfdl.ops.dot import MatrixProduct
 from maxfdl.ops.grouped_dot import GroupedProduct
@@ -43,6 +43,7 @@ WAYS: dict[type, str] = {
     Recipe: _PRODUCTS,
     CacheFormat: "the mutation quantize_cache(format=...)",
     Codec: "the mutation quantize_weights(format=...)",
+    Simulated: "the mutation quantize_weights(simulate=True)",
     UpdateRule: "the mutation use_adafactor, use_adam_pax, use_adamw, use_lion,"
     " use_muon, use_muonclip, use_schedule_free or use_sgd",
     Schedule: "the mutation use_schedule(kind=...)",
