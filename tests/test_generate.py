@@ -9,6 +9,8 @@ import subprocess
 import sys
 import types
 
+import jax
+import jax.numpy as jnp
 import pytest
 from absl import flags
 from absl.testing import flagsaver
@@ -85,6 +87,21 @@ def test_a_folder_goes_on_as_transformers_does(folder):
     assert (done.returncode, done.stdout) == (0, words(ids) + "\n"), done.stderr
     (count,) = re.fullmatch(SPEED, done.stderr).groups()
     assert int(count) == 12
+
+
+def test_mutations_change_how_weights_are_stored(folder):
+    from maxfdl.inference import generate
+
+    prompt, ids = expected()
+    fiddler = ["quantize_weights(format=int8, group=8)", "quantize_cache"]
+    with flagsaver.flagsaver(
+        fiddler=fiddler, fdl_set=[], fdl_tags_set=[], fdl_overrides=[], trust=[]
+    ):
+        writer = command._from_hugging_face(folder)
+    stored = [leaf.dtype for leaf in jax.tree.leaves(writer.variables["params"])]
+    assert stored.count(jnp.int8) == 7
+    (row,) = generate(writer.model, writer.variables, [prompt], max_new_tokens=4)
+    assert row == ids[:4].tolist()
 
 
 @pytest.mark.slow
