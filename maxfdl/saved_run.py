@@ -11,7 +11,8 @@ from maxfdl import graph
 from maxfdl.checkpoint.checkpointer import Checkpointer
 from maxfdl.errors import UserError
 from maxfdl.experiment import Experiment
-from maxfdl.layers.parameter import stored_as, wholes
+from maxfdl.layers.packing import stored_as
+from maxfdl.layers.parameter import wholes
 from maxfdl.run.directory import RunDirectory
 from maxfdl.saved_graph import saved_graph
 from maxfdl.sharding.mesh import MeshShape

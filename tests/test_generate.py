@@ -89,6 +89,7 @@ def test_a_folder_goes_on_as_transformers_does(folder):
     assert int(count) == 12
 
 
+@pytest.mark.slow
 def test_mutations_change_how_weights_are_stored(folder):
     from maxfdl.inference import generate
 

@@ -21,6 +21,7 @@ def run(*changes) -> SavedRun:
     return SavedRun(config, experiment, 1, variables)
 
 
+@pytest.mark.slow
 def test_kernels_are_packed_and_unpacked_and_stay_where_nothing_changes():
     packed = run().changed(INT4)
     expected = run(INT4)

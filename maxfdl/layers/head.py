@@ -5,12 +5,16 @@
 
 from typing import Annotated
 
+import jax
+
 from maxfdl.errors import UserError
 from maxfdl.layers.checks import check_head
 from maxfdl.layers.context import Context
 from maxfdl.layers.layer import Layer, Maker, Weight, with_parts
 from maxfdl.layers.parameter import Parameter
+from maxfdl.layers.product import make_kernel, packed_kernel
 from maxfdl.markers import FromParent
+from maxfdl.ops.codec import Codec, PackedKernel
 from maxfdl.ops.dot import MatrixProduct
 from maxfdl.ops.initializers import Initializer
 from maxfdl.ops.unembedding import Unembedding
@@ -18,12 +22,13 @@ from maxfdl.sharding.memory import on_device
 
 
 class Head(Layer):
-    """A kernel of its own, [D, V]."""
+    """A kernel of its own, [D, V]; with a `storage` it is packed, and not trained."""
 
     check_config = staticmethod(check_head)
 
     dot: MatrixProduct
     initializer: Initializer
+    storage: Codec | None = None
     scale: float = 1.0
     soft_cap: float | None = None
     features: Annotated[int, FromParent]
@@ -35,11 +40,15 @@ class Head(Layer):
         kernel = Parameter.of_dims(
             dims, init=self.initializer, role="kernel", contracted=1
         )
-        maker.parameter("kernel", kernel)
+        make_kernel(maker, self.dot, kernel, self.storage)
 
     @with_parts
     def __call__(self, parts, table_VD: Weight, context: Context) -> Unembedding:
-        return _unembedding(self, parts.kernel, context)
+        declared = parts.kernel.declared
+        if declared.packing is None:
+            return _unembedding(self, parts.kernel.stored, declared, context)
+        kernel = packed_kernel(parts, lambda weight: weight.stored)
+        return _unembedding(self, kernel, declared.whole, context)
 
 
 class TiedHead(Layer):
@@ -55,26 +64,29 @@ class TiedHead(Layer):
     dtype: Annotated[str, FromParent]
 
     def __call__(self, table_VD: Weight, context: Context) -> Unembedding:
-        return _unembedding(self, table_VD, context)
+        return _unembedding(self, table_VD.stored, table_VD.declared, context)
 
 
 def _unembedding(
-    head: Head | TiedHead, weights: Weight, context: Context
+    head: Head | TiedHead,
+    weights: jax.Array | PackedKernel,
+    declared: Parameter,
+    context: Context,
 ) -> Unembedding:
     """Returns `weights` with what a head does with them.
 
     Raises:
       UserError: If the product of the head keeps state.
     """
-    if head.dot.declare(weights.declared):
+    if head.dot.declare(declared):
         raise UserError(
             f"{type(head).__name__} dot ({type(head.dot).__name__}) must be a product"
             " that keeps no state, for logits are formed after the layers have run;"
             " leave the head its plain dot."
         )
     return Unembedding(
-        weights=on_device(weights.stored),
-        axes=weights.declared.axes,
+        weights=on_device(weights),
+        axes=declared.axes,
         dtype=head.dtype,
         dot=head.dot,
         scale=head.scale,

@@ -4,12 +4,13 @@ The kernel is one parameter, `kernel`, or packed in two: codes and scales.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from maxfdl.layers.context import Context
-from maxfdl.layers.layer import Maker
+from maxfdl.layers.layer import Maker, Weight
 from maxfdl.layers.parameter import SUFFIXES, Parameter, packed
 from maxfdl.ops.codec import Codec, PackedKernel, Simulated
 from maxfdl.ops.dot import MatrixProduct
@@ -68,19 +69,20 @@ def multiply(
             return dot(x, kernel.unpacked(x.dtype), state, *args, **kwargs)
 
         # The backward pass keeps what is stored and unpacks it again.
-        y, new = jax.checkpoint(product)(x, _packed(parts, context), state)
+        gathered = packed_kernel(parts, lambda weight: weight.ready(context))
+        y, new = jax.checkpoint(product)(x, gathered, state)
     for name, value in new.items():
         cells[name].write(value)
     return y
 
 
-def _packed(parts: Any, context: Context) -> PackedKernel:
-    """Returns the packed kernel of a layer, gathered as it is stored."""
-    stored = {
-        part: getattr(parts, f"kernel{suffix}").ready(context)
+def packed_kernel(parts: Any, value_of: Callable[[Weight], jax.Array]) -> PackedKernel:
+    """Returns the packed kernel of a layer, of `value_of` each of its parts."""
+    values = {
+        part: value_of(getattr(parts, f"kernel{suffix}"))
         for part, suffix in SUFFIXES.items()
     }
-    return parts.kernel.declared.packing.kernel(**stored)
+    return parts.kernel.declared.packing.kernel(**values)
 
 
 def _part(name: str) -> str:

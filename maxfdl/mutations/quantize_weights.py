@@ -8,6 +8,7 @@ import fiddle as fdl
 from maxfdl.errors import MutationError
 from maxfdl.graph import copy, nodes_of
 from maxfdl.graph.select import iterate
+from maxfdl.graph.signatures import fields
 from maxfdl.mutations.fields import chosen, put
 from maxfdl.mutations.products import is_matrix_product, selected
 from maxfdl.mutations.scope import MODEL, network_in
@@ -72,6 +73,11 @@ def quantize_weights(
     network = network_in(out, under)
     chosen_products = selected(network, only, skip, "quantize_weights")
     for layer in _layers_with(network, chosen_products):
+        if "storage" not in fields(layer):
+            raise MutationError(
+                "quantize_weights [head] has no kernel of its own in this network:"
+                " its head is the embedding table, which is stored as it is."
+            )
         layer.storage = copy(storage)
     return out
 
@@ -87,22 +93,23 @@ def dequantize_weights(cfg: C, *, under: str = MODEL) -> C:
     out = copy(cfg)
     network = network_in(out, under)
     for layer in _layers_with(network, nodes_of(network, is_matrix_product)):
-        put(layer, "storage", None)
+        if "storage" in fields(layer):
+            put(layer, "storage", None)
     return out
 
 
 def _codec(format: str, group: int | None) -> fdl.Config[Codec]:
-    fields = dict(chosen(_FORMATS, format, "quantize_weights format"))
+    made = dict(chosen(_FORMATS, format, "quantize_weights format"))
     if group is not None:
         if format == "mxfp4":
             raise MutationError(
                 f"quantize_weights group ({group}) has no meaning for mxfp4, whose"
                 " groups are of 32; leave it out."
             )
-        fields["inputs"] = group
-        if "outputs" in fields:
-            fields["outputs"] = group
-    return fdl.Config(Codec, **fields)
+        made["inputs"] = group
+        if "outputs" in made:
+            made["outputs"] = group
+    return fdl.Config(Codec, **made)
 
 
 def _layers_with(

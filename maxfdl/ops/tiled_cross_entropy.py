@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from maxfdl.ops.cross_entropy import CrossEntropy
@@ -67,15 +68,15 @@ class TiledCrossEntropy(CrossEntropy):
 
         The gradient of `z_loss` comes with that of `cross_entropy`.
         """
-        tokens = targets, weights
-        whole, z_loss = self._sums(unembedding)(
-            hidden_BTD, unembedding.weights, *tokens
+        stored = unembedding.unpacked()
+        whole, z_loss = self._sums(unembedding, stored.dtype)(
+            hidden_BTD, stored, targets, weights
         )
         if not self.z_loss:
             return {"cross_entropy": whole}
         return {"cross_entropy": whole - z_loss, "z_loss": z_loss}
 
-    def _sums(self, unembedding: Unembedding):
+    def _sums(self, unembedding: Unembedding, stored_dtype: DTypeLike):
         """Returns a function to (sum of all terms, the z-loss in it)."""
 
         @jax.custom_vjp
@@ -93,7 +94,6 @@ class TiledCrossEntropy(CrossEntropy):
             d_hidden = (d_hidden * scale).astype(d_hidden.dtype)
             return d_hidden, (d_stored * scale).astype(stored_dtype), None, None
 
-        stored_dtype = unembedding.weights.dtype
         run = functools.partial(_on_mesh, self, unembedding)
         sums.defvjp(forward, backward)
         return sums

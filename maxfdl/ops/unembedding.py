@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from maxfdl.ops.codec import PackedKernel
 from maxfdl.ops.dot import MatrixProduct
 
 
@@ -23,8 +24,8 @@ class Unembedding:
     """`logits = cap(scale hidden @ kernel)`, in float32.
 
     Args:
-      weights: The parameter as it is stored: the kernel [D, V] of a head of its own, or
-        the embedding table [V, D].
+      weights: The parameter as it is stored: the kernel [D, V] of a head of its own,
+        which may be packed, or the embedding table [V, D].
       axes: Logical names of its dims, `embed` and `vocab` in their order.
       dtype: Type that the product is formed in.
       dot: The matrix product, which keeps no state.
@@ -33,7 +34,7 @@ class Unembedding:
       sharding: Where arrays lie, a `maxfdl.sharding.Sharding`; None on one device.
     """
 
-    weights: jax.Array
+    weights: jax.Array | PackedKernel
     axes: tuple[str, ...] = _static()
     dtype: str = _static()
     dot: MatrixProduct = _static()
@@ -45,8 +46,14 @@ class Unembedding:
         """Returns the weights ready for use: cast, then gathered over the batch."""
         return self.as_kernel(self._ready())
 
+    def unpacked(self) -> jax.Array:
+        """Returns the weights as one array, in the type that they are stored in."""
+        if isinstance(self.weights, PackedKernel):
+            return self.weights.unpacked(self.dtype)
+        return self.weights
+
     def _ready(self) -> jax.Array:
-        weights = self.weights.astype(self.dtype)
+        weights = self.unpacked().astype(self.dtype)
         if self.sharding is None:
             return weights
         return self.sharding.gather(weights, self.axes)
@@ -67,6 +74,11 @@ class Unembedding:
         A table is read as it lies. Transposed, XLA:CPU of JAX 0.12 reads it number by
         number for a single vector, which quadruples the time of a token.
         """
+        if isinstance(self.weights, PackedKernel) and self.sharding is None:
+            logits, _ = self.dot.of_packed(
+                hidden_BD, self.weights, {}, out_dtype=jnp.float32
+            )
+            return self._bounded(logits)
         if self._is_kernel:
             return self(hidden_BD)
         equation = "bd,vd->bv"

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fdl_configs.models.llama import smollm2_135m
 from maxfdl import graph, mutations
 from maxfdl.errors import MutationError
 from maxfdl.inference import generate
@@ -16,6 +17,8 @@ from maxfdl.ops.codec import Codec
 from tests import tiny
 
 INT4 = functools.partial(mutations.quantize_weights, format="int4", group=6)
+
+HEAD = functools.partial(mutations.quantize_weights, only=("head",))
 
 
 @functools.cache
@@ -48,6 +51,20 @@ def test_products_are_selected_as_those_of_fp8():
     assert len(storages(cfg, only=("mlp",))) == 3
     (path,) = storages(cfg, only=("attention",), skip=("**.query", "**.key", "**.out"))
     assert path.endswith("attention.value")
+
+
+def test_a_head_that_is_the_embedding_table_stays_as_it_is():
+    with pytest.raises(MutationError, match="head is the embedding table"):
+        HEAD(smollm2_135m())
+
+
+@pytest.mark.slow
+def test_the_loss_by_tiles_is_that_of_a_packed_head():
+    tiled = functools.partial(mutations.vocab_tiling, num_tiles=2)
+    losses, state = tiny.train(tiny.experiment(HEAD, tiled), 2)
+    expected, _ = tiny.train(tiny.experiment(HEAD), 2)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    assert state["params"]["head"]["kernel"].dtype == jnp.int8
 
 
 @pytest.mark.parametrize(
@@ -105,8 +122,11 @@ def test_losses_are_those_of_the_plain_model(name):
     np.testing.assert_allclose(losses, expected, rtol=rtol)
 
 
-def test_generation_is_that_of_the_numbers_that_are_stored():
-    model, variables = made(INT4)
+@pytest.mark.parametrize(
+    "change", [INT4, pytest.param(HEAD, marks=pytest.mark.slow)], ids=["layers", "head"]
+)
+def test_generation_is_that_of_the_numbers_that_are_stored(change):
+    model, variables = made(change)
     plain, _ = made()
     prompts = [[5, 9, 2], [1, 2, 3, 4, 5, 6, 7]]
     params = unpacked(model.parameters(), variables["params"])

@@ -1,5 +1,7 @@
 """Products that read codes where they lie are those with the unpacked kernel."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,10 +25,17 @@ def rows(count, width):
 
 # One row as it is decoded, several as they are in a batch; inputs that a trip divides,
 # and inputs of which the last trip has fewer.
-@pytest.mark.parametrize("count, inputs", [(1, 67), (5, 48)])
-@pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
-def test_it_is_the_product_with_the_unpacked_kernel(codec, count, inputs):
-    kernel, x = packed(codec, inputs, 7), rows(count, inputs)
+@pytest.mark.parametrize(
+    "name, count, inputs",
+    [
+        pytest.param(name, *shape, marks=() if i % 4 == 0 else pytest.mark.slow)
+        for i, (name, shape) in enumerate(
+            itertools.product(CODECS, [(1, 67), (5, 48), (5, 67)])
+        )
+    ],
+)
+def test_it_is_the_product_with_the_unpacked_kernel(name, count, inputs):
+    kernel, x = packed(CODECS[name], inputs, 7), rows(count, inputs)
     expected = x @ kernel.unpacked()
     np.testing.assert_allclose(rows_by_packed(x, kernel), expected, rtol=0, atol=1e-5)
     y, state = Dot().of_packed(x, kernel, {})
