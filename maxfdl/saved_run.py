@@ -12,7 +12,8 @@ from maxfdl.checkpoint.checkpointer import Checkpointer
 from maxfdl.errors import UserError
 from maxfdl.experiment import Experiment
 from maxfdl.layers.packing import stored_as
-from maxfdl.layers.parameter import wholes
+from maxfdl.layers.parameter import map_parameters, wholes
+from maxfdl.model import Model
 from maxfdl.run.directory import RunDirectory
 from maxfdl.saved_graph import saved_graph
 from maxfdl.sharding.mesh import MeshShape
@@ -47,8 +48,7 @@ class SavedRun:
         config = change(graph.copy(self.config))
         experiment: Experiment = graph.build(config)
         old, new = self.experiment.make_model(), experiment.make_model()
-        same = wholes(old.parameters()) == wholes(new.parameters())
-        if not same or old.state() != new.state():
+        if _shapes(old) != _shapes(new) or old.state() != new.state():
             raise UserError(
                 "The changes must leave the weights and the state of the run as they"
                 " are, but for how they are stored."
@@ -58,6 +58,12 @@ class SavedRun:
         )
         variables = {**self.variables, "params": params}
         return SavedRun(config, experiment, self.step, variables)
+
+
+def _shapes(model: Model) -> dict[str, Any]:
+    """Returns the shape of each array of weights, of a packed kernel as a whole."""
+    declared = wholes(model.parameters())
+    return map_parameters(lambda _, parameter: parameter.full_shape, declared)
 
 
 def read_run(
