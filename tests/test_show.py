@@ -77,6 +77,7 @@ def test_json_holds_what_the_text_says(show, tmp_path):
         "sharding": [None, "fsdp", "tensor", None],
         "bytes_per_device": 2 * 8 * 1 * 8 * 4,
         "trained": True,
+        "size": 2 * 32 * 2 * 8,
     }
     state = facts["state_bytes_per_device"]
     assert state["params"] == sum(p["bytes_per_device"] for p in facts["parameters"])

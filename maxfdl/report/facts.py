@@ -27,7 +27,11 @@ Spec = tuple[None | str | tuple[str, ...], ...]
 
 @dataclasses.dataclass(frozen=True)
 class ParameterFacts:
-    """One array of weights; `path` is that of the parameter tree."""
+    """One array of weights; `path` is that of the parameter tree.
+
+    `size` is how many weights it holds: of a kernel packed in codes and scales, the
+    codes hold all, and the scales none.
+    """
 
     path: str
     role: str
@@ -37,10 +41,7 @@ class ParameterFacts:
     sharding: Spec
     bytes_per_device: int
     trained: bool
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
+    size: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +158,11 @@ def _planned_devices(mesh: MeshShape, devices_here: int) -> int:
     return max(named, devices_here) if -1 in sizes else named
 
 
+def _weights(parameter: Parameter) -> int:
+    packing = parameter.packing
+    return parameter.whole.size if packing is None or packing.part == "codes" else 0
+
+
 def _parameters(declared: dict, params: dict) -> tuple[ParameterFacts, ...]:
     found = []
 
@@ -172,6 +178,7 @@ def _parameters(declared: dict, params: dict) -> tuple[ParameterFacts, ...]:
                 sharding=tuple(leaf.sharding.spec),
                 bytes_per_device=bytes_per_device(leaf),
                 trained=parameter.trained,
+                size=_weights(parameter),
             )
         )
 

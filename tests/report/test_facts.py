@@ -41,6 +41,16 @@ def test_parameters_are_counted_by_role():
     }
 
 
+def test_a_packed_kernel_counts_as_its_weights_and_takes_fewer_bytes():
+    plain, packed = facts(SMOKE), facts(f"{SMOKE}+quantize_weights(format=int4)")
+    assert packed.num_parameters_by_role == plain.num_parameters_by_role
+    kernels = [each for each in packed.parameters if not each.trained]
+    # A float32 scale for 32 weights of 4 bits.
+    count = sum(each.size for each in kernels)
+    assert sum(each.bytes_per_device for each in kernels) == count * 5 / 8
+    assert packed.num_frozen_parameters == count
+
+
 def flops_per_token(model, vocab: int, length: int) -> int:
     """`6 N + 6 L H K T`, with N the weights that multiply something.
 
