@@ -18,10 +18,13 @@ from maxfdl.mutations.family import with_layers_of
 from maxfdl.mutations.products import selected
 from maxfdl.ops.grouped_dot import GroupedProduct
 from maxfdl.ops.second_moment import NAME, ObservedDot, ObservedGroupedDot
-from maxfdl.tensors.table import Binding
+from maxfdl.tensors.table import Binding, Slot
 
 Tree = Mapping[str, Any]
 Step = Callable[[Tree, jax.Array, Rows], tuple[jax.Array, Tree]]
+
+
+_COLLECTIONS = ("params", "state")
 
 
 class _Place(NamedTuple):
@@ -36,15 +39,17 @@ class Moments:
     """Second moments `sum x x^T` of what kernels multiply, by Hugging Face's names.
 
     A call runs the layers up to the one that is asked for, over the first batches of an
-    experiment, with the weights as they are and products in the type of activations. So
-    layers must be asked for in order. Memory holds the activations of all batches at
-    one layer, and the moments of that layer: for each kernel a square of its inputs.
+    experiment, with products in the type of activations. So layers must be asked for in
+    order. Those before have the kernels that `keep` was told of. Memory holds the
+    activations of all batches at one layer, and the moments of that layer: for each
+    kernel a square of its inputs.
 
     Args:
       experiment: The graph of the experiment.
       variables: The weights, in either family of layers.
       steps: How many batches.
       bindings: Which kernels there are.
+      theirs: The normalised config.json.
 
     Raises:
       UserError: If `steps` is not positive, or if the data cannot be read.
@@ -56,18 +61,24 @@ class Moments:
         variables: Tree,
         steps: int,
         bindings: Sequence[Binding],
+        theirs: Mapping[str, Any],
     ):
         if steps < 1:
             raise UserError(f"calibrate_steps ({steps}) must be at least 1.")
         config: Any = experiment
         network: Any = with_layers_of(without_extras(config.model), "nnx")
+        if any("storage" in node.__arguments__ for _, node in graph.iterate(network)):
+            raise UserError(
+                f"calibrate_steps ({steps}) must be left out where kernels are in few"
+                " bits already: they keep their codes."
+            )
         for node in selected(network, (), (), "calibration"):
             grouped = issubclass(fdl.get_callable(node), GroupedProduct)  # type: ignore[arg-type]
             graph.swap(node, ObservedGroupedDot if grouped else ObservedDot)
         self._network, self._variables = network, variables
-        # Kernels that are one tensor there multiply the same.
-        self._slots = {
-            name: binding.slots[0] for binding in bindings for name in binding.theirs
+        self._theirs = theirs
+        self._bindings = {
+            name: binding for binding in bindings for name in binding.theirs
         }
         batches = [
             jax.tree.map(jax.numpy.asarray, batch)
@@ -78,7 +89,8 @@ class Moments:
         self._xs = [self._embedded(b["tokens"], rows) for b, rows in pairs]
         self._layers = self._places()
         self._place: _Place | None = None
-        self._state: Tree = {}
+        self._layer: Tree = {}
+        self._kept: dict[str, np.ndarray] = {}
 
     def __call__(self, name: str) -> np.ndarray:
         """Returns the moment of a kernel, [..., inputs, inputs].
@@ -86,16 +98,14 @@ class Moments:
         Raises:
           UserError: If what it multiplies is not finite.
         """
-        slot = self._slots[name]
-        stack, layer = (int(each.rpartition("_")[2]) for each in slot.path[1:3])
-        repeat, *index = slot.index
-        while self._place != (stack, repeat, layer):
-            self._place = next(self._layers)
-            self._run_layer(self._place)
-        node: Any = self._state["layers_0"]
+        # Kernels that are one tensor there multiply the same.
+        slot = self._bindings[name].slots[0]
+        while self._place != _place_of(slot):
+            self._go_on()
+        node: Any = self._layer["state"]["layers_0"]
         for each in (*slot.path[3:-1], f"dot_{NAME}"):
             node = node[each]
-        moment = np.asarray(node[(0, *index)])
+        moment = np.asarray(node[(0, *slot.index[1:])])
         if not np.isfinite(moment).all():
             raise UserError(
                 f"{name} multiplies numbers that are not finite, on the data to"
@@ -103,23 +113,51 @@ class Moments:
             )
         return moment
 
+    def keep(self, name: str, values: np.ndarray) -> None:
+        """Notes what a kernel of this layer is stored as."""
+        self._kept[name] = values
+
     def _places(self) -> Iterator[_Place]:
         for i, stack in enumerate(self._network.decoder.stacks):
             for repeat in range(stack.repeats):
                 for layer in range(len(stack.layers)):
                     yield _Place(i, repeat, layer)
 
-    def _run_layer(self, place: _Place) -> None:
-        """Replaces activations by those after the layer, and notes its moments."""
-        model, step = self._step(place.stack, place.layer)
-        params, given = (
-            _layer(self._variables[name], place) for name in ("params", "state")
+    def _go_on(self) -> None:
+        """Leaves the layer with its kernels as they are stored, and enters the next."""
+        if self._place is not None:
+            self._replace_kernels()
+            self._xs, _ = self._run(self._place, self._layer)
+        self._place = place = next(self._layers)
+        model, _ = self._step(place.stack, place.layer)
+        given = {name: _layer(self._variables[name], place) for name in _COLLECTIONS}
+        self._layer = given | {"state": _first(model.state(), given["state"])}
+        _, self._layer["state"] = self._run(place, self._layer)
+
+    def _replace_kernels(self) -> None:
+        bindings = {id(b): b for b in map(self._bindings.__getitem__, self._kept)}
+        for binding in bindings.values():
+            theirs = [self._kept[name] for name in binding.theirs]
+            ours = binding.to_ours(theirs, self._theirs)
+            for slot, values in zip(binding.slots, ours, strict=True):
+                node: Any = self._layer["params"]["layers_0"]
+                for each in slot.path[3:-1]:
+                    node = node[each]
+                whole, at = node[slot.path[-1]], (0, *slot.index[1:])
+                node[slot.path[-1]] = whole.at[at].set(values.astype(whole.dtype))
+        self._kept = {}
+
+    def _run(self, place: _Place, layer: Tree) -> tuple[list[jax.Array], Tree]:
+        """Returns the activations after a layer, and the state that it leaves."""
+        (_, step), state, after = (
+            self._step(place.stack, place.layer),
+            layer["state"],
+            [],
         )
-        state = _first(model.state(), given)
-        for i, rows in enumerate(self._rows):
-            variables = {"params": params, "state": state}
-            self._xs[i], state = step(variables, self._xs[i], rows)
-        self._state = jax.device_get(state)
+        for x, rows in zip(self._xs, self._rows, strict=True):
+            x, state = step({"params": layer["params"], "state": state}, x, rows)
+            after.append(x)
+        return after, state
 
     @functools.cache  # noqa: B019 (it lives as long as one export)
     def _step(self, stack: int, layer: int) -> tuple[NnxModel, Step]:
@@ -157,6 +195,11 @@ def _batches(config: Any) -> Iterator[dict[str, np.ndarray]]:
         vocab_size=config.model.vocab_size,
     )
     return data.train()
+
+
+def _place_of(slot: Slot) -> _Place:
+    stack, layer = (int(each.rpartition("_")[2]) for each in slot.path[1:3])
+    return _Place(stack, slot.index[0], layer)
 
 
 def _layer(tree: Tree, place: _Place) -> dict[str, Any]:

@@ -77,6 +77,7 @@ def quantize(
             loaded.variables,
             calibrate_steps,
             tensors.bindings,
+            folder.config,
         )
 
     def values() -> Iterator[tuple[str, np.ndarray | Rounded]]:

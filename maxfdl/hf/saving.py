@@ -105,7 +105,7 @@ def save(
     moments = None
     if calibrate_steps is not None:
         bindings = bind(table_of(described["model_type"]), leaves_of(model))
-        moments = Moments(config, variables, calibrate_steps, bindings)
+        moments = Moments(config, variables, calibrate_steps, bindings, described)
     target = pathlib.Path(os.path.expanduser(folder))
     writes = jax.process_index() == 0
     staged = swapped_in(target, EXPORTED, last=CONFIG)

@@ -6,8 +6,8 @@ Host memory holds one tensor at a time.
 import contextlib
 import functools
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +29,18 @@ from maxfdl.tensors.source import tell
 from maxfdl.tensors.table import Slot, bind, leaves_of
 
 Variables = dict[str, Any]
-Moments = Callable[[str], np.ndarray]
-"""The second moment of what a weight multiplies, by its name."""
+
+
+class Moments(Protocol):
+    """What kernels multiply: second moments, asked for layer after layer."""
+
+    def __call__(self, name: str) -> np.ndarray:
+        """Returns the moment of the kernel `name`."""
+        ...
+
+    def keep(self, name: str, values: np.ndarray) -> None:
+        """Is told what a kernel is stored as, which later layers see the outputs of."""
+        ...
 
 
 def write_weights(
@@ -104,9 +114,10 @@ def write_tensors(
                 continue
             if codec is None:
                 parts = {"": values.astype(dtype, copy=False)}
-            elif moments is not None:
-                parts = gptq(codec, values, moments(name))
             else:
+                if moments is not None:
+                    weight = gptq(codec, values, moments(name))
+                    moments.keep(name, weight.values)
                 kept = codec.exactly(weight) if isinstance(weight, Rounded) else None
                 parts = kept or codec.encode(values)
             for part, x in parts.items():

@@ -135,13 +135,11 @@ class Codec:
 
     def apart(self, parts: Parts, shape: Shape) -> Rounded:
         """Returns a weight as its numbers, less zero points, and the scale of each."""
-        numbers, of_blocks = self._read(parts, shape)
-        scales = np.empty(shape, np.float32)
-        for i, columns in self.block.columns_of(shape):
-            scales[..., columns] = of_blocks[..., i, None]
-        if self.transposed:
-            return Rounded(numbers.swapaxes(-1, -2), scales.swapaxes(-1, -2))
-        return Rounded(numbers, scales)
+        return self._rounded(*self._read(parts, shape))
+
+    def as_rounded(self, codes: np.ndarray, scales: np.ndarray) -> Rounded:
+        """Returns the weight of codes, and of scales of blocks."""
+        return self._rounded(codes, self.block.spread(scales, codes.shape))
 
     def exactly(self, w: Rounded) -> dict[str, np.ndarray] | None:
         """Returns the tensors of which `w` is read, or None if there are none."""
@@ -157,6 +155,15 @@ class Codec:
         if not np.array_equal(stored, shared) or not self.codes.holds(numbers):
             return None
         return self.pack(numbers, shared)
+
+    def _rounded(self, numbers: np.ndarray, of_rows: np.ndarray) -> Rounded:
+        """Returns a weight of numbers and of the scales of rows, by block."""
+        scales = np.empty(numbers.shape, np.float32)
+        for i, columns in self.block.columns_of(numbers.shape):
+            scales[..., columns] = of_rows[..., i, None]
+        if self.transposed:
+            return Rounded(numbers.swapaxes(-1, -2), scales.swapaxes(-1, -2))
+        return Rounded(numbers, scales)
 
     def _read(self, parts: Parts, shape: Shape) -> tuple[np.ndarray, np.ndarray]:
         """Returns numbers less zero points, and the scales of rows, by block."""

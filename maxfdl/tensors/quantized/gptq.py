@@ -6,13 +6,14 @@ Frantar et al. 2022, https://arxiv.org/abs/2210.17323, section 3.
 import numpy as np
 
 from maxfdl.tensors.quantized.codec import Codec
+from maxfdl.tensors.quantized.rounded import Rounded
 
 _TOGETHER = 128  # columns whose errors reach the rest at once
 _DAMPING = 0.01  # of the mean of the diagonal
 
 
-def gptq(codec: Codec, w: np.ndarray, moment: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns the tensors of a weight whose outputs are near those of `w`.
+def gptq(codec: Codec, w: np.ndarray, moment: np.ndarray) -> Rounded:
+    """Returns a weight that a codec stores exactly and whose outputs are near `w`'s.
 
     Codes are chosen column by column. What rounding one adds to the outputs, the
     columns that follow take away as far as they can, for inputs x with the second
@@ -35,7 +36,7 @@ def gptq(codec: Codec, w: np.ndarray, moment: np.ndarray) -> dict[str, np.ndarra
     scales = np.empty(codec.block.number(w.shape), np.float32)
     for i in np.ndindex(w.shape[:-2]):
         codes[i], scales[i] = _rounded(codec, w[i].copy(), moment[i])
-    return codec.pack(codes, scales)
+    return codec.as_rounded(codes, scales)
 
 
 def inverse_factor(moment: np.ndarray) -> np.ndarray:

@@ -46,7 +46,7 @@ def test_it_is_the_formula_of_the_paper(name):
     codec, x = CODECS[name], inputs(400, 300)
     w = RNG.standard_normal((9, 300)).astype(np.float32)
     moment = x.T @ x
-    found = codec.decode(gptq(codec, w, moment), w.shape)
+    found = gptq(codec, w, moment).values
     expected = by_the_paper(codec, w, moment)
     # float32 may round a number to the other of two codes, and others then follow.
     assert np.mean(np.isclose(found, expected, rtol=1e-3, atol=1e-4)) > 0.97
@@ -62,17 +62,20 @@ def test_outputs_are_nearer_than_those_of_the_nearest_codes(name):
         w = w[0]
     moment = np.broadcast_to(x.T @ x, (*w.shape[:-2], 96, 96))
     nearest = codec.decode(codec.encode(w), w.shape)
-    better = codec.decode(gptq(codec, w, moment), w.shape)
+    better = gptq(codec, w, moment).values
     errors = [np.square((q - w) @ x.T).mean() for q in (better, nearest)]
     assert errors[0] < 0.7 * errors[1]
+    parts = codec.exactly(gptq(codec, w, moment))
+    assert parts is not None
+    np.testing.assert_array_equal(codec.decode(parts, w.shape), better)
 
 
 def test_inputs_that_are_never_seen_have_their_weights_rounded_alone():
     codec, x = CODECS["int4 channel"], inputs(50, 32)
     x[:, [3, 20]] = 0
     w = RNG.standard_normal((5, 32)).astype(np.float32)
-    found = codec.decode(gptq(codec, w, x.T @ x), w.shape)
+    found = gptq(codec, w, x.T @ x).values
     nearest = codec.decode(codec.encode(w), w.shape)
     np.testing.assert_array_equal(found[:, [3, 20]], nearest[:, [3, 20]])
-    alone = codec.decode(gptq(codec, w, np.zeros((32, 32))), w.shape)
+    alone = gptq(codec, w, np.zeros((32, 32))).values
     np.testing.assert_array_equal(alone, nearest)
