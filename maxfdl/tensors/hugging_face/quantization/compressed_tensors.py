@@ -107,10 +107,11 @@ def _group(values: Values, name: str) -> Group:
 def _codec(values: Values, name: str, kind: Kind, weights: Values) -> Codec:
     codes = _codes(values, name, kind)
     symmetric = weights.take("symmetric", Flag(), default=True)
-    if weights.take("actorder", Either(Text(), Flag()), default=None) == "group":
+    order = weights.take("actorder", Either(Text(), Flag()), default=None)
+    if order in ("group", "dynamic", True):
         raise weights.wrong(
-            'actorder ("group") must be another: columns that are in groups by an'
-            " index are not read"
+            f"actorder ({shown(order)}) must be another: columns that are in groups by"
+            " an index are not read"
         )
     strategy, block = _block(weights)
     packs_zeros = isinstance(codes, PackedInt) and strategy in ("group", "channel")
