@@ -111,7 +111,7 @@ def save(
     staged = swapped_in(target, EXPORTED, last=CONFIG)
     with staged if writes else contextlib.nullcontext() as new:
         if new is not None:
-            written |= {"dtype": _dtype(variables)}
+            written |= {"dtype": _dtype(model, params)}
             if stored is not None:
                 written |= {QUANTIZATION: stored.config}
             text = json.dumps(written, indent=2) + "\n"
@@ -204,7 +204,10 @@ def _model(network: Any) -> Model:
     return (LinenModel if is_linen else NnxModel)(module=graph.build(network))
 
 
-def _dtype(variables: Mapping[str, Any]) -> str:
+def _dtype(model: Model, params: Mapping[str, Any]) -> str:
     """Returns a type that holds all weights, for readers that load all in one type."""
-    dtypes = {leaf.dtype for leaf in jax.tree.leaves(variables["params"])}
+    declared = jax.tree.leaves(model.parameters())
+    packed = model.network.param_dtype
+    pairs = zip(declared, jax.tree.leaves(params), strict=True)
+    dtypes = {x.dtype if each.packing is None else packed for each, x in pairs}
     return str(jnp.result_type(*dtypes))

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from typing import Any
 
-import fiddle as fdl
 import ml_dtypes
 import numpy as np
 import pytest
@@ -18,14 +17,13 @@ from fdl_configs.families import network_of
 from fdl_configs.hugging_face import fine_tuning
 from maxfdl import graph, hf
 from maxfdl.errors import UserError
-from maxfdl.layers.nnx import Linear
 from maxfdl.model import NnxModel
-from maxfdl.ops.codec import Codec
+from maxfdl.mutations import quantize_weights
 from maxfdl.tensors.matching import their_shapes
 from maxfdl.tensors.names import table_of
 from maxfdl.tensors.quantized.codes import PackedInt
 from maxfdl.tensors.quantized.reader import QuantizedReader
-from maxfdl.tensors.safetensors import TensorWriter
+from maxfdl.tensors.safetensors import TensorReader, TensorWriter
 from maxfdl.tensors.table import bind, leaves_of
 from maxfdl.tensors.weights import read_weights
 from tests import goldens
@@ -34,6 +32,12 @@ from tests.hf.variants import each_family, loaded
 from tests.tensors.quantized.test_reader import written
 
 FORMATS = {"int8": {}, "int4": {}, "fp8": {}, "fp8_block": {"block_size": 16}}
+GPT_OSS = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
 STAY = ("embed", "norm", "lm_head", "bias", "mlp.gate.", "router", "conv1d")
 
 
@@ -136,9 +140,7 @@ def test_what_is_saved_of_a_folder_in_few_bits_is_not_said_to_be(tmp_path):
 
 
 def test_experts_of_gpt_oss_are_stored_as_its_files_have_them(tmp_path, capsys):
-    types = {"layer_types": ["sliding_attention", "full_attention"]}
-    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
-    source = made(tmp_path / "source", "gpt_oss", ml_dtypes.bfloat16, **sizes, **types)
+    source = made(tmp_path / "source", "gpt_oss", ml_dtypes.bfloat16, **GPT_OSS)
     hf.quantize(source, tmp_path / "out", "mxfp4")
     experts = "model.layers.1.mlp.experts."
     out = tensors_of(tmp_path / "out")
@@ -160,33 +162,56 @@ def test_experts_of_gpt_oss_are_stored_as_its_files_have_them(tmp_path, capsys):
     assert "model.layers.0.self_attn.q_proj" in said["modules_to_not_convert"]
 
 
-def test_a_graph_that_stores_kernels_so_keeps_codes_and_scales(tmp_path):
-    """Of a folder whose codes are those of nobody's rounding."""
-    folder, again = tmp_path / "folder", tmp_path / "again"
-    hf.quantize(goldens.FOLDER / "llama3", folder, "int4", block_size=4)
+def nobodys(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """Gives a folder in few bits random codes, with scales that none would choose."""
     file, rng = folder / "model.safetensors", np.random.default_rng(0)
-    tensors = goldens.numpy.load_file(file)
+    reader = TensorReader([file])
+    tensors = {name: reader.read(name) for name in sorted(reader.names())}
     for name, x in tensors.items():
         if name.endswith("_packed"):
-            shape = tensors[name.replace("_packed", "_shape")]
-            codes = rng.integers(-8, 8, tuple(shape)).astype(np.float32)
-            tensors[name] = PackedInt(4).pack(codes)
-        if name.endswith("_scale"):
-            tensors[name] = (x * rng.uniform(0.5, 1, x.shape)).astype(np.float32)
+            shape = tuple(tensors[name.replace("_packed", "_shape")])
+            bits = 32 * x.shape[-1] // shape[-1]
+            most = 2 ** (bits - 1)
+            codes = rng.integers(-most, most, shape).astype(np.float32)
+            tensors[name] = PackedInt(bits).pack(codes)
+        elif x.dtype == np.uint8:
+            least, most = (110, 130) if name.endswith("_scales") else (0, 256)
+            tensors[name] = rng.integers(least, most, x.shape).astype(np.uint8)
+        elif x.dtype == ml_dtypes.float8_e4m3fn:
+            codes = rng.integers(0, 127, x.shape) + 128 * rng.integers(0, 2, x.shape)
+            tensors[name] = codes.astype(np.uint8).view(x.dtype)
+        elif name.endswith(("_scale", "_scale_inv")):
+            tensors[name] = (x * rng.uniform(0.5, 1, x.shape)).astype(x.dtype)
     written(folder, tensors)
-    stored = fine_tuning(str(folder))
-    for _, node in graph.iterate(stored.model):
-        if fdl.get_callable(node) is Linear and "storage" not in node.__arguments__:
-            node.storage = fdl.Config(Codec, numbers="int4", inputs=4)
-    model = NnxModel(module=graph.build(stored.model))
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "storage"),
+    [
+        ("int4", 4, {"format": "int4", "group": 4}),
+        pytest.param("int8", None, {"format": "int8"}, marks=pytest.mark.slow),
+        ("fp8_block", 16, {"format": "fp8", "group": 16}),
+        ("mxfp4", None, {"format": "mxfp4", "only": ("experts",)}),
+    ],
+)
+def test_a_graph_that_stores_kernels_so_keeps_codes_and_scales(
+    name, size, storage, tmp_path
+):
+    folder, again = tmp_path / "folder", tmp_path / "again"
+    source = goldens.FOLDER / "llama3"
+    if name == "mxfp4":
+        source = made(tmp_path / "source", "gpt_oss", **GPT_OSS)
+    hf.quantize(source, folder, name, block_size=size)
+    tensors = nobodys(folder)
+    config = quantize_weights(fine_tuning(str(folder)), **storage)
+    model = NnxModel(module=graph.build(config.model))
     variables = read_weights(hf.Folder(folder), model)
-    kernel = variables["params"]["decoder"]["stacks_0"]["layers_0"]["mlp"]["up"]
-    assert kernel["kernel"].dtype == np.uint8
-    hf.save(again, stored, variables, format="int4", block_size=4)
-    after = goldens.numpy.load_file(again / "model.safetensors")
-    assert after.keys() == tensors.keys()
-    for name, x in tensors.items():
-        np.testing.assert_array_equal(after[name], x, err_msg=name)
+    hf.save(again, config, variables, format=name, block_size=size)
+    after = TensorReader([again / "model.safetensors"])
+    assert {*after.names()} == tensors.keys()
+    for each, x in tensors.items():
+        assert after.read(each).tobytes() == x.tobytes(), each
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path):
