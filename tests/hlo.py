@@ -24,6 +24,9 @@ KINDS = (
     "reduce-scatter",
 )
 
+_SCALAR = 1024
+"""Bytes that a TPU program may fill a scalar up to."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
@@ -86,12 +89,13 @@ def is_independent(text: str, devices: int) -> bool:
     """Returns whether collectives that cross a border are free to run beside products.
 
     That is, in each computation that has some, there are loops or products too, and no
-    collective needs one of these or is needed by it. See `crossing` for the arguments.
+    collective needs one of these or is needed by it. Those of scalars do not count. See
+    `crossing` for the arguments.
     """
     module = _Module(text)
     found = False
     for instructions in module.computations.values():
-        large = [i for i in instructions.values() if i.size > 64]
+        large = [i for i in instructions.values() if i.size > _SCALAR]
         crossing = [i for i in large if module.crosses(i, devices)]
         work = [i for i in instructions.values() if module.has_products(i)]
         if not crossing:
@@ -140,7 +144,7 @@ def crossing(text: str, devices: int) -> tuple[list[Collective], list[Collective
     for name, instructions in module.computations.items():
         for instruction in instructions.values():
             kind = instruction.opcode.removesuffix("-start")
-            if module.crosses(instruction, devices):
+            if instruction.opcode != "recv" and module.crosses(instruction, devices):
                 types = [instructions[each].type for each in instruction.operand_names]
                 collective = module.collective(kind, instruction, types)
                 found[name in in_branches].append(collective)
@@ -205,6 +209,8 @@ class _Module:
 
     def crosses(self, instruction: _Instruction, devices: int) -> bool:
         """Returns whether it is a collective over a border, see `crossing`."""
+        if _between_slices(instruction):
+            return True
         if instruction.opcode.removesuffix("-start") not in KINDS:
             return False
         groups = _groups(instruction, self.num_devices)
@@ -280,6 +286,8 @@ class _Module:
         return Program()
 
     def collective(self, kind, instruction, types) -> Collective:
+        if between := _between_slices(instruction):
+            return Collective(between, _num_bytes(types[0]), group=2)
         if kind in ("collective-permute", "ragged-all-to-all"):
             types = types[:1]  # The others are buffers and offsets.
         group = _group_size(instruction, self.num_devices)
@@ -291,7 +299,7 @@ class _Module:
         noted = loop.attribute(r'known_trip_count":\{"n":"(\d+)"')
         if noted:
             return int(noted)
-        condition = loop.attribute(r"condition=%?([\w.-]+)")
+        condition = loop.attribute(r"condition=%?([\w.-]+)") or ""
         bounds = {
             int(i.operands)
             for i in self.instructions_under(condition)
@@ -362,6 +370,17 @@ def _group_size(instruction: _Instruction, num_devices: int) -> int:
         axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named.group(2))
         return math.prod(int(part or sizes[axis]) for axis, part in axes)
     return num_devices
+
+
+def _between_slices(instruction: _Instruction) -> str | None:
+    """Returns the kind of collective over the data-centre network, if it is one.
+
+    A TPU program hands it to the host: it sends to there, and receives the result.
+    """
+    if instruction.opcode not in ("send", "recv"):
+        return None
+    kind = instruction.attribute(r'_xla_megascale_transfer_type="(\w+)"')
+    return kind and kind.lower().replace("_", "-")
 
 
 def _groups(instruction: _Instruction, num_devices: int) -> list[list[int]]:

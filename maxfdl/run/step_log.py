@@ -111,7 +111,7 @@ class StepLog:
         self._skipped = skipped
 
 
-def _fetched(metrics: Metrics) -> dict[str, np.ndarray]:
+def _fetched(metrics: Metrics) -> Any:
     """Returns metrics in the memory of the host: of all processes, if each has some."""
     if all(value.is_fully_addressable for value in metrics.values()):
         return jax.device_get(metrics)

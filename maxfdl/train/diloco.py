@@ -195,8 +195,10 @@ class DiLoCo(Trainer):
         def with_sync(both: tuple[State, Batch], fragment: int) -> Any:
             state, batch = both
             before = self._parts(state)
-            parts = self._averaged(before, state["step"], fragment)
+            number = state["step"]
             state, metrics = self._step_of_all(state, batch)
+            after = state["replicas"]["param_norm"]
+            parts = self._averaged(before, number, fragment, after)
             own, old, new = (x["replicas"] for x in (self._parts(state), before, parts))
             own["tokens"] = own["tokens"] - old["tokens"] + new["tokens"]
             own["drift"], own["errors"] = new["drift"], new["errors"]
@@ -210,9 +212,8 @@ class DiLoCo(Trainer):
         alone = lambda both: self._step_of_all(*both)  # noqa: E731
         return jax.lax.switch(which, [*branches, alone], (state, batch))
 
-    def _averaged(self, parts: Parts, step: jax.Array, fragment: int) -> Parts:
-        averaged = pinned_parts(self._syncs.averaged, self._places_of_parts)
-        return averaged(parts, step, fragment)
+    def _averaged(self, *arguments: Any) -> Parts:
+        return pinned_parts(self._syncs.averaged, self._places_of_parts)(*arguments)
 
     def _of_replica(
         self, sharding: Sharding, own: State, rows: Batch, shared: Any

@@ -5,6 +5,7 @@ own. To the outer optimizer, the mean delta is the gradient.
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -56,14 +57,13 @@ class Delta(NamedTuple):
     """The mean delta, with what is known of those that it is the mean of.
 
     Fields: `mean`, a tree like the parameters, in float32; `norms`, [R] L2 norm of the
-    delta of each replica; `shares`, [R] weights of the mean, which add up to 1. A
-    replica that has learnt nothing, or whose weights are not finite, has the share 0.
+    delta of each replica; `shares`, [R] weights of the mean, which add up to 1;
     `errors`, [R, ...] what the replicas could not send; nothing if none of it is kept.
     """
 
     mean: Any
-    norms: jax.Array
-    shares: jax.Array
+    norms: Any
+    shares: Any
     errors: Any
 
     @property
@@ -111,23 +111,22 @@ def mean_delta(
         deltas = jax.tree.map(
             lambda o, i: _wide(on_device(o)) - _wide(on_device(i)), outer, inner
         )
-        squares = jax.vmap(_square)(deltas)
-        weights = jnp.where(jnp.isfinite(squares), weights, 0.0)
         total = psum(jnp.sum(weights))
         shares = weights / jnp.where(total > 0, total, 1.0)
-        norms = jnp.sqrt(squares)
+        norms = jnp.sqrt(jax.vmap(_square)(deltas))
         if exchange is None:
             sums = jax.tree.map(lambda delta: _weighted(shares, delta), deltas)
             return Delta(jax.tree.map(added_up, sums, cuts), norms, shares, {})
         deltas = jax.tree.map(lambda delta: _of_those_with(shares, delta), deltas)
-        if exchange.error_decay is not None:
-            deltas = jax.tree.map(
-                lambda d, error: d + exchange.error_decay * error, deltas, errors
-            )
-        axis = REPLICA if is_cut else None
-        found = jax.tree.map(lambda x: exchanged(exchange, x, shares, axis), deltas)
+        decay = exchange.error_decay
+        if decay is not None:
+            deltas = jax.tree.map(lambda d, error: d + decay * error, deltas, errors)
+        send = functools.partial(
+            exchanged, exchange, shares=shares, axis=REPLICA if is_cut else None
+        )
+        found = jax.tree.map(send, deltas)
         mean = jax.tree.map(lambda _, pair: pair[0], deltas, found)
-        if exchange.error_decay is None:
+        if decay is None:
             return Delta(mean, norms, shares, {})
         left = jax.tree.map(lambda delta, pair: delta - pair[1], deltas, found)
         return Delta(mean, norms, shares, left)

@@ -134,7 +134,7 @@ class Syncs:
         )
 
     def in_turns(
-        self, which: jax.Array, change: Callable[[Parts, int], Parts], parts: Any
+        self, which: jax.Array, change: Callable[..., Parts], parts: Any
     ) -> Any:
         """Returns `change(parts, fragment)` for the fragment that is due, if any is."""
         branches = [
@@ -142,13 +142,28 @@ class Syncs:
         ]
         return jax.lax.switch(which, [*branches, lambda parts: parts], parts)
 
-    def averaged(self, parts: Parts, step: jax.Array, fragment: int) -> Parts:
-        """Returns the parts with one fragment of the outer weights moved: stage one."""
+    def averaged(
+        self, parts: Parts, step: jax.Array, fragment: int, after: Any = None
+    ) -> Parts:
+        """Returns the parts with one fragment of the outer weights moved: stage one.
+
+        Args:
+          parts: As they are before.
+          step: How many steps there were.
+          fragment: Its number.
+          after: What is ready at the end of a step that runs at the same time. What is
+            only reported is computed then: else XLA might join its small all-reduce
+            with those of gradients, and the exchange would wait for these, or they for
+            it.
+        """
         cut, declared = self.fragments[fragment], self._declared[fragment]
         outer, inner = map(_weights, (parts, parts["replicas"]))
         outer = cut.of_tree(on_device(outer))
         tokens = parts["replicas"]["tokens"]
-        seen, errors = tokens[:, fragment], parts["replicas"]["errors"]
+        errors = parts["replicas"]["errors"]
+        seen = jnp.where(
+            jnp.isfinite(parts["replicas"]["param_norm"]), tokens[:, fragment], 0.0
+        )
         delta = mean_delta(
             self.sharding,
             self.placement.cuts(declared, self.sharding, REPLICA),
@@ -162,8 +177,9 @@ class Syncs:
         moved, optimizer = self._optimizers[fragment].update(
             delta.mean, states[name], outer, step, delta.is_any
         )
-        drift = parts["replicas"]["drift"].at[:, fragment].set(delta.norms)
-        cosine = parts["outer"]["cosine"].at[fragment].set(delta.cosine())
+        known, _ = jax.lax.optimization_barrier((delta, after))
+        drift = parts["replicas"]["drift"].at[:, fragment].set(known.norms)
+        cosine = parts["outer"]["cosine"].at[fragment].set(known.cosine())
         return {
             **parts,
             **_with_weights(parts, cut, moved),

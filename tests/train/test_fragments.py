@@ -195,7 +195,7 @@ def test_a_sync_exchanges_a_fragment_and_an_overlap_leaves_it_free():
     parameters = program.trainer.model.parameters()
     sizes = [
         sum(4 * p.size for p in jax.tree.leaves(fragment.declared(parameters)))
-        for fragment in program.trainer.streaming.plan(parameters)
+        for fragment in Streaming(fragments=2).plan(parameters)
     ]
     reduced = sorted(c.payload for c in at_sync if c.payload > 64)
     np.testing.assert_allclose(reduced, sorted(sizes), atol=16)
