@@ -169,7 +169,8 @@ def test_devices_may_have_several_replicas_each(family):
     split = functools.partial(mesh, replica=2, data=2)
     found, of_split, _ = train(split(config), 2 * H, devices=4)
     np.testing.assert_allclose(losses(found), losses(metrics), rtol=0, atol=1e-5)
-    assert_close(of_split[-1]["params"], states[-1]["params"])
+    # Adam's direction is a sign in its first steps: it enlarges roundings.
+    assert_close(of_split[-1]["params"], states[-1]["params"], 5e-5)
 
 
 def sizes_on_a_device(config):
