@@ -289,3 +289,29 @@ def test_processes_whose_output_nobody_reads_stop_and_save_together(run, tmp_pat
     assert first.stderr.read() == second.stderr.read() == ""
     (step,) = (int(path.name) for path in (tmp_path / "checkpoints").iterdir())
     assert list(losses(tmp_path)) == list(range(1, step + 1))
+
+
+@pytest.mark.slow
+def test_each_process_may_train_a_replica_of_its_own(run, tmp_path):
+    """The numbers are those of two replicas that take turns in one process."""
+    args = ("steps=7", "trainer.eval_batches=1", "trainer.log_every=1")
+    diloco = (SMOKE, "--fiddler=use_diloco(num_replicas=2,sync_period=3)")
+    apart = (*diloco, "--fiddler=mesh(replica=2)")
+    processes = run.start_two(tmp_path / "two", *args, config=apart)
+    for process in processes:
+        assert ends(process)[::2] == (0, "")
+    alone = run.start(tmp_path / "one", *args, config=diloco)
+    assert ends(alone)[::2] == (0, "")
+    lines = [
+        [
+            json.loads(x)
+            for x in (tmp_path / n / "metrics.jsonl").read_text().splitlines()
+        ]
+        for n in ("one", "two")
+    ]
+    assert len(lines[0]) == len(lines[1]) == 8
+    for one, two in zip(*lines, strict=True):
+        names = [k for k in one if "loss" in k or "drift" in k or k == "bytes_sent"]
+        assert {name: two[name] for name in names} == pytest.approx(
+            {name: one[name] for name in names}, rel=1e-4
+        )
