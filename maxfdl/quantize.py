@@ -7,8 +7,9 @@
 
 Formats are `int8`, `int4`, `fp8`, `fp8_block` and `mxfp4`: see
 `maxfdl.tensors.hugging_face.quantization.formats.plan`. Of a folder, one tensor after
-the other is read, stored and written; of a run, the weights are those that its newest
-checkpoint evaluates. Embedding, head, routers and norms stay in their type.
+the other is read, stored and written; of a run, one array, which holds a kernel of all
+layers of a stack. Its weights are those that the newest checkpoint evaluates; where
+that is an average, all are read. Embedding, head, routers and norms stay in their type.
 transformers reads the folder, and so do `--from_hf` and `hf.load`.
 
 With `--calibrate_steps`, codes are chosen by GPTQ for the inputs that products have on
@@ -115,7 +116,8 @@ def _of_run(source: pathlib.Path, target: pathlib.Path) -> None:
     from maxfdl.run.directory import TOKENIZER
     from maxfdl.saved_run import read_run
 
-    run = read_run(source, FLAGS.trust)
+    calibrates = FLAGS.calibrate_steps is not None
+    run = read_run(source, FLAGS.trust, one_by_one=not calibrates)
     kept = source / TOKENIZER
     hf.save(
         target,

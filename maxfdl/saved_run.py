@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from maxfdl import graph
-from maxfdl.checkpoint.checkpointer import Checkpointer
+from maxfdl.checkpoint.checkpointer import Checkpointer, ReadArray
 from maxfdl.errors import UserError
 from maxfdl.experiment import Experiment
 from maxfdl.layers.packing import stored_as
@@ -19,6 +19,7 @@ from maxfdl.saved_graph import saved_graph
 from maxfdl.sharding.mesh import MeshShape
 from maxfdl.sharding.room import check_room, on_one_device
 from maxfdl.sharding.sharding import Sharding
+from maxfdl.tensors.on_disk import OnDisk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +68,15 @@ def _shapes(model: Model) -> dict[str, Any]:
 
 
 def read_run(
-    folder: pathlib.Path, trust: Sequence[str] = (), allow_non_finite: bool = False
+    folder: pathlib.Path,
+    trust: Sequence[str] = (),
+    allow_non_finite: bool = False,
+    one_by_one: bool = False,
 ) -> SavedRun:
     """Returns what the run in `folder` saved last.
+
+    With `one_by_one`, arrays are `OnDisk`, to be read when they are wanted, but not
+    those of a run whose weights are computed, as averages are.
 
     Raises:
       UserError: If there is no run, or none that saved anything, or if weights are not
@@ -93,11 +100,23 @@ def read_run(
     parts = {name: abstract[name] for name in trainer.evaluated_from}
     # An empty part holds no leaves, and so is no part of what was saved.
     wanted = {name: part for name, part in parts.items() if jax.tree.leaves(part)}
+    computed = parts.keys() != {"params", "state"}
+    if one_by_one and not computed:
+        read = checkpointer.reader(step, wanted, allow_non_finite=allow_non_finite)
+        return SavedRun(config, experiment, step, {**parts, **_on_disk(wanted, read)})
     check_room(on_one_device(wanted), f"the weights of {folder} need")
     saved = {
         **parts,
         **checkpointer.read(step, wanted, allow_non_finite=allow_non_finite),
     }
-    if parts.keys() != {"params", "state"}:
+    if computed:
         saved = jax.jit(trainer.evaluated)(saved)
     return SavedRun(config, experiment, step, saved)
+
+
+def _on_disk(abstract: Any, read: ReadArray) -> Any:
+    def leaf(path: Any, leaf: jax.ShapeDtypeStruct) -> OnDisk:
+        keys = [key.key for key in path]
+        return OnDisk(leaf, lambda: read(keys, leaf))
+
+    return jax.tree_util.tree_map_with_path(leaf, abstract)

@@ -31,6 +31,13 @@ def test_a_folder_and_a_run_with_its_weights_give_the_same_files(call, tmp_path)
     done = call(quantize.main, f"--from_run={run}", f"--to={of_run}", "--format=int4")
     assert done[::2] == (0, "")
     assert files(of_run) == files(of_folder)
+    data = max((run / CHECKPOINTS).rglob("d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    done = call(quantize.main, f"--from_run={run}", f"--to={of_run}", "--format=int8")
+    assert complaint(done).startswith("Checkpoint step 0 in ")
+    assert "is damaged" in complaint(done) and files(of_run) == files(of_folder)
 
 
 def test_codes_are_chosen_by_data_that_flags_change(call, tmp_path):

@@ -4,8 +4,10 @@ import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Annotated, Any
+
+import jax
 
 from maxfdl.checkpoint.failure import (
     SaveError,
@@ -13,7 +15,7 @@ from maxfdl.checkpoint.failure import (
     import_orbax,
     storage_problem,
 )
-from maxfdl.checkpoint.load import load_step
+from maxfdl.checkpoint.load import check_fits, load_array, load_step
 from maxfdl.checkpoint.processes import gather, say
 from maxfdl.checkpoint.record import (
     DamagedCheckpointError,
@@ -26,6 +28,9 @@ from maxfdl.checkpoint.structure import listed
 from maxfdl.data.places import joined
 from maxfdl.errors import UserError
 from maxfdl.markers import FromParent, Operational
+
+ReadArray = Callable[[Sequence[str], jax.ShapeDtypeStruct], jax.Array]
+"""Reads the array of a state under the keys given, of the shape and type given."""
 
 
 class Checkpointer:
@@ -163,6 +168,41 @@ class Checkpointer:
             step, abstract_part, whole=False, allow_non_finite=allow_non_finite
         )
         return state
+
+    def reader(self, step: int, abstract_part: Any, **how: bool) -> ReadArray:
+        """Returns what reads single arrays of a step, for tools that hold no more.
+
+        There is no falling back: arrays of two steps belong to no state.
+
+        Args:
+          step: One of the steps on disk.
+          abstract_part: Top-level entries of the state, as in `read`.
+          **how: `allow_non_finite`, as in `read`.
+
+        Raises:
+          UserError: If these are not the leaves that were saved; when an array is read,
+            if it is damaged, or not finite.
+        """
+        path = self.directory / str(step)
+
+        def read(keys: Sequence[str], abstract: jax.ShapeDtypeStruct) -> jax.Array:
+            try:
+                return load_array(path, record, keys, abstract, **how)
+            except DamagedCheckpointError as error:
+                raise self._damaged(step, error) from error
+
+        try:
+            record = read_record(path)
+        except DamagedCheckpointError as error:
+            raise self._damaged(step, error) from error
+        check_fits(path, record, abstract_part, whole=False)
+        return read
+
+    def _damaged(self, step: int, error: Exception) -> UserError:
+        return UserError(
+            f"Checkpoint step {step} in {self.directory} is damaged ({error}); take it"
+            " away to use the one before, or put back a copy."
+        )
 
     def graph(self, step: int) -> str:
         """Returns the experiment as it was saved with `step`, as JSON."""

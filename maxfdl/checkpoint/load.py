@@ -2,6 +2,7 @@
 
 import gc
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -39,7 +40,7 @@ def load_step(
       UserError: If what was saved is not what `abstract` describes.
       DamagedCheckpointError: If it cannot be read, or is not what was written.
     """
-    _check_fits(path, record, abstract, whole)
+    check_fits(path, record, abstract, whole)
     problem = state = None
     try:
         state = _load_arrays(path, abstract, whole)
@@ -56,15 +57,32 @@ def load_step(
     raise DamagedCheckpointError(problem)
 
 
-def _load_arrays(path: pathlib.Path, abstract: Any, whole: bool) -> Any:
-    ocp = import_orbax()
-    context = ocp.Context()
-    context.pytree.loading.partial_load = not whole
-    with context:
-        return ocp.load_checkpointables(path, {"state": _placed(abstract)})["state"]
+def load_array(
+    path: pathlib.Path,
+    record: Record,
+    keys: Sequence[str],
+    abstract: jax.ShapeDtypeStruct,
+    *,
+    allow_non_finite: bool = False,
+) -> jax.Array:
+    """Returns the array of the state under `keys`, without any other.
+
+    Raises:
+      DamagedCheckpointError: As `load_step`.
+    """
+    part: Any = abstract
+    for key in reversed(keys):
+        part = {key: part}
+    try:
+        state = _load_arrays(path, part, whole=False)
+    except Exception as error:
+        raise DamagedCheckpointError(gist(error)) from None
+    check_arrays(record, state, allow_non_finite=allow_non_finite)
+    (array,) = jax.tree.leaves(state)
+    return array
 
 
-def _check_fits(path: pathlib.Path, record: Record, abstract: Any, whole: bool) -> None:
+def check_fits(path: pathlib.Path, record: Record, abstract: Any, whole: bool) -> None:
     """Raises UserError unless the saved leaves are just those of `abstract`."""
     saved = record.structure
     if not whole:
@@ -76,6 +94,14 @@ def _check_fits(path: pathlib.Path, record: Record, abstract: Any, whole: bool) 
             f"Checkpoint {path} is of another experiment: {problems}; restore the"
             " experiment that was saved, or give another directory."
         )
+
+
+def _load_arrays(path: pathlib.Path, abstract: Any, whole: bool) -> Any:
+    ocp = import_orbax()
+    context = ocp.Context()
+    context.pytree.loading.partial_load = not whole
+    with context:
+        return ocp.load_checkpointables(path, {"state": _placed(abstract)})["state"]
 
 
 def _placed(abstract: Any) -> Any:

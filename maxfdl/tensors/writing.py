@@ -22,6 +22,7 @@ from maxfdl.tensors.hugging_face.quantization.formats import Plan
 from maxfdl.tensors.layouts import Config
 from maxfdl.tensors.matching import their_shapes
 from maxfdl.tensors.names import table_of
+from maxfdl.tensors.on_disk import Held
 from maxfdl.tensors.quantized.gptq import gptq
 from maxfdl.tensors.quantized.rounded import Rounded, converted
 from maxfdl.tensors.safetensors import SHARD_BYTES, Spec, TensorWriter
@@ -130,7 +131,7 @@ def specs_of(
     """Returns the shape and type of each tensor of Hugging Face."""
     bindings = bind(table_of(config["model_type"]), leaves_of(model))
     dtypes = {
-        name: _dtype(model, variables, binding.slots[0])
+        name: _dtype(model, Held(variables), binding.slots[0])
         for binding in bindings
         for name in binding.theirs
     }
@@ -142,14 +143,16 @@ def _weights(
     model: Model, variables: Mapping[str, Any], config: Config
 ) -> Iterator[tuple[str, np.ndarray | Rounded]]:
     """Yields what `their_tensors` does, packed kernels as they are rounded."""
-    for binding in bind(table_of(config["model_type"]), leaves_of(model)):
+    held = Held(variables)
+    bindings = bind(table_of(config["model_type"]), leaves_of(model))
+    for binding in held.in_order(bindings):
         convert = functools.partial(binding.to_theirs, config=config)
-        packed = [_rounded(model, variables, slot) for slot in binding.slots]
+        packed = [_rounded(model, held, slot) for slot in binding.slots]
         kept = [weight for weight in packed if weight is not None]
         if len(kept) == len(packed):
             theirs = converted(convert, kept)
         else:
-            theirs = convert([_fetch(model, variables, s) for s in binding.slots])
+            theirs = convert([_fetch(model, held, slot) for slot in binding.slots])
         yield from zip(binding.theirs, theirs, strict=True)
 
 
@@ -158,38 +161,37 @@ def their_tensors(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yields each tensor of Hugging Face, by name, from a tree like `variables`."""
     for binding in bind(table_of(config["model_type"]), leaves_of(model)):
-        ours = [_fetch(model, variables, slot) for slot in binding.slots]
+        ours = [_fetch(model, Held(variables), slot) for slot in binding.slots]
         theirs = binding.to_theirs(ours, config)
         yield from zip(binding.theirs, theirs, strict=True)
 
 
-def _fetch(model: Model, variables: Mapping[str, Any], slot: Slot) -> np.ndarray:
+def _fetch(model: Model, held: Held, slot: Slot) -> np.ndarray:
     """Returns the values at a slot, on the host; those of a packed kernel unpacked."""
-
-    rounded = _rounded(model, variables, slot)
+    rounded = _rounded(model, held, slot)
     if rounded is None:
-        return _part(variables, slot)
-    return rounded.values.astype(_dtype(model, variables, slot))
+        return _part(held, slot)
+    return rounded.values.astype(_dtype(model, held, slot))
 
 
-def _rounded(model: Model, variables: Mapping[str, Any], slot: Slot) -> Rounded | None:
+def _rounded(model: Model, held: Held, slot: Slot) -> Rounded | None:
     """Returns the packed kernel at a slot, on the host; None: it is not packed."""
     packing = _packing(model, slot)
     if packing is None:
         return None
-    parts = {part: _part(variables, slot, suffix) for part, suffix in SUFFIXES.items()}
+    parts = {part: _part(held, slot, suffix) for part, suffix in SUFFIXES.items()}
     return Rounded(*packing.apart(**parts))
 
 
-def _part(variables: Mapping[str, Any], slot: Slot, suffix: str = "") -> np.ndarray:
-    leaf = _leaf(variables, slot, suffix)
+def _part(held: Held, slot: Slot, suffix: str = "") -> np.ndarray:
+    leaf = held.array(slot, suffix)
     return np.asarray(_take(_everywhere(leaf))(leaf, slot.index))
 
 
-def _dtype(model: Model, variables: Mapping[str, Any], slot: Slot) -> np.dtype:
+def _dtype(model: Model, held: Held, slot: Slot) -> np.dtype:
     """Returns the type of the values at a slot; of a packed kernel, once unpacked."""
     if _packing(model, slot) is None:
-        return np.dtype(_leaf(variables, slot).dtype)
+        return np.dtype(held.leaf(slot).dtype)
     return jnp.dtype(slot.declared.dtype or model.network.param_dtype)
 
 
@@ -217,12 +219,3 @@ def _everywhere(leaf: jax.Array) -> jax.sharding.Sharding | None:
     if isinstance(leaf.sharding, NamedSharding):
         return NamedSharding(leaf.sharding.mesh, PartitionSpec())
     return None
-
-
-def _leaf(variables: Mapping[str, Any], slot: Slot, suffix: str = "") -> jax.Array:
-    """Returns the array at a slot, or that beside it whose name has the suffix."""
-    *above, name = slot.path
-    node: Any = variables[slot.collection]
-    for each in above:
-        node = node[each]
-    return node[f"{name}{suffix}"]
