@@ -64,7 +64,8 @@ def enable_fp8(
       history: Of `delayed`: steps that scales look back.
       margin: Of `delayed`: powers of two left free for greater numbers.
       size: Of `block`: numbers along the side of a block.
-      only: Which products; empty: all. Each is `attention`, `delta_net`, `experts`,
+      only: Which products; empty: all. The projection of multi-token prediction goes
+        with the attention that follows it. Each is `attention`, `delta_net`, `experts`,
         `head`, `later_token`, `latent_attention` or `mlp`, or a path as `freeze` takes
         it, such as `**.attention.out`, from the network on.
       skip: Which of these stay as they are.

@@ -131,14 +131,24 @@ def _check_name(name: str, roles: dict[str, set[str]], who: str) -> None:
 
 
 def _roles(path: str, nodes: list[tuple[str, fdl.Buildable]]) -> set[str]:
-    """Returns the words for the layers that hold the product at `path`."""
+    """Returns the words for the layers that hold the product at `path`.
+
+    The projection of multi-token prediction is a copy of the first one of its layer,
+    and goes with that: so it is the same whichever mutation comes first.
+    """
     above = [node for at, node in nodes if path.startswith((f"{at}.", f"{at}["))]
-    return {
+    roles = {
         role
         for role, names in _ROLES.items()
         for node in above
         if fdl.get_callable(node) in _classes(names)
     }
+    module, _, field = _holder(path).rpartition(".")
+    if "later_token" in roles and field == "projection":
+        layer = f"{module}.stack."
+        copied = next(p for p, node in nodes if p.startswith(layer) and _is_dense(node))
+        roles |= _roles(copied, nodes)
+    return roles
 
 
 def _classes(names: Sequence[str]) -> list[Any]:
@@ -154,6 +164,10 @@ def _is_named(name: str, path: str, roles: set[str]) -> bool:
 def _holder(path: str) -> str:
     """Returns the path of the layer whose product lies at `path`."""
     return path.rpartition(".")[0]
+
+
+def _is_dense(node: fdl.Buildable) -> bool:
+    return is_matrix_product(node) and not _is_grouped(node)
 
 
 def _is_grouped(node: fdl.Buildable) -> bool:

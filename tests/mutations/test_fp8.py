@@ -20,6 +20,7 @@ from maxfdl.ops.grouped_dot import GroupedProduct
 from maxfdl.ops.quantized_dot import QuantizedDot, QuantizedGroupedDot
 from maxfdl.report.modules import modules_of
 from maxfdl.train.program import Program
+from tests.mutations.cases import CASES, apply
 
 FP8 = (QuantizedDot, QuantizedGroupedDot)
 
@@ -65,14 +66,15 @@ def test_roles_and_paths_select_products():
         wanted = [p for p in everything if any(re.search(e, p) for e in expected)]
         assert in_fp8(enable_fp8(config, **arguments)) == wanted and wanted
 
-    selects("attention", only=("attention",))
-    selects("attention", only=("latent_attention",))
+    selects("attention", "projection", only=("attention",))
+    selects("attention", "projection", only=("latent_attention",))
     selects(r"experts\.", only=("experts",))
     selects(r"mlp\.(gate|up|down)", "shared", only=("mlp",))
     selects("later_token", only=("later_token",))
     selects(r"attention\.out", only=("**.attention.out",))
     selects(
         r"attention\.(query|latent|rope|key|value)",
+        "projection",
         only=("attention",),
         skip=("**.out",),
     )
@@ -93,6 +95,32 @@ def test_what_is_not_selected_stays_so_that_two_recipes_go_together():
         "experts": "Fp8Delayed",
     }
     assert disable_fp8(both) == zoo_smoke.experiment("mixtral")
+
+
+CALLS = (
+    "enable_fp8(only=('attention',))",
+    "enable_fp8(skip=('attention',))",
+    "enable_fp8(only=('experts',))",
+    "enable_fp8(only=('head',), recipe=block)",
+    "enable_fp8(only=('**.attention.out',), recipe=delayed)",
+)
+
+
+@pytest.mark.parametrize(
+    ("family", "call"),
+    [
+        pytest.param("deepseek_v3", call, marks=[pytest.mark.slow] * (i > 1))
+        for i, call in enumerate(CALLS)
+    ]
+    + [pytest.param("mixtral", CALLS[1], marks=pytest.mark.slow)],
+)
+def test_a_selection_commutes_with_every_mutation(family, call):
+    config = zoo_smoke.experiment(family)
+    selected = apply(config, call)
+    for name, case in CASES.items():
+        if case.decides not in ("products", "text"):
+            both = apply(selected, case.call)
+            assert graph.diff(both, apply(config, case.call, call)) == [], name
 
 
 def test_a_head_runs_in_fp8_if_it_is_named():
