@@ -3,7 +3,7 @@
 import fiddle as fdl
 
 from fdl_configs import data, optimizers
-from fdl_configs.models.llama import llama, llama3_2_1b
+from fdl_configs.models.llama import llama, llama3_2_1b, llama3_2_3b
 from fdl_configs.runs import pretrain
 from maxfdl.experiment import Experiment
 from maxfdl.mutations import compute_dtype, vocab_tiling
@@ -17,6 +17,17 @@ def llama_1b(batch_size: int = 4) -> fdl.Config[Experiment]:
     config = _on_random_tokens(
         name="llama_1b",
         model=llama3_2_1b(),
+        batch_size=batch_size,
+        sequence_length=4096,
+    )
+    return vocab_tiling(compute_dtype(config), tokens_per_tile=1024)
+
+
+def llama_3b(batch_size: int = 2) -> fdl.Config[Experiment]:
+    """Llama 3.2 3B as `llama_1b`: weights, gradients and moments take 51 GB."""
+    config = _on_random_tokens(
+        name="llama_3b",
+        model=llama3_2_3b(),
         batch_size=batch_size,
         sequence_length=4096,
     )

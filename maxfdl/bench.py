@@ -60,7 +60,7 @@ if "warmup" not in FLAGS:
     flags.DEFINE_list(
         "accelerator_only",
         [],
-        "Which parts of it: attention, losses, offload, product, llama, flags.",
+        "Which parts: attention, losses, offload, product, llama, fp8, flags.",
     )
 flags.adopt_module_key_flags(json_file)
 place.define_flags()

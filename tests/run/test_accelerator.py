@@ -20,6 +20,7 @@ from maxfdl.ops.attention import DotProductAttention
 from maxfdl.ops.mask import SlidingWindow
 from maxfdl.run.accelerator import (
     attention,
+    fp8,
     losses,
     offload,
     probes,
@@ -82,6 +83,7 @@ def test_everything_runs_on_a_cpu_too(on_a_cpu):
         "offload/activations": "passed",
         "product": "measured",
         "llama/batch_4": "measured",
+        "fp8/product": "measured",
     }
 
 
@@ -103,6 +105,7 @@ def test_the_text_says_what_was_done_and_why_not(on_a_cpu):
     )
     assert text["product"].startswith("512^3 in bfloat16: ")
     assert text["llama/batch_4"].endswith("% of the product")
+    assert text["fp8/product"].startswith("512^3 with gradients: ")
 
 
 @pytest.mark.slow
@@ -286,6 +289,9 @@ def test_the_graphs_of_a_card_are_what_they_say():
         assert (config.sequence_length, config.model.dtype) == (4096, "bfloat16")
         assert config.model.decoder == remat_of(config, MODELS["llama3_2_1b"].make())
     assert graph.validate(graph.resolve("fdl_configs.bench.deep")).checkpoint is None
+    for expression in fp8.GRAPHS.values():
+        config = graph.validate(graph.resolve(f"{expression}+enable_fp8"))
+        assert (config.sequence_length, config.model.dtype) == (4096, "bfloat16")
 
 
 def remat_of(config, model):
@@ -316,6 +322,25 @@ def test_a_step_is_stated_as_a_share_of_the_product(monkeypatch):
     )
     assert outcome.figures["share_of_product"] == 0.5
     assert outcome.figures["graph"] == speed.GRAPHS["batch_4"]
+
+
+def test_a_step_in_fp8_is_stated_in_times_of_bfloat16():
+    faster = dataclasses.replace(
+        FIGURES, tokens_per_second=1.25 * FIGURES.tokens_per_second
+    )
+    outcome = fp8.compared("a graph", FIGURES, faster)
+    assert outcome.status == "measured"
+    assert outcome.text.startswith("1.25 times bfloat16: 51.2k tokens/s, ")
+    assert outcome.figures["times_bfloat16"] == 1.25
+
+
+@pytest.mark.parametrize(("gemms", "status"), [(3, "passed"), (1, "failed")])
+def test_products_in_fp8_must_be_those_of_cublas_on_a_gpu(monkeypatch, gemms, status):
+    text = f'custom_call_target="{fp8.FP8_GEMM}" ' * gemms
+    monkeypatch.setattr(fp8, "_timed", lambda dot, size: (1e-3, text))
+    outcome = fp8.multiply(Bench(None, "gpu"))
+    assert outcome.status == status
+    assert outcome.text.startswith(f"{gemms} of 3 products call __cublas$lt$matmul$f8")
 
 
 def test_the_smallest_batch_must_fit_in_80_gb(monkeypatch):
@@ -378,8 +403,8 @@ def test_sections_share_the_time_and_each_may_use_what_is_left():
     names = [o.name for o in suite.run(make_experiment, runner, minutes=8)]
     starts = [seen[section.name] for section in suite.SECTIONS]
     assert starts == sorted(starts)
-    assert starts[-1] - starts[0] == pytest.approx(8 * 60 * 0.7, abs=1)
-    assert len(names) == len(set(names)) == 1 + 26 + 3 + 2 + 1 + 3 + 4
+    assert starts[-1] - starts[0] == pytest.approx(8 * 60 * 0.75, abs=1)
+    assert len(names) == len(set(names)) == 1 + 26 + 3 + 2 + 1 + 3 + 3 + 4
     assert max(map(len, names)) <= report._NAME
 
 

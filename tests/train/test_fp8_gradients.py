@@ -8,6 +8,7 @@ choose by the place of a token, and weigh by its scores.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +26,8 @@ from maxfdl.ops.state import States
 from tests import tiny
 
 ROWS, LENGTH, VOCAB, WIDTH = 4, 32, 256, 128
-HEADS = dict(num_heads=4, num_kv_heads=2, head_dim=32)
-COMMON = dict(features=WIDTH, vocab_size=VOCAB)
+HEADS: dict[str, Any] = dict(num_heads=4, num_kv_heads=2, head_dim=32)
+COMMON: dict[str, Any] = dict(features=WIDTH, vocab_size=VOCAB)
 MODELS = {
     "llama": lambda: llama(num_layers=2, mlp=352, **HEADS, **COMMON),
     "mixtral": lambda: mixtral(

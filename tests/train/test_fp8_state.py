@@ -80,6 +80,22 @@ def test_parts_of_a_batch_leave_the_history_of_the_whole(how):
     jax.tree.map(close, state["state"], expected["state"])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "how", "rtol"),
+    [
+        # Shards of kernels have the scales of the whole; parts of a batch their own.
+        ("current", "fsdp", 1e-6),
+        ("channel", "fsdp", 1e-6),
+        ("current", "replicas", 1e-2),
+        ("channel", "accumulated", 1e-2),
+    ],
+)
+def test_without_state_a_mesh_or_parts_change_what_their_scales_do(recipe, how, rtol):
+    (losses, _), (expected, _) = trained(recipe, how), trained(recipe)
+    np.testing.assert_allclose(losses, expected, rtol=rtol)
+
+
 def assert_same_amax(path, history, expected):
     rtol = 1e-6 if path[-1].key == "dot_dy_amax" else 0
     np.testing.assert_allclose(history, expected, rtol=rtol, atol=0)

@@ -7,7 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from maxfdl.errors import UserError, did_you_mean
-from maxfdl.run.accelerator import attention, device, losses, offload, probes, speed
+from maxfdl.run.accelerator import (
+    attention,
+    device,
+    fp8,
+    losses,
+    offload,
+    probes,
+    speed,
+)
 from maxfdl.run.accelerator.check import Bench, Check, Outcome
 from maxfdl.run.accelerator.processes import Runner
 
@@ -28,12 +36,13 @@ class Section:
 
 
 SECTIONS = (
-    Section("attention", 0.30, attention.checks),
-    Section("losses", 0.14, lambda platform: losses.checks()),
-    Section("offload", 0.12, lambda platform: offload.checks()),
-    Section("product", 0.04, lambda platform: speed.product_checks()),
-    Section("llama", 0.25, speed.llama_checks),
-    Section("flags", 0.15, probes.checks),
+    Section("attention", 0.25, attention.checks),
+    Section("losses", 0.12, lambda platform: losses.checks()),
+    Section("offload", 0.10, lambda platform: offload.checks()),
+    Section("product", 0.03, lambda platform: speed.product_checks()),
+    Section("llama", 0.20, speed.llama_checks),
+    Section("fp8", 0.18, fp8.checks),
+    Section("flags", 0.12, probes.checks),
 )
 
 
