@@ -1,12 +1,15 @@
 """The histories of FP8 products are the same however a step runs."""
 
 import functools
+from collections import Counter
 
 import jax
 import numpy as np
 import pytest
 
+from maxfdl import graph
 from maxfdl.mutations import (
+    compute_dtype,
     disable_fp8,
     enable_fp8,
     gradient_accumulation,
@@ -110,6 +113,38 @@ def test_each_layer_has_histories_with_what_it_saw_in_the_last_steps():
         # The newest is first, the one before it last: see `rolled`.
         assert np.all((history > 0) == [True, False, False, True])
         assert history[0, 0] != history[1, 0]
+
+
+def bytes_kept(*mutations):
+    """Returns the bytes that the backward pass of a network is given, by type."""
+    bfloat16 = functools.partial(compute_dtype, dtype="bfloat16")
+    config = tiny.experiment(bfloat16, *mutations, num_layers=2)
+    model = graph.build(config).make_model()
+    tokens = jax.ShapeDtypeStruct((tiny.ROWS, tiny.LENGTH), "int32")
+
+    def kept(variables, tokens):
+        def hidden(params):
+            return model.apply({**variables, "params": params}, tokens).hidden
+
+        return jax.vjp(hidden, variables["params"])[1]
+
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    found = Counter()
+    for leaf in jax.tree.leaves(jax.eval_shape(kept, variables, tokens)):
+        found[leaf.dtype.name] += leaf.size * leaf.dtype.itemsize
+    return found
+
+
+def test_products_keep_fp8_in_place_of_what_it_was_made_of():
+    plain, fp8 = bytes_kept(), bytes_kept(enable_fp8)
+    widths = {"in": 16, "heads": 4 * 8, "mlp": 32}
+    kernels = 16 * 8 * (4 + 2 + 2 + 4) + 3 * 16 * 32
+    rows = tiny.ROWS * tiny.LENGTH
+    factors = 5 * widths["in"] + widths["heads"] + widths["mlp"]
+    assert fp8["float8_e4m3fn"] == 2 * (kernels + rows * factors)
+    assert fp8["bfloat16"] < plain["bfloat16"]
+    # With remat it is the input of each layer, whatever products do.
+    assert bytes_kept(remat) == bytes_kept(remat, enable_fp8)
 
 
 def test_without_fp8_nothing_of_it_is_left():
