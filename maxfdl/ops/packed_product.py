@@ -18,7 +18,7 @@ from maxfdl.ops.codec import Codec, PackedKernel, unpaired
 
 _MOST = 64  # rows; with more, unpacking the whole kernel is the smaller part
 _FEW = 2  # rows up to which numbers are multiplied as they are read
-_AT_ONCE = 16  # inputs of a trip with few rows
+_AT_ONCE = 8  # inputs of a trip with few rows; 16 are as fast, and compile longer
 _BYTES = 2**20  # of float32 that a trip with more rows unpacks
 
 
@@ -28,6 +28,7 @@ def is_read_packed(rows: int, codec: Codec) -> bool:
     return in_bytes and rows <= _MOST and jax.default_backend() == "cpu"
 
 
+@jax.jit  # so that kernels of one shape are traced once
 def rows_by_packed(
     x_MI: Float[Array, "M I"], kernel: PackedKernel
 ) -> Float[Array, "M O"]:
