@@ -123,9 +123,20 @@ def _write(writer: Any, sampler: Any, tokens: list[int]) -> None:
             print(
                 f"prompt of {len(tokens)} tokens, first token after"
                 f" {times[0] - began:.2f} s, then"
-                f" {_rate(times, generator.run_length):.1f} tokens/s",
+                f" {_rate(times, generator.run_length):.1f} tokens/s;"
+                f" {_sizes(writer.variables, generator.cache_bytes)}",
                 file=sys.stderr,
             )
+
+
+def _sizes(variables: Any, cache_bytes: int) -> str:
+    """Returns what weights and caches take, as they are stored."""
+    import jax
+
+    from maxfdl.sharding.room import size_text
+
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
+    return f"weights {size_text(weights)}, caches {size_text(cache_bytes)}"
 
 
 def _rate(times: list[float], run_length: int) -> float:

@@ -26,7 +26,8 @@ from tests.goldens import tokenizers as goldens
 ROOT = pathlib.Path(__file__).parents[1]
 GOLDEN = ROOT / "tests/goldens/llama2"
 SPEED = (
-    r"prompt of (\d+) tokens, first token after \d+\.\d\d s, then \d+\.\d tokens/s\n"
+    r"prompt of (\d+) tokens, first token after \d+\.\d\d s, then \d+\.\d tokens/s;"
+    r" weights \d+\.\d [KM]iB, caches \d+\.\d [KM]iB\n"
 )
 
 

@@ -43,6 +43,9 @@ class Generator:
       stop_tokens: Tokens that end a row.
       run_length: Tokens per row and dispatch.
 
+    Attributes:
+      cache_bytes: What the caches of the newest call take; 0 before the first.
+
     Raises:
       ValueError: If the sampler has impossible settings.
     """
@@ -58,6 +61,7 @@ class Generator:
         self.sampler = sampler or Sampler()
         self.stop_tokens = tuple(stop_tokens)
         self.run_length = run_length
+        self.cache_bytes = 0
         for problem in self.sampler.check_config(self.sampler):
             raise ValueError(problem)
         prefill_here = functools.partial(prefill, model, self.sampler)
@@ -165,6 +169,7 @@ class Generator:
             abstract = self._prefill.eval_shape(slots, variables, padded)
             check_room(on_one_device(abstract), f"caches of {slots} tokens need")
         rows = self._prefill(slots, variables, padded)
+        self.cache_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(rows.cache))
         yield np.array(rows.tokens)[:count]
         variables = self.model.apart(variables)
         rows, ahead = self._run(variables, rows)
