@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 NOTHING = frozenset()
 WORDS = frozenset({"batch", "errors", "markers"})
 ENTRY_POINTS = frozenset(
-    {"bench", "convert", "diff", "generate", "launch", "quantize", "show"}
+    {"bench", "convert", "diff", "generate", "launch", "plot", "quantize", "show"}
 )
 
 LIBRARY = {

@@ -41,6 +41,7 @@ _NO_NODES = (
     "maxfdl.launch",
     "maxfdl.show",
     "maxfdl.diff",
+    "maxfdl.plot",
     "maxfdl.aot",
     "maxfdl.bench",
     "maxfdl.convert",
