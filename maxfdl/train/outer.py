@@ -57,12 +57,14 @@ class Delta(NamedTuple):
     """The mean delta, with what is known of those that it is the mean of.
 
     Fields: `mean`, a tree like the parameters, in float32; `norms`, [R] L2 norm of the
-    delta of each replica; `shares`, [R] weights of the mean, which add up to 1;
-    `errors`, [R, ...] what the replicas could not send; nothing if none of it is kept.
+    delta of each replica; `lengths`, [R] those of what each has sent of it, with what
+    was left over before; `shares`, [R] weights of the mean, which add up to 1;
+    `errors`, [R, ...] what the replicas could not send, or nothing if it is not kept.
     """
 
     mean: Any
     norms: Any
+    lengths: Any
     shares: Any
     errors: Any
 
@@ -77,7 +79,7 @@ class Delta(NamedTuple):
         A pair counts by the product of its shares and norms, so that nothing but the
         mean and the norms is needed. For two replicas it is their cosine.
         """
-        lengths = self.shares * jnp.where(self.shares > 0, self.norms, 0.0)
+        lengths = self.shares * jnp.where(self.shares > 0, self.lengths, 0.0)
         own = jnp.sum(jnp.square(lengths))
         pairs = jnp.square(jnp.sum(lengths)) - own
         products = _square(self.mean) - own
@@ -116,7 +118,8 @@ def mean_delta(
         norms = jnp.sqrt(jax.vmap(_square)(deltas))
         if exchange is None:
             sums = jax.tree.map(lambda delta: _weighted(shares, delta), deltas)
-            return Delta(jax.tree.map(added_up, sums, cuts), norms, shares, {})
+            mean = jax.tree.map(added_up, sums, cuts)
+            return Delta(mean, norms, norms, shares, {})
         deltas = jax.tree.map(lambda delta: _of_those_with(shares, delta), deltas)
         decay = exchange.error_decay
         if decay is not None:
@@ -126,10 +129,9 @@ def mean_delta(
         )
         found = jax.tree.map(send, deltas)
         mean = jax.tree.map(lambda _, pair: pair[0], deltas, found)
-        if decay is None:
-            return Delta(mean, norms, shares, {})
-        left = jax.tree.map(lambda delta, pair: delta - pair[1], deltas, found)
-        return Delta(mean, norms, shares, left)
+        sent = jax.tree.map(lambda _, pair: pair[1], deltas, found)
+        left = {} if decay is None else jax.tree.map(jnp.subtract, deltas, sent)
+        return Delta(mean, norms, jnp.sqrt(jax.vmap(_square)(sent)), shares, left)
 
     def psum(x):
         return lax.psum(x, REPLICA) if is_cut else x
@@ -148,7 +150,9 @@ def mean_delta(
         of_group,
         mesh=sharding.mesh,
         in_specs=(PartitionSpec(), apart, apart, apart),
-        out_specs=Delta(PartitionSpec() if exchange else cuts, apart, apart, apart),
+        out_specs=Delta(
+            PartitionSpec() if exchange else cuts, apart, apart, apart, apart
+        ),
         axis_names={REPLICA},
         check_vma=False,
     )(outer, inner, weights, errors)

@@ -136,11 +136,20 @@ class Syncs:
     def in_turns(
         self, which: jax.Array, change: Callable[..., Parts], parts: Any
     ) -> Any:
-        """Returns `change(parts, fragment)` for the fragment that is due, if any is."""
+        """Returns `change(parts, fragment)` for the fragment that is due, if any is.
+
+        The branches stand in a loop of one trip, or of none where nothing is due: XLA
+        copies the arrays that a branch only passes on, and a loop leaves them in place.
+        """
         branches = [
             functools.partial(change, fragment=i) for i in range(len(self.fragments))
         ]
-        return jax.lax.switch(which, [*branches, lambda parts: parts], parts)
+
+        def body(_: jax.Array, parts: Parts) -> Parts:
+            return jax.lax.switch(which, [*branches, lambda parts: parts], parts)
+
+        trips = (which < len(branches)).astype(jnp.int32)
+        return jax.lax.fori_loop(0, trips, body, parts)
 
     def averaged(
         self, parts: Parts, step: jax.Array, fragment: int, after: Any = None
