@@ -128,7 +128,7 @@ def test_it_is_understood_as_it_stands(words, folder, call, monkeypatch):
     begun = []
     monkeypatch.setattr(loop, "run", lambda *args: begun.append(args[0]))
     name, args = parsed(words)
-    if name in ("bench", "convert", "generate", "quantize"):
+    if name in ("bench", "convert", "generate", "plot", "quantize"):
         done = call(words, main=lambda argv: None)  # the flags are known
     else:
         done = call(words)
@@ -172,6 +172,8 @@ def smaller(words: list[str]) -> list[str]:
         more += [] if "tokenizer" in args[0] else ["data.tokenizer.vocab_size=300"]
     if any(each.startswith("mesh(data=8") for each in args):
         more += ["mesh.data=4", "mesh.fsdp=2"]
+    if any("diloco" in each for each in args):
+        more += ["trainer.sync_period=1"]
     if any("batch_ramp_up" in each for each in args):
         more += ["ramp_up.start=32", "ramp_up.steps=2"]
     return more
@@ -186,6 +188,7 @@ def test_all_of_them_run_one_after_the_other(folder, call):
     exec(blocks("python")[0], {})
     assert sorted(path.name for path in folder.joinpath("models").iterdir()) == [
         "x",
+        "x-int4",
         "x-tuned",
     ]
 
