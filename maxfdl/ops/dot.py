@@ -190,14 +190,14 @@ class Dot(MatrixProduct):
 # takes 0.6 to 0.8 of the time (BUILD_NOTES.md, 2026-11-22).
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _product(x, kernel, contract, out_dtype):
-    dims = (tuple(range(x.ndim - contract, x.ndim)), tuple(range(contract)))
-    return lax.dot_general(
-        x, kernel, (dims, ((), ())), preferred_element_type=out_dtype
-    )
+    return _product_forward(x, kernel, contract, out_dtype)[0]
 
 
 def _product_forward(x, kernel, contract, out_dtype):
-    return _product(x, kernel, contract, out_dtype), (x, kernel)
+    dims = (tuple(range(x.ndim - contract, x.ndim)), tuple(range(contract)))
+    # Not `_product` itself: the remat policies `dots` would not see the product in it.
+    y = lax.dot_general(x, kernel, (dims, ((), ())), preferred_element_type=out_dtype)
+    return y, (x, kernel)
 
 
 def _product_backward(contract, out_dtype, saved, dy):

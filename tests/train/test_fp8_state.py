@@ -147,6 +147,15 @@ def test_products_keep_fp8_in_place_of_what_it_was_made_of():
     assert bytes_kept(remat) == bytes_kept(remat, enable_fp8)
 
 
+def test_the_policy_dots_keeps_the_results_of_plain_products_too():
+    dots = functools.partial(remat, policy="dots_no_batch")
+    rows = 2 * tiny.ROWS * tiny.LENGTH  # of two layers
+    # Of query, key, value, out, gate and up: that of down is needed in a sum alone.
+    outputs = 8 * (4 + 2 + 2) + 16 + 2 * 32
+    more = bytes_kept(dots)["bfloat16"] - bytes_kept(remat)["bfloat16"]
+    assert more == 2 * rows * outputs
+
+
 def test_without_fp8_nothing_of_it_is_left():
     config = tiny.experiment(RECIPES["delayed"], disable_fp8)
     assert config == tiny.experiment()
