@@ -37,6 +37,12 @@ WAYS = {
         "enable_fp8(recipe=delayed, history=4)",
         "enable_fp8(recipe=block, size=16)",
     ),
+    "quantize": (
+        "quantize",
+        "quantize(backward=True, rounding=stochastic)",
+        "quantize(format=mxfp8, backward=True)",
+        "quantize(format=nvfp4)",
+    ),
 }
 # Networks that have nothing to apply it to, and refuse it.
 WITHOUT = {
