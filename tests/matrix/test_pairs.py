@@ -56,6 +56,7 @@ CHANGES = (
     "freeze",
     "multi_token_prediction",
     "quantize",
+    "quantize_weights",
     "router_losses",
 )
 # Replicas and microbatches of products in few bits have scales of their own.
@@ -105,7 +106,7 @@ def step(config, network, calls, devices):
     experiment = graph.build(graph.validate(config))
     trainer = experiment.make_trainer(experiment.make_sharding(jax.devices()[:devices]))
     program = Program(trainer, experiment.batch_size_at(1), LENGTH)
-    drawn = {"multi_token_prediction", "param_dtype"} & calls.keys()
+    drawn = {"multi_token_prediction", "param_dtype", "quantize_weights"} & calls.keys()
     params = weights(network, *[calls[name] for name in sorted(drawn)])
     state = jax.tree.map(StateDeclaration.first, trainer.model.state())
     places = trainer.state_shardings()
