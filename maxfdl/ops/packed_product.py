@@ -18,7 +18,7 @@ from maxfdl.ops.codec import Codec, PackedKernel, unpaired
 
 _MOST = 64  # rows; with more, unpacking the whole kernel is the smaller part
 _FEW = 2  # rows up to which numbers are multiplied as they are read
-_AT_ONCE = 8  # inputs of a trip with few rows; 16 are as fast, and compile longer
+_AT_ONCE = 4  # inputs of a trip with few rows; with more, XLA of JAX 0.10 is slower
 _BYTES = 2**20  # of float32 that a trip with more rows unpacks
 
 
