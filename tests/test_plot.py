@@ -42,7 +42,7 @@ def runs(tmp_path):
 def curves(file):
     """Returns the points of each curve in the picture, and its words."""
     root = xml.etree.ElementTree.parse(file).getroot()
-    lines = [line.get("points").split() for line in root.iter(f"{SVG}polyline")]
+    lines = [line.attrib["points"].split() for line in root.iter(f"{SVG}polyline")]
     points = [[tuple(map(float, p.split(","))) for p in line] for line in lines]
     return points, [text.text for text in root.iter(f"{SVG}text")]
 
