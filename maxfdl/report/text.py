@@ -40,8 +40,8 @@ def summary(facts: Facts, attention: Sequence[str], platform: str, here: int):
     axes = " x ".join(f"{name} {size}" for name, size in facts.mesh.items())
     parts = ", ".join(
         f"{name} {size_text(state[name])}"
-        for name in ("params", "masters", "optimizer")
-        if state[name] or name != "masters"
+        for name in ("params", "masters", "optimizer", "replicas", "outer")
+        if name in state and (state[name] or name != "masters")
     )
     return [
         f"parameters: {facts.num_parameters:,}"

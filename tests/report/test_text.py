@@ -68,6 +68,17 @@ def test_the_summary_says_what_masters_take():
     assert "(params 76.3 KiB, masters 152.6 KiB, optimizer 305.3 KiB)" in line
 
 
+def test_the_summary_says_what_replicas_and_the_outer_optimizer_take():
+    """Of 39,072 parameters, twice weights and two moments, and once a momentum."""
+    config = graph.resolve(
+        "experiments.llama2_smoke+mesh(fsdp=1)"
+        "+use_diloco(num_replicas=2, sync_period=5)"
+    )
+    lines = summary(facts_of(graph.build(config), 1), ["xla"], "cpu", 1)
+    [line] = [line for line in lines if line.startswith("state per device")]
+    assert "(params 152.6 KiB, replicas 915.8 KiB, outer 152.6 KiB)" in line
+
+
 def test_columns_line_up():
     config = graph.resolve("experiments.llama2_smoke")
     facts = facts_of(graph.build(config), 1)
