@@ -102,7 +102,7 @@ def call(monkeypatch, capsys):
     def run(words: list[str], *more: str, main=None):
         name, args = parsed(words)
         module = importlib.import_module(f"maxfdl.{name}")
-        takes_config = name != "diff"
+        takes_config = name not in ("diff", "plot")
         return caller(main or module.main, *args, *more, takes_config=takes_config)
 
     return run

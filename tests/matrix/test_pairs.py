@@ -20,12 +20,14 @@ from maxfdl.train.program import Program
 from tests.matrix.covering import NONE, covering
 from tests.mutations.cases import CASES, apply
 
-ROWS, LENGTH = 32, 16
+ROWS, LENGTH = 64, 16
 NETWORKS = {"llama": "llama2", "mixtral": "mixtral", "deepseek": "deepseek_v3"}
 # What suits batches of this size, and terms that are sums over the rows of a batch.
 CALLS = {name: case.call for name, case in CASES.items()} | {
-    "batch_ramp_up": "batch_ramp_up(start=16, steps=8)",
+    "batch_ramp_up": "batch_ramp_up(start=32, steps=8)",
     "multi_token_prediction": "multi_token_prediction(depth=1)",
+    # What MuonClip scales must be trained.
+    "quantize_weights": 'quantize_weights(format=int4, group=8, skip=["attention"])',
     "router_losses": "router_losses(sequence_balance=1e-2, z=1e-3)",
     "use_diloco": "use_diloco(num_replicas=2, sync_period=1)",
 }
