@@ -325,6 +325,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_last_step_whole(tmp_path):
         f"Checkpoint step 2 cannot be written to {tmp_path} (File too large); make room"
         " there or give another directory with --run_dir (step 1 is complete).\n"
     )
-    (line,) = run.stderr.splitlines()
+    line, *others = run.stderr.splitlines()
+    assert not others, run.stderr
     assert line.startswith("checkpoint step 2 is damaged (ValueError: ")
     assert line.endswith("); trying step 1")
