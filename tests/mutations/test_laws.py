@@ -24,7 +24,6 @@ from tests.mutations.cases import (
 )
 
 each_mutation = pytest.mark.parametrize("name", MUTATIONS)
-each_experiment = pytest.mark.parametrize("expression", MODULES)
 
 
 def each_on_each(test):
@@ -152,7 +151,13 @@ def test_the_result_is_valid_builds_and_is_saved(expression, name):
     assert graph.build(out) is not None
 
 
-@each_experiment
+@pytest.mark.parametrize(
+    "expression",
+    [
+        pytest.param(each, marks=pytest.mark.slow if i % 3 else ())
+        for i, each in enumerate(MODULES)
+    ],
+)
 def test_many_together_are_valid(expression):
     """In each row are as many as can be; every pair is in some row.
 
