@@ -94,8 +94,8 @@ def test_the_input_is_not_touched():
             "optimizer.nesterov",
             "true",
             "no such path 'optimizer.nesterov': optimizer (sgd) has no field"
-            " 'nesterov'. The mutation use_diloco(nesterov=...) or use_sgd(nesterov=...)"
-            " sets it.",
+            " 'nesterov'. The mutation use_diloco(nesterov=...) or"
+            " use_sgd(nesterov=...) sets it.",
         ),
         (
             "model.layers[0].features",
