@@ -261,7 +261,10 @@ def _kernels_of_blocks(
     total = lax.fori_loop(0, blocks // lanes, add, first)
     if lanes == 1:
         return total[0]
-    # What crosses the mesh is in the type of activations, as with `Dot`.
+    # What crosses the mesh is in the type of activations, as with `Dot`. A product with
+    # ones, because XLA:CPU aborts on a sum of bfloat16 over lanes inside a `shard_map`.
     total = total.astype(product.dtype)
-    zero = jnp.zeros((), total.dtype)
-    return lax.reduce(total, zero, lax.add, (0,)).astype(jnp.float32)
+    ones = jnp.ones(lanes, total.dtype)
+    return jnp.tensordot(ones, total, 1, preferred_element_type=total.dtype).astype(
+        jnp.float32
+    )
