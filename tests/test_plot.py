@@ -79,6 +79,19 @@ def test_values_that_are_not_finite_are_left_out(plot, runs, tmp_path):
     assert [len(each) for each in curves(file)[0]] == [3, 3]
 
 
+def test_a_line_that_is_being_written_is_left_out_and_a_broken_one_is_refused(
+    plot, runs, tmp_path
+):
+    file, metrics = tmp_path / "plot.svg", runs[0] / "metrics.jsonl"
+    text = metrics.read_text()
+    metrics.write_text(text + '{"step": 50, "lo')
+    assert plot(*runs, f"--out={file}")[0] == 0
+    assert [len(each) for each in curves(file)[0]] == [4, 4]
+    for broken in ('{"step": 50, "lo', "[]", '{"loss": 1}', '{"step": 1, "loss": "a"}'):
+        metrics.write_text(f"{text}{broken}\n")
+        assert complaint(plot(*runs)).startswith(f"{metrics}:9 is no line of metrics (")
+
+
 def test_what_cannot_be_drawn_is_refused_in_a_sentence(plot, runs, tmp_path):
     assert complaint(plot()) == "plot needs the directory of at least one run."
     missing = complaint(plot(tmp_path / "no"))

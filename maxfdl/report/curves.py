@@ -4,7 +4,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -44,7 +44,7 @@ def read_curve(
     file = folder / METRICS
     if not file.is_file():
         raise UserError(f"{folder} must be the directory of a run, with its {METRICS}.")
-    lines = [json.loads(line) for line in outside.read_text(file).splitlines()]
+    lines = _lines(file)
     names = sorted({name for line in lines for name in line} - {"step"})
     steps = [line["step"] for line in lines if metric in line]
     if not steps:
@@ -52,7 +52,7 @@ def read_curve(
             f"{folder} has no metric {metric!r}.{did_you_mean(metric, names)} It has"
             f" {', '.join(names) or 'none'}."
         )
-    values = [float(line[metric]) for line in lines if metric in line]
+    values = [line[metric] for line in lines if metric in line]
     places = _places(folder, lines, np.array(steps), x, of_gradients)
     points = [
         (float(place), value)
@@ -62,9 +62,29 @@ def read_curve(
     return Curve(folder.resolve().name, points)
 
 
+def _lines(file: pathlib.Path) -> list[dict[str, float]]:
+    """Returns the lines of metrics; the last, if it is still being written, is not one.
+
+    Raises:
+      UserError: If another is no line of metrics.
+    """
+    *whole, _ = outside.read_text(file).split("\n")
+    lines = []
+    for number, text in enumerate(whole, 1):
+        try:
+            values = json.loads(text)
+            line = {name: float(value) for name, value in values.items()}
+            lines.append(line | {"step": line["step"]})  # each has one
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(
+                f"{file}:{number} is no line of metrics ({text[:40]!r}); remove it."
+            ) from None
+    return lines
+
+
 def _places(
     folder: pathlib.Path,
-    lines: list[dict[str, Any]],
+    lines: list[dict[str, float]],
     steps: np.ndarray,
     x: XAxis,
     of_gradients: Callable[[], int],
