@@ -5,11 +5,16 @@ import logging
 import sys
 import threading
 import traceback
+import warnings
 from types import TracebackType
 from typing import Any
 
 # Orbax logs to absl's logger, and tasks that it abandons to asyncio's.
 _LOGGERS = ("absl", "asyncio")
+
+# What CPython calls for a coroutine that ends without having begun. The warning itself
+# names no file, so no filter could tell whose it is.
+_UNAWAITED = "_warn_unawaited_coroutine"
 
 _places: set[str] = set()
 """How the paths of the packages' code begin."""
@@ -37,19 +42,23 @@ def _install() -> None:
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(lambda record: not _is_failure(record))
     in_thread, unraisable = threading.excepthook, sys.unraisablehook
+    unawaited: Any = getattr(warnings, _UNAWAITED)
 
     def excepthook(args: threading.ExceptHookArgs) -> None:
         if not _passes(args.exc_traceback):
             in_thread(args)
 
     def unraisablehook(args: Any) -> None:
-        code = getattr(args.object, "cr_code", None)  # of an abandoned coroutine
-        is_theirs = code is not None and _is_theirs(code.co_filename)
-        if not (is_theirs or _passes(args.exc_traceback)):
+        if not _passes(args.exc_traceback):
             unraisable(args)
+
+    def warn_unawaited(coroutine: Any) -> None:
+        if not _is_theirs(coroutine.cr_code.co_filename):
+            unawaited(coroutine)
 
     threading.excepthook = excepthook
     sys.unraisablehook = unraisablehook
+    setattr(warnings, _UNAWAITED, warn_unawaited)
 
 
 def _is_failure(record: logging.LogRecord) -> bool:

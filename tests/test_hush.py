@@ -33,6 +33,9 @@ def fail_in_all_ways(who):
     thread.start(), thread.join()
     asyncio.run(abandon(f"task of {who}"))
     FailsAtItsEnd(f"end of {who}")
+    never_begun = fail_later("")
+    never_begun.__qualname__ = f"coroutine of {who}"
+    del never_begun
     try:
         fail(f"caught by {who}")
     except RuntimeError:
@@ -49,7 +52,7 @@ hush("noisy")
 noisy.fail_in_all_ways("a hushed package")
 fail_in_all_ways("its user")
 """
-WAYS = ("thread of", "task of", "end of", "logged by")
+WAYS = ("thread of", "task of", "end of", "coroutine of", "logged by")
 
 
 @pytest.fixture(scope="module")
