@@ -12,20 +12,33 @@ C = TypeVar("C", bound=fdl.Buildable)
 
 
 def mesh(
-    cfg: C, *, replica: int = 1, data: int = 1, fsdp: int = 1, tensor: int = 1
+    cfg: C,
+    *,
+    replica: int = 1,
+    data: int = 1,
+    fsdp: int = 1,
+    stage: int = 1,
+    context: int = 1,
+    tensor: int = 1,
+    expert: int = 1,
 ) -> C:
-    """Lays the run out on a mesh of replica x data x fsdp x tensor devices.
+    """Lays the run out on a mesh with so many devices along each of these axes.
 
-    One of the last three may be -1 and then takes all devices that the others leave.
-    Same mathematics; sums run in another order. `replica` is for the replicas of
-    `use_diloco`: each has data x fsdp x tensor devices, where several replicas may take
-    turns. The inverse gives the shape that was there, usually `mesh(fsdp=-1)`.
+    `fsdp`, `data` and `expert` cut the rows of a batch, `context` its sequences,
+    `tensor` the matrix products, `expert` the experts, `stage` the layers of a
+    pipeline. One axis may be -1 and then takes all devices that the others leave. Same
+    mathematics; sums run in another order. `replica`, which is never -1, is for the
+    replicas of `use_diloco`: each has the product of the other axes as its devices,
+    where several replicas may take turns. The inverse gives the shape that was there,
+    usually `mesh(fsdp=-1)`.
 
     Raises:
       MutationError: If there is no mesh.
     """
     out = copy(cfg)
+    optional = dict(replica=replica, stage=stage, context=context, expert=expert)
     for node in nodes_of(out, MeshShape):
         node.data, node.fsdp, node.tensor = data, fsdp, tensor
-        put(node, "replica", None if replica == 1 else replica)
+        for axis, size in optional.items():
+            put(node, axis, None if size == 1 else size)
     return out

@@ -48,7 +48,7 @@ WAYS: dict[type, str] = {
     " use_muon, use_muonclip, use_schedule_free or use_sgd",
     Schedule: "the mutation use_schedule(kind=...)",
     WeightDecay: "the mutation weight_decay(rate=...)",
-    MeshShape: "the mutation mesh(replica=..., data=..., fsdp=..., tensor=...)",
+    MeshShape: "the mutation mesh(data=..., fsdp=..., tensor=..., ...)",
     AuxiliaryLoss: "the mutation router_losses(...)",
     Gradients: "the mutation gradient_accumulation(steps=...)",
     Guard: "the mutation skip_spikes",

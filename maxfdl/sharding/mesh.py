@@ -12,6 +12,8 @@ from maxfdl.errors import UserError
 REPLICA = "replica"
 """The mesh axis along which DiLoCo replicas train apart."""
 
+_ALWAYS = ("data", "fsdp", "tensor")
+
 
 @dataclasses.dataclass(frozen=True)
 class MeshShape:
@@ -19,27 +21,37 @@ class MeshShape:
 
     Args:
       replica: DiLoCo replicas, or groups of them, which exchange nothing but at a sync:
-        the outermost axis, across slices or data centres. 1 leaves the axis out of the
-        mesh. It is never -1.
+        the outermost axis, across slices or data centres. It is never -1.
       data: Data-parallel replicas of the parameters; each computes other rows.
       fsdp: Shards of the parameters, which are all-gathered for use; each computes
         other rows, too.
+      stage: Stages of a pipeline; each holds some of the layers.
+      context: Shards of the sequence; each computes other positions of the same rows.
       tensor: Tensor-parallel shards of matrix products; all compute the same rows.
+      expert: Shards of the experts of an MoE layer; each computes other rows, whose
+        tokens travel to the experts and back.
+
+    The axes replica, stage, context and expert are left out of the mesh where they
+    have one device.
     """
 
     replica: int = 1
     data: int = 1
     fsdp: int = -1
+    stage: int = 1
+    context: int = 1
     tensor: int = 1
+    expert: int = 1
 
     @staticmethod
     def check_config(node):
         sizes = {name: getattr(node, name) for name in axis_names()}
+        sizes = {name: size for name, size in sizes.items() if size != 1}
         if any(size < 1 and size != -1 for size in sizes.values()):
             yield f"MeshShape axes ({sizes}) must be positive, or -1 for the rest."
         if list(sizes.values()).count(-1) > 1:
             yield f"MeshShape axes ({sizes}) may have one -1."
-        if max(sizes.values()) > 2**31 - 1:
+        if max(sizes.values(), default=1) > 2**31 - 1:
             yield f"MeshShape axes ({sizes}) must be below 2**31."
 
     def sizes(self, num_devices: int) -> dict[str, int]:
@@ -48,9 +60,11 @@ class MeshShape:
         Raises:
           UserError: If the axes do not multiply to the number of devices.
         """
-        named = dataclasses.asdict(self)
-        if self.replica == 1:
-            del named[REPLICA]
+        named = {
+            axis: size
+            for axis, size in dataclasses.asdict(self).items()
+            if size != 1 or axis in _ALWAYS
+        }
         fixed = math.prod(size for size in named.values() if size != -1)
         sizes = {k: num_devices // fixed if v == -1 else v for k, v in named.items()}
         if math.prod(sizes.values()) != num_devices:
@@ -62,7 +76,7 @@ class MeshShape:
         return sizes
 
     def build(self, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-        """Returns the mesh over `devices` (default: all), tensor axis innermost.
+        """Returns the mesh over `devices` (default: all), the last axis innermost.
 
         An axis of the physical network is split between two mesh axes only if no
         assignment of whole axes fits.

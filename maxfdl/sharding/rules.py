@@ -12,7 +12,9 @@ class AxisRules:
     """One field per logical dim; its value names the mesh axes that cut it.
 
     The default is fully sharded data parallelism (ZeRO-3, Rajbhandari et al. 2020)
-    over `fsdp`, with Megatron's cuts (Shoeybi et al. 2019) over `tensor`.
+    over `fsdp`, with Megatron's cuts (Shoeybi et al. 2019) over `tensor`. Sequences are
+    cut over `context` and experts over `expert`; both axes shard the other parameters
+    as `fsdp` does, and rows are cut over `expert`, too.
 
     Where a mesh axis cuts both a weight and the tokens, the weight is gathered over it
     for use, for each device needs all of it for its own tokens. The dims in
@@ -23,14 +25,14 @@ class AxisRules:
       cut_in_use: Logical dims along which weights are never gathered for use.
     """
 
-    batch: MeshAxes = (REPLICA, "data", "fsdp")
-    sequence: MeshAxes = ()
-    embed: MeshAxes = ("fsdp",)
+    batch: MeshAxes = (REPLICA, "data", "fsdp", "expert")
+    sequence: MeshAxes = ("context",)
+    embed: MeshAxes = ("fsdp", "context", "expert")
     heads: MeshAxes = ("tensor",)
     kv_heads: MeshAxes = ("tensor",)
     head_dim: MeshAxes = ()
     mlp: MeshAxes = ("tensor",)
-    experts: MeshAxes = ()
+    experts: MeshAxes = ("expert",)
     expert_mlp: MeshAxes = ("tensor",)
     vocab: MeshAxes = ("tensor",)
     norm: MeshAxes = ()

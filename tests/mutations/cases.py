@@ -12,6 +12,7 @@ from maxfdl.graph.resolve import mutate
 from maxfdl.layers.execution import Unroll
 from maxfdl.model import LinenModel
 from maxfdl.optim.schedules import WarmupCosine
+from maxfdl.sharding.mesh import MeshShape
 from maxfdl.train.auxiliary import BatchBalance, SequenceBalance
 from maxfdl.train.trainer import Trainer
 
@@ -52,9 +53,8 @@ def _remat(cfg: fdl.Buildable) -> str:
 
 
 def _mesh(cfg: fdl.Buildable) -> str:
-    mesh = cfg.mesh
-    sizes = f"data={mesh.data}, fsdp={mesh.fsdp}, tensor={mesh.tensor}"
-    return f"mesh(replica={mesh.replica}, {sizes})"
+    axes = [field.name for field in dataclasses.fields(MeshShape)]
+    return f"mesh({', '.join(f'{axis}={getattr(cfg.mesh, axis)}' for axis in axes)})"
 
 
 def _trainer(cfg: fdl.Buildable) -> str:

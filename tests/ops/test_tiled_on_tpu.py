@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from maxfdl.ops.dot import Dot
 from maxfdl.ops.tiled_cross_entropy import TiledCrossEntropy
 from maxfdl.ops.unembedding import Unembedding
-from maxfdl.sharding.mesh import MeshShape, axis_names
+from maxfdl.sharding.mesh import MeshShape
 from maxfdl.sharding.rules import AxisRules
 from maxfdl.sharding.sharding import Sharding
 from tests import hlo
@@ -43,7 +43,7 @@ def v5e(monkeypatch):
     def sharding(num_chips):
         chips = topology.devices[:num_chips]
         if num_chips == 1:
-            mesh = Mesh(np.asarray(chips).reshape(1, 1, 1), axis_names())
+            mesh = Mesh(np.asarray(chips).reshape(1, 1, 1), ("data", "fsdp", "tensor"))
         else:
             mesh = MeshShape().build(chips)
         return Sharding(mesh, AxisRules())

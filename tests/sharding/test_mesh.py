@@ -24,8 +24,16 @@ from maxfdl.sharding.mesh import MeshShape, axis_names
 def test_fills_eight_devices(shape, sizes):
     assert tuple(shape.sizes(8).values()) == sizes
     mesh = shape.build(jax.devices()[:8])
-    assert mesh.axis_names == axis_names() == ("data", "fsdp", "tensor")
+    assert mesh.axis_names == ("data", "fsdp", "tensor")
     assert mesh.devices.shape == sizes
+
+
+def test_axes_of_one_device_are_left_out_but_for_three():
+    """A program for data, fsdp and tensor is the same whatever else there could be."""
+    mesh = MeshShape(fsdp=1, stage=2, expert=-1).build(jax.devices()[:8])
+    axes = {"data": 1, "fsdp": 1, "stage": 2, "tensor": 1, "expert": 4}
+    assert dict(mesh.shape) == axes
+    assert mesh.axis_names == tuple(axes)
 
 
 def test_one_device_is_a_mesh_too():
@@ -53,16 +61,15 @@ def test_refuses_a_number_of_devices_that_it_does_not_fill(shape):
 
 
 @pytest.mark.parametrize(
-    ("axes", "problem"),
+    ("sizes", "problem"),
     [
-        ((0, 1, 1), "({0}) must be positive, or -1 for the rest."),
-        ((1, -2, 1), "({0}) must be positive, or -1 for the rest."),
-        ((-1, -1, 1), "({0}) may have one -1."),
+        ({"data": 0}, "({0}) must be positive, or -1 for the rest."),
+        ({"expert": -2}, "({0}) must be positive, or -1 for the rest."),
+        ({"data": -1, "context": -1}, "({0}) may have one -1."),
     ],
 )
-def test_refuses_sizes_that_make_no_sense(axes, problem):
-    sizes = dict(zip(axis_names(), axes, strict=True))
-    node = types.SimpleNamespace(**sizes)
+def test_refuses_sizes_that_make_no_sense(sizes, problem):
+    node = types.SimpleNamespace(**(dict.fromkeys(axis_names(), 1) | sizes))
     expected = f"MeshShape axes {problem.format(sizes)}"
     assert list(MeshShape.check_config(node)) == [expected]
 

@@ -15,7 +15,7 @@ def test_refuses_a_mesh_axis_that_does_not_exist():
     (problem,) = AxisRules.check_config(AxisRules(embed=("fsdp", "tenser")))
     assert problem == (
         "AxisRules embed names the mesh axis 'tenser', which must be one of data,"
-        " fsdp, tensor."
+        " fsdp, stage, context, tensor, expert."
     )
 
 
