@@ -145,7 +145,7 @@ def test_the_experiment_that_it_writes_is_valid():
 SMALL = (
     "steps=2",
     "batch_size=64",
-    "sequence_length=32",
+    "sequence_length=16",
     "trainer.log_every=1",
     "trainer.eval_batches=1",
     "model.features=64",
@@ -170,6 +170,14 @@ def smaller(words: list[str]) -> list[str]:
     if "pretrain" in args[0]:
         more += ["model.vocab_size=512", "optimizer.schedule.warmup_steps=1"]
         more += [] if "tokenizer" in args[0] else ["data.tokenizer.vocab_size=300"]
+    if any("num_experts" in each for each in args):
+        more += ["model.vocab_size=512"]
+        more += ["model.decoder.stacks[0].layers[0].mlp.experts.hidden=32"]
+    if any("size=7b" in each for each in args):
+        more += ["model.decoder.stacks[0].layers[0].mlp.hidden=32"]
+        heads = ("num_heads", "num_kv_heads")
+        attention = "model.decoder.stacks[0].layers[0].attention"
+        more += [f"{attention}.{each}=4" for each in heads]
     if any(each.startswith("mesh(data=8") for each in args):
         more += ["mesh.data=4", "mesh.fsdp=2"]
     if any("diloco" in each for each in args):
