@@ -13,8 +13,9 @@ class Operational:
     """Says that a run may go on with another value of this field.
 
     Written `skip_bad: Annotated[int, Operational] = 0`. Such a field changes nothing
-    that the run learns from the same batches, except for the order of sums, so a graph
-    that differs in it is the same run. A class that computes what another one does, in
+    that the run learns from the same batches, except for the order of sums, or it is
+    meant to change within a run, as the number of replicas is. So a graph that differs
+    in it is the same run. A class that computes what another one does, in
     another way, says the same by a class attribute `equivalent_to`.
 
     Args:

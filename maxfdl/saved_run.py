@@ -1,6 +1,7 @@
 """A run on disk, read to sample from it or to export it."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -105,9 +106,10 @@ def read_run(
         read = checkpointer.reader(step, wanted, allow_non_finite=allow_non_finite)
         return SavedRun(config, experiment, step, {**parts, **_on_disk(wanted, read)})
     check_room(on_one_device(wanted), f"the weights of {folder} need")
+    as_saved = functools.partial(trainer.as_saved, wanted)
     saved = {
         **parts,
-        **checkpointer.read(step, wanted, allow_non_finite=allow_non_finite),
+        **checkpointer.read(step, as_saved, allow_non_finite=allow_non_finite),
     }
     if computed:
         saved = jax.jit(trainer.evaluated)(saved)

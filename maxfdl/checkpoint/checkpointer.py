@@ -24,10 +24,13 @@ from maxfdl.checkpoint.record import (
     read_record,
 )
 from maxfdl.checkpoint.steps import remove_unfinished, set_aside_from, steps_in
-from maxfdl.checkpoint.structure import listed
+from maxfdl.checkpoint.structure import Structure, listed
 from maxfdl.data.places import joined
 from maxfdl.errors import UserError
 from maxfdl.markers import FromParent, Operational
+
+Abstract = Any | Callable[[Structure], Any]
+"""What a state looks like: a tree, or a function of the leaves that were saved."""
 
 ReadArray = Callable[[Sequence[str], jax.ShapeDtypeStruct], jax.Array]
 """Reads the array of a state under the keys given, of the shape and type given."""
@@ -133,7 +136,7 @@ class Checkpointer:
             )
         self._newest = step
 
-    def restore(self, step: int, abstract_state: Any, data_iterator: Any) -> Any:
+    def restore(self, step: int, abstract_state: Abstract, data_iterator: Any) -> Any:
         """Returns the state saved at `step`, and sets `data_iterator` to its place.
 
         If that step is damaged, takes the newest older one that is not, and says so on
@@ -142,7 +145,8 @@ class Checkpointer:
         Args:
           step: One of the steps on disk.
           abstract_state: Tree of `jax.ShapeDtypeStruct` with shardings, which need not
-            be those that were saved, nor on as many devices or processes.
+            be those that were saved, nor on as many devices or processes. If its shapes
+            depend on what was saved, a function that returns it.
           data_iterator: An iterator over the same data; its `set_state` gets the place
             of all processes, see `maxfdl.data.places.joined`.
 
@@ -157,7 +161,7 @@ class Checkpointer:
         return state
 
     def read(
-        self, step: int, abstract_part: Any, *, allow_non_finite: bool = False
+        self, step: int, abstract_part: Abstract, *, allow_non_finite: bool = False
     ) -> Any:
         """Returns top-level entries of the state, for tools: `{"params": ...}`, say.
 
@@ -271,7 +275,9 @@ class Checkpointer:
                 " was saved, or give another directory."
             ) from error
 
-    def _load_newest(self, step: int, abstract: Any, **how: bool) -> tuple[Any, Record]:
+    def _load_newest(
+        self, step: int, abstract: Abstract, **how: bool
+    ) -> tuple[Any, Record]:
         """Returns the newest whole state that is not after `step`, and its record."""
         self.wait()
         steps = steps_in(self.directory)
@@ -287,7 +293,8 @@ class Checkpointer:
             try:
                 path = self.directory / str(candidate)
                 record = read_record(path)
-                return load_step(path, record, abstract, **how), record
+                wanted = abstract(record.structure) if callable(abstract) else abstract
+                return load_step(path, record, wanted, **how), record
             except DamagedCheckpointError as error:
                 problems.append(f"step {candidate} is damaged ({error})")
         raise UserError(

@@ -137,7 +137,7 @@ def _prepare(
     if saved is None:
         state = first_state(program, experiment.init_from)
     else:
-        state = saves.restore(saved, program.abstract_state(), batches)
+        state = program.resumed(saves.restore(saved, program.as_saved, batches))
     first = int(state["step"])
     if jax.process_count() > 1:
         batches = LookAhead(batches, last - first, stop.after_failure)

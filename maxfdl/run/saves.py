@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from maxfdl.checkpoint.checkpointer import Checkpointer
+from maxfdl.checkpoint.checkpointer import Abstract, Checkpointer
 from maxfdl.checkpoint.failure import SaveError, gist
 from maxfdl.checkpoint.steps import check_room
 from maxfdl.errors import UserError
@@ -57,8 +57,11 @@ class Saves:
         if self._checkpointer:
             check_room(self._checkpointer.directory, abstract_state)
 
-    def restore(self, step: int, abstract_state: State, batches: Any) -> State:
-        """Returns the state of `step`, and puts the batches where they were."""
+    def restore(self, step: int, abstract_state: Abstract, batches: Any) -> State:
+        """Returns the state of `step`, and puts the batches where they were.
+
+        See `Checkpointer.restore`.
+        """
         assert self._checkpointer
         return self._checkpointer.restore(step, abstract_state, batches)
 

@@ -12,7 +12,7 @@ is known of the last sync. Frozen parameters stand in `params` alone.
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,15 +21,18 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from maxfdl.errors import UserError
 from maxfdl.layers.frozen import joined
+from maxfdl.markers import Operational
 from maxfdl.sharding.mesh import REPLICA
 from maxfdl.sharding.sharding import Sharding
+from maxfdl.train import observed
+from maxfdl.train.elastic import of_number, renumbered
 from maxfdl.train.exchange import Exchange
 from maxfdl.train.fragments import Streaming
 from maxfdl.train.loss import Batch
 from maxfdl.train.outer import Outer
 from maxfdl.train.side_by_side import each_alone
 from maxfdl.train.sync import Parts, Syncs, pinned_parts
-from maxfdl.train.trainer import Metrics, State, Trainer, numbered
+from maxfdl.train.trainer import Metrics, Shapes, State, Trainer, numbered
 
 _ALSO_OF_EACH = ("loss", "grad_norm", "drift", "skipped")
 """Metrics that are logged of each replica, besides their mean."""
@@ -54,6 +57,9 @@ class DiLoCo(Trainer):
     out of the average and goes on from it. State of layers is merged as parts of a
     batch are; that which an update writes, such as a router's bias, becomes the mean.
 
+    A run may go on with another number of replicas. Those that stay keep what they
+    have; a new one begins with the outer weights, as the last sync left them.
+
     Memory: the state of the standard trainer for each replica, and one more copy of the
     weights and the state of the outer optimizer. That is sharded over the mesh axes
     `data` and `replica` if `placement.optimizer` is `sharded`.
@@ -70,7 +76,7 @@ class DiLoCo(Trainer):
       exchange: How replicas send what they have learnt; None sends float32.
     """
 
-    num_replicas: int
+    num_replicas: Annotated[int, Operational]
     sync_period: int
     outer: Outer
     average: Literal["equal", "tokens"] = "equal"
@@ -112,9 +118,7 @@ class DiLoCo(Trainer):
         own = {
             **{name: began[name] for name in self._kept},
             "params": trained,
-            "errors": self._no_errors(trained),
-            "tokens": jnp.zeros(self.streaming.fragments, jnp.float32),
-            "drift": jnp.zeros(self.streaming.fragments, jnp.float32),
+            **self._nothing_learnt(trained),
         }
         return {
             "step": began["step"],
@@ -127,10 +131,13 @@ class DiLoCo(Trainer):
 
     _kept = ("guard", "masters", "param_norm", "state", "optimizer", "updates")
 
-    def _no_errors(self, params: Any) -> Any:
-        if not self._syncs.keeps_errors:
-            return {}
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
+    def _nothing_learnt(self, weights: Any) -> State:
+        """Returns what a replica that has just begun knows of its syncs."""
+        of_fragments = jnp.zeros(self.streaming.fragments, jnp.float32)
+        errors = {}
+        if self._syncs.keeps_errors:
+            errors = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), weights)
+        return {"errors": errors, "tokens": of_fragments, "drift": of_fragments}
 
     @functools.cached_property
     def _syncs(self) -> Syncs:
@@ -305,6 +312,28 @@ class DiLoCo(Trainer):
             for replica, value in enumerate(values[name].tolist()):
                 found[f"replica_{replica}/{name}"] = float(value)
         return found | {"bytes_sent": float(self._syncs.bytes_up_to(step))}
+
+    def as_saved(self, state: State, saved: Shapes) -> State:
+        found = saved.get("replicas.tokens")
+        if found is None or "replicas" not in state:
+            return state
+        ((count, *_), _) = found
+        return {**state, "replicas": of_number(count, state["replicas"])}
+
+    def resumed(self, state: State) -> State:
+        """Returns a state with any number of replicas with the number that this
+        trainer has, see `renumbered`. The outer weights and the state of the outer
+        optimizer stay as they are."""
+        weights = state["masters"] or self._trained(state["params"])
+        fresh = {
+            "params": self._trained(state["params"]),
+            "masters": state["masters"],
+            "param_norm": observed.norm(weights, self._trained()),
+            "state": state["state"],
+            **self._nothing_learnt(weights),
+        }
+        own = renumbered(state["replicas"], self.num_replicas, fresh)
+        return {**state, "replicas": own}
 
     def state_shardings(self) -> State:
         return self._places

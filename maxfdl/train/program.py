@@ -14,7 +14,7 @@ from maxfdl.ops.cost import count_flops
 from maxfdl.sharding.room import check_room
 from maxfdl.sharding.sharding import Sharding
 from maxfdl.train.compiler_options import compiler_options
-from maxfdl.train.trainer import State, Trainer
+from maxfdl.train.trainer import Shapes, State, Trainer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +61,18 @@ class Program:
     @functools.cached_property
     def _state_shardings(self) -> State:
         return self.trainer.state_shardings()
+
+    def as_saved(self, saved: Shapes) -> State:
+        """Returns the abstract state as a checkpoint of this run holds it."""
+        return self.trainer.as_saved(self.abstract_state(), saved)
+
+    def resumed(self, state: State) -> State:
+        """Returns the state to go on with, from one that looks like `as_saved`."""
+        shapes = [jax.tree.map(jnp.shape, x) for x in (state, self.abstract_state())]
+        if shapes[0] == shapes[1]:
+            return state
+        places = self._state_shardings
+        return jax.jit(self.trainer.resumed, out_shardings=places)(state)
 
     def check_memory(self) -> None:
         """Refuses a run whose state and batch cannot be in memory.

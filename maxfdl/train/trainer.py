@@ -35,6 +35,8 @@ from maxfdl.train.updates import Step, Update, updated
 
 State = dict[str, Any]
 Metrics = dict[str, jax.Array]
+Shapes = Mapping[str, tuple[tuple[int, ...], str]]
+"""Shape and type of each leaf of a saved state, by its path."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -283,6 +285,18 @@ class Trainer:
             "updates": any(each.averages for each in self.updates),
         }
         return ("params", "state", *(name for name, keeps in averages.items() if keeps))
+
+    def as_saved(self, state: State, saved: Shapes) -> State:
+        """Returns abstract state, or some entries of it, as a checkpoint holds it.
+
+        It differs from what is given if the run had another value of an operational
+        field when it was saved.
+        """
+        return state
+
+    def resumed(self, state: State) -> State:
+        """Returns the state to go on with, from one that looks like `as_saved`."""
+        return state
 
     def state_shardings(self) -> State:
         """Returns the sharding of each leaf of the training state.

@@ -292,26 +292,34 @@ def test_processes_whose_output_nobody_reads_stop_and_save_together(run, tmp_pat
 
 
 @pytest.mark.slow
-def test_each_process_may_train_a_replica_of_its_own(run, tmp_path):
+def test_each_process_may_train_a_replica_of_its_own_and_the_rest_go_on(run, tmp_path):
     """The numbers are those of two replicas that take turns in one process."""
-    args = ("steps=7", "trainer.eval_batches=1", "trainer.log_every=1")
+    args = ("steps=400", "checkpoint.every_steps=6", "trainer.eval_batches=0")
+    args += ("trainer.log_every=1",)
     diloco = (SMOKE, "--fiddler=use_diloco(num_replicas=2,sync_period=3)")
     apart = (*diloco, "--fiddler=mesh(replica=2)")
     processes = run.start_two(tmp_path / "two", *args, config=apart)
-    for process in processes:
-        assert ends(process)[::2] == (0, "")
-    alone = run.start(tmp_path / "one", *args, config=diloco)
+    wait_for_step(processes[0], 8)
+    processes[1].kill()
+    code, _, errors = ends(processes[0], timeout=35)
+    assert (code, errors) == (1, died(1, processes[1].pid))
+    alone = run.start(tmp_path / "one", "--stop_at=7", *args, config=diloco)
     assert ends(alone)[::2] == (0, "")
     lines = [
         [
             json.loads(x)
-            for x in (tmp_path / n / "metrics.jsonl").read_text().splitlines()
+            for x in (tmp_path / n / "metrics.jsonl").read_text().splitlines()[:7]
         ]
         for n in ("one", "two")
     ]
-    assert len(lines[0]) == len(lines[1]) == 8
+    assert len(lines[0]) == len(lines[1]) == 7
     for one, two in zip(*lines, strict=True):
         names = [k for k in one if "loss" in k or "drift" in k or k == "bytes_sent"]
         assert {name: two[name] for name in names} == pytest.approx(
             {name: one[name] for name in names}, rel=1e-4
         )
+    left = ("trainer.num_replicas=1", "mesh.replica=1", "checkpoint.every_steps=400")
+    rest = run.start(tmp_path / "two", *args, *left, config=apart)
+    code, out, errors = ends(rest)
+    assert (code, errors) == (0, "")
+    assert "trainer.num_replicas 2 -> 1" in out and "continuing from step " in out
