@@ -204,12 +204,14 @@ class Syncs:
     def taken_over(self, parts: Parts, fragment: int) -> Parts:
         """Returns the parts with a fragment taken over by the replicas: stage two.
 
-        With the last fragment, the state of the layers becomes one as well.
+        With the last fragment, the state of the layers becomes one as well. Nothing is
+        taken of a replica whose weights are not finite.
         """
-        cut, replicas, mix = self.fragments[fragment], parts["replicas"], self._mix
+        cut, replicas = self.fragments[fragment], parts["replicas"]
+        is_sound = jnp.isfinite(replicas["param_norm"])
         outer, inner = (on_device(_weights(x)) for x in (parts, replicas))
         own = jax.tree.map(
-            lambda o, i: mix(self._for_each(o), i),
+            lambda o, i: self._mix(o, i, is_sound),
             cut.of_tree(outer),
             cut.of_tree(inner, dim=1),
         )
@@ -219,16 +221,24 @@ class Syncs:
         parts = {**parts, "replicas": replicas}
         if fragment + 1 < len(self.fragments):
             return parts
-        state = self._merged(parts["state"], replicas["state"])
+        sound = jax.tree.map(
+            lambda old, new: _where(is_sound, new, self._for_each(old)),
+            parts["state"],
+            replicas["state"],
+        )
+        state = self._merged(parts["state"], sound)
         replicas["state"] = jax.tree.map(self._for_each, state)
         return {**parts, "state": state}
 
     def _for_each(self, x: jax.Array) -> jax.Array:
         return jnp.broadcast_to(x, (self.num_replicas, *x.shape))
 
-    def _mix(self, outer: jax.Array, own: jax.Array) -> jax.Array:
-        share = self.streaming.mix
-        return share * own + (1.0 - share) * outer if share else outer
+    def _mix(self, outer: jax.Array, own: jax.Array, is_sound: jax.Array) -> jax.Array:
+        """Returns the weights that each replica goes on with."""
+        share, taken = self.streaming.mix, self._for_each(outer)
+        if not share:
+            return taken
+        return _where(is_sound, share * own + (1.0 - share) * taken, taken)
 
     def _merged(self, before: Any, parts: Any) -> Any:
         """Returns the state of the layers that all replicas go on with.
@@ -241,6 +251,11 @@ class Syncs:
             self.states,
         )
         return States(declared).merged(before, parts)
+
+
+def _where(is_sound: jax.Array, own: jax.Array, other: jax.Array) -> jax.Array:
+    """Returns what is a replica's own, [R, ...], of those that are sound."""
+    return jnp.where(is_sound.reshape(-1, *[1] * (own.ndim - 1)), own, other)
 
 
 def _name(fragment: int) -> str:
