@@ -23,10 +23,10 @@ from maxfdl.ops.glu import ClampedSwiGlu, Glu
 from maxfdl.ops.grouped_dot import GroupedDot
 from maxfdl.ops.mask import Places
 from maxfdl.ops.routing import GroupLimit, TopK
+from maxfdl.report import hlo
 from maxfdl.sharding.mesh import MeshShape
 from maxfdl.sharding.rules import AxisRules
 from maxfdl.sharding.sharding import Sharding
-from tests import hlo
 from tests.layers import families
 from tests.layers.families import (
     FEATURES,

@@ -18,9 +18,9 @@ from maxfdl.ops.fp8_block import Fp8Block
 from maxfdl.ops.fp8_recipes import Fp8Current, Fp8Delayed
 from maxfdl.ops.initializers import Constant
 from maxfdl.ops.quantized_dot import QuantizedDot, QuantizedGroupedDot
+from maxfdl.report import hlo
 from maxfdl.report.modules import modules_of
 from maxfdl.train.program import Program
-from tests import hlo
 
 pytest.importorskip("libtpu")
 pytestmark = pytest.mark.slow

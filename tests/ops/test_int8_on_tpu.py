@@ -7,7 +7,7 @@ from jax.experimental import topologies
 
 from maxfdl.ops.int8 import Int8
 from maxfdl.ops.quantized_dot import QuantizedDot, QuantizedGroupedDot
-from tests import hlo
+from maxfdl.report import hlo
 from tests.ops.test_fp8_on_tpu import GROUPS, INPUTS, OUTPUTS, compiled
 
 pytest.importorskip("libtpu")

@@ -15,10 +15,10 @@ from jax.sharding import Mesh
 from maxfdl.ops.dot import Dot
 from maxfdl.ops.tiled_cross_entropy import TiledCrossEntropy
 from maxfdl.ops.unembedding import Unembedding
+from maxfdl.report import hlo
 from maxfdl.sharding.mesh import MeshShape
 from maxfdl.sharding.rules import AxisRules
 from maxfdl.sharding.sharding import Sharding
-from tests import hlo
 
 pytest.importorskip("libtpu")
 pytestmark = pytest.mark.slow

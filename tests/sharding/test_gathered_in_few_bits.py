@@ -13,8 +13,9 @@ from maxfdl.mutations import compute_dtype, enable_fp8, mesh, remat, to_linen, t
 from maxfdl.ops.fp8_block import Fp8Block
 from maxfdl.ops.quantized_dot import QuantizedDot
 from maxfdl.ops.recipe import Recipe
+from maxfdl.report import hlo
 from maxfdl.train.program import Program
-from tests import hlo, tiny
+from tests import tiny
 from tests.layers.families import assert_same_bits
 
 RECIPES = {

@@ -21,7 +21,8 @@ from maxfdl.mutations import (
     use_standard_trainer,
     zero1,
 )
-from tests import hlo, tiny
+from maxfdl.report import hlo
+from tests import tiny
 from tests.layers.families import assert_same_bits
 
 H = 3

@@ -8,8 +8,9 @@ from jax.experimental import topologies
 
 from maxfdl import graph
 from maxfdl.mutations import mesh, use_diloco
+from maxfdl.report import hlo
 from maxfdl.train.program import Program
-from tests import hlo, tiny
+from tests import tiny
 
 ROWS = 32
 two_slices = functools.partial(mesh, replica=2, data=4, fsdp=4)

@@ -12,8 +12,9 @@ from maxfdl.errors import ConfigError, MutationError
 from maxfdl.layers.parameter import Parameter
 from maxfdl.mutations import mesh, use_diloco
 from maxfdl.ops.initializers import Constant
+from maxfdl.report import hlo
 from maxfdl.train.exchange import Quantized, TopK, exchanged
-from tests import hlo, tiny
+from tests import tiny
 from tests.train.test_diloco import assert_close, losses, of_two, train
 
 SHAPES = [(3, 16, 40), (3, 16, 4, 8), (7,), (5, 129)]

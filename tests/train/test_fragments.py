@@ -12,8 +12,9 @@ from maxfdl import graph
 from maxfdl.errors import ConfigError, UserError
 from maxfdl.layers.parameter import map_parameters
 from maxfdl.mutations import multi_token_prediction, to_linen, use_diloco
+from maxfdl.report import hlo
 from maxfdl.train.fragments import Streaming
-from tests import hlo, tiny
+from tests import tiny
 from tests.layers.families import assert_same_bits
 from tests.train.test_diloco import are_equal, assert_close, train, two
 

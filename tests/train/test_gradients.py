@@ -23,11 +23,12 @@ from maxfdl.mutations import (
     vocab_tiling,
     zero1,
 )
+from maxfdl.report import hlo
 from maxfdl.train.auxiliary import router_loads
 from maxfdl.train.program import Program
 from maxfdl.train.router import SelectionBias
 from maxfdl.train.updates import Step
-from tests import hlo, tiny
+from tests import tiny
 from tests.layers.families import assert_same_bits
 
 ROWS, LENGTH = 16, 24

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from tests import hlo
+from maxfdl.report import hlo
 
 REPEATS, ROWS, WIDTH = 5, 8, 16
 WHOLE, CUT = PartitionSpec(), PartitionSpec("batch")
@@ -160,9 +160,9 @@ calls=%all-reduce-scatter
 
 
 def test_tpu_programs_hide_trip_counts_and_reduce_scatters():
-    scatter = hlo.Collective("reduce-scatter", 4 * 64 * 128, 4)
-    expected = hlo.Program(7 * 2 * 64 * 128 * 128, (scatter,))
-    assert hlo.read(TPU_PROGRAM) == expected
+    program = hlo.read(TPU_PROGRAM)
+    assert program.flops == 7 * 2 * 64 * 128 * 128
+    assert program.collectives == (hlo.Collective("reduce-scatter", 4 * 64 * 128, 4),)
 
 
 def test_a_convolution_counts_no_padding():
@@ -176,3 +176,48 @@ window={size=4 stride=3 pad=0_0 lhs_dilate=4}, dim_labels=0bf_0io->0bf
 }
 """
     assert hlo.read(text).flops == 4 * 2 * 8 * 16
+
+
+ASYNCHRONOUS = """\
+HloModule jit_f, num_partitions=4
+
+%start (a: f32[16,128]) -> f32[64,128] {
+  %a = f32[16,128]{1,0} parameter(0)
+  %gather.1 = f32[64,128]{1,0} all-gather(%a), channel_id=6, replica_groups={{0,1,2,3}}
+  ROOT %custom.1 = (f32[16,128]{1,0}, f32[64,128]{1,0}, u32[]) \
+custom-call(%gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%step (b: f32[16,128], c: f32[64,128], d: f32[64,64]) -> f32[64,64] {
+  %b = f32[16,128]{1,0} parameter(0)
+  %c = f32[64,128]{1,0} parameter(1)
+  %d = f32[64,64]{1,0} parameter(2)
+  %gather.2 = f32[64,128]{1,0} all-gather(%b), channel_id=6, replica_groups={{0,1,2,3}}
+  ROOT %product = f32[64,64]{1,0} convolution(%d, %d), dim_labels=bf_io->bf
+}
+
+%done (e: f32[16,128], f: f32[64,128]) -> f32[64,128] {
+  %e = f32[16,128]{1,0} parameter(0)
+  %f = f32[64,128]{1,0} parameter(1)
+  %gather.3 = f32[64,128]{1,0} all-gather(%e), channel_id=6, replica_groups={{0,1,2,3}}
+  ROOT %custom.3 = f32[64,128]{1,0} custom-call(%gather.3, %f), \
+custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (p: f32[16,128], q: f32[64,64]) -> f32[64,128] {
+  %p = f32[16,128]{1,0} parameter(0)
+  %q = f32[64,64]{1,0} parameter(1)
+  %begun = (f32[16,128]{1,0}, f32[64,128]{1,0}, u32[]) fusion(%p), kind=kCustom, \
+calls=%start
+  %shard = f32[16,128]{1,0} get-tuple-element(%begun), index=0
+  %whole = f32[64,128]{1,0} get-tuple-element(%begun), index=1
+  %worked = f32[64,64]{1,0} fusion(%shard, %whole, %q), kind=kCustom, calls=%step
+  ROOT %ended = f32[64,128]{1,0} fusion(%shard, %whole), kind=kCustom, calls=%done
+}
+"""
+
+
+def test_an_asynchronous_collective_counts_once_and_the_product_beside_it_too():
+    program = hlo.read(ASYNCHRONOUS)
+    assert program.collectives == (hlo.Collective("all-gather", 4 * 64 * 128, 4),)
+    assert program.flops == 2 * 64**3

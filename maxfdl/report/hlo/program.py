@@ -1,0 +1,236 @@
+"""What a compiled program does, counted as often as it does it.
+
+XLA's own `cost_analysis` counts the body of a loop once. Here it counts once per trip,
+for the text of CPU and of TPU programs.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator
+
+from maxfdl.report.hlo.groups import Groups, groups_of
+from maxfdl.report.hlo.products import (
+    flops_of_convolution,
+    flops_of_dot,
+    flops_of_kernel,
+)
+from maxfdl.report.hlo.text import KINDS, Instruction, Module, num_bytes
+from maxfdl.report.hlo.traffic import Traffic
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective of a program, as each device runs it.
+
+    Args:
+      kind: One of `KINDS`.
+      payload: Bytes of the full-size array: of what a gather makes, and of what any
+        other is given.
+      group: Devices that exchange with one another.
+      times: How often it runs.
+      in_loop: Whether it stands in the body of a loop.
+      groups: The devices of each group, by their places in the mesh; none are named of
+        one that the host runs between slices.
+      channel: Its number. An asynchronous collective stands in several fusions, which
+        all have the same.
+      through_host: Whether the host runs it, over the data-centre network.
+    """
+
+    kind: str
+    payload: int
+    group: int
+    times: float = 1
+    in_loop: bool = False
+    groups: Groups = dataclasses.field(default=(), compare=False, repr=False)
+    channel: int | None = dataclasses.field(default=None, compare=False)
+    through_host: bool = False
+
+    @property
+    def wire(self) -> float:
+        """Bytes that a device sends, over all times that it runs."""
+        if self.kind == "collective-permute":
+            return self.times * self.payload
+        crossings = 2 if self.kind == "all-reduce" else 1
+        return self.times * crossings * self.payload * (self.group - 1) / self.group
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What one device does in one run.
+
+    What a loop does whose trips depend on data is not a number, but for `traffic`,
+    where such a loop counts once.
+
+    Args:
+      flops: Of matrix products.
+      collectives: The exchanges with other devices.
+      traffic: Bytes that are read from main memory and written there, estimated.
+      unknown: Names of kernels behind custom calls whose FLOPs are not known, and are
+        missing in `flops`.
+    """
+
+    flops: float = 0
+    collectives: tuple[Collective, ...] = ()
+    traffic: float = 0
+    unknown: frozenset[str] = frozenset()
+
+    @property
+    def wire(self) -> float:
+        """Bytes that a device sends."""
+        return sum(collective.wire for collective in self.collectives)
+
+    def __add__(self, other: "Program") -> "Program":
+        return Program(
+            self.flops + other.flops,
+            self.collectives + other.collectives,
+            self.traffic + other.traffic,
+            self.unknown | other.unknown,
+        )
+
+    def repeated(self, times: float) -> "Program":
+        """Returns the program of a loop that runs this one so often."""
+        inside = (
+            dataclasses.replace(c, times=c.times * times, in_loop=True)
+            for c in self.collectives
+        )
+        traffic = self.traffic * (1 if math.isnan(times) else times)
+        flops = self.flops and self.flops * times
+        return Program(flops, tuple(inside), traffic, self.unknown)
+
+    def without(self, channels: set[int]) -> "Program":
+        """Returns the program without the collectives that have these numbers."""
+        left = tuple(c for c in self.collectives if c.channel not in channels)
+        return dataclasses.replace(self, collectives=left)
+
+
+def read(text: str) -> Program:
+    """Returns what the program does, from `compiled.as_text()`."""
+    module = Module(text)
+    return _Costs(module).of(module.entry)
+
+
+class _Costs:
+    """What each computation of a module does."""
+
+    def __init__(self, module: Module):
+        self.module = module
+        self.traffic = Traffic(module)
+
+    @functools.cache  # noqa: B019  It lives as long as one call of `read`.
+    def of(self, computation: str, in_fusion: bool = False) -> Program:
+        """Returns what a computation does.
+
+        Args:
+          computation: Its name.
+          in_fusion: Whether it is a fusion, whose instructions pass each other their
+            results on the chip.
+        """
+        program, exchanged = Program(), set()
+        for instruction in self.module.computations[computation].values():
+            cost = self._of_instruction(instruction, computation)
+            if instruction.opcode in ("fusion", "async-start"):
+                cost = cost.without(exchanged)
+                exchanged |= {c.channel for c in cost.collectives} - {None}
+            if not in_fusion:
+                moved = self.traffic.of(instruction, computation)
+                cost = dataclasses.replace(cost, traffic=cost.traffic + moved)
+            program += cost
+        return _with_scatter(program) if _is_scatter(computation) else program
+
+    def _of_instruction(self, instruction: Instruction, computation: str) -> Program:
+        opcode = instruction.opcode
+        types = self.module.operand_types(instruction, computation)
+        if opcode == "dot":
+            return Program(flops_of_dot(instruction, types[0]))
+        if opcode == "convolution":
+            return Program(flops_of_convolution(instruction, *types))
+        if opcode == "custom-call":
+            flops = flops_of_kernel(instruction, types)
+            name = re.sub(r"[.\d]+$", "", instruction.name)
+            return Program(
+                flops or 0, unknown=frozenset([name] if flops is None else ())
+            )
+        if opcode == "while":
+            body = self.of(instruction.attribute(r"body=%?([\w.-]+)"))
+            return body.repeated(self._trips(instruction))
+        if opcode == "conditional":
+            branches = map(self.of, instruction.branches)
+            return max(branches, key=lambda branch: (branch.flops, branch.wire))
+        if opcode in ("fusion", "call", "async-start"):
+            (called,) = instruction.called
+            return self.of(called, in_fusion=opcode != "call")
+        found = collective_of(instruction, self.module, types)
+        return Program(collectives=(found,) if found else ())
+
+    def _trips(self, loop: Instruction) -> float:
+        """Returns how often a loop runs: as noted, or its one constant bound."""
+        noted = loop.attribute(r'known_trip_count":\{"n":"(\d+)"')
+        if noted:
+            return int(noted)
+        condition = loop.attribute(r"condition=%?([\w.-]+)") or ""
+        bounds = {
+            int(i.operands)
+            for i in self._instructions_under(condition)
+            if i.opcode == "constant" and re.match(r"[su]\d+\[\]", i.type)
+        }
+        return bounds.pop() if len(bounds) == 1 else math.nan
+
+    def _instructions_under(self, computation: str) -> Iterator[Instruction]:
+        for instruction in self.module.computations[computation].values():
+            yield instruction
+            for called in instruction.called:
+                yield from self._instructions_under(called)
+
+
+def collective_of(
+    instruction: Instruction, module: Module, types: list[str]
+) -> Collective | None:
+    """Returns the collective that an instruction begins, if it does.
+
+    Args:
+      instruction: Any.
+      module: Where it stands.
+      types: Of its operands.
+    """
+    channel = int(instruction.attribute(r"channel_id=(\d+)") or 0) or None
+    if between := between_slices(instruction):
+        if instruction.opcode == "recv":  # the other half of a send
+            return None
+        size = num_bytes(types[0])
+        return Collective(between, size, group=2, channel=channel, through_host=True)
+    kind = instruction.kind
+    if kind not in KINDS:
+        return None
+    if kind in ("collective-permute", "ragged-all-to-all"):
+        types = types[:1]  # The others are buffers and offsets.
+    groups = groups_of(instruction, module.num_devices)
+    payload = sum(map(num_bytes, types))
+    if kind == "all-gather":
+        payload *= len(groups[0])
+    return Collective(kind, payload, len(groups[0]), groups=groups, channel=channel)
+
+
+def between_slices(instruction: Instruction) -> str | None:
+    """Returns the kind of collective over the data-centre network, if it is one.
+
+    A TPU program hands it to the host: it sends to there, and receives the result.
+    """
+    if instruction.opcode not in ("send", "recv"):
+        return None
+    kind = instruction.attribute(r'_xla_megascale_transfer_type="(\w+)"')
+    return kind and kind.lower().replace("_", "-")
+
+
+def _is_scatter(computation: str) -> bool:
+    return computation.startswith("all-reduce-scatter")
+
+
+def _with_scatter(program: Program) -> Program:
+    """Returns the program of a reduce-scatter, as a TPU program writes it: a kernel of
+    its own, described by an all-reduce and the slice that is kept."""
+    scatters = (
+        dataclasses.replace(c, kind="reduce-scatter") for c in program.collectives
+    )
+    return dataclasses.replace(program, collectives=tuple(scatters))
