@@ -1,8 +1,8 @@
 """Every mesh axis, alone and with each other one, trains as one device does.
 
-Three steps of gradient descent in float32: losses and gradients differ from those of one
-device by rounding alone. Gradients are read off the momentum, which is a sum of them. To
-add an axis, give it a line in `SIZES`.
+Three steps of gradient descent in float32: losses and gradients differ from those of
+one device by rounding alone. Gradients are read off the momentum, which is a sum of
+them. To add an axis, give it a line in `SIZES`.
 """
 
 import functools
