@@ -13,6 +13,7 @@ COMMANDS = {
     "bench": "Times the step of an experiment; --accelerator checks the card here.",
     "generate": "Writes text with a run, a Hugging Face folder or a GGUF file.",
     "convert": "Turns Hugging Face folders into runs, and runs into folders.",
+    "checkpoint": "Lists, verifies, inspects, compares and prunes checkpoints.",
     "plot": "Draws metrics of runs over steps, tokens or bytes.",
     "quantize": "Stores a folder or a run in few bits: int8, int4, fp8, mxfp4.",
 }
@@ -47,7 +48,7 @@ def _listing() -> str:
         [
             "usage: maxfdl COMMAND ..., or python -m maxfdl.COMMAND ...",
             "",
-            *(f"  {name:<9} {what}" for name, what in COMMANDS.items()),
+            *(f"  {name:<10} {what}" for name, what in COMMANDS.items()),
             "",
             "maxfdl COMMAND --help shows the flags of a command;",
             "maxfdl launch --fdl_help shows experiments and mutations.",

@@ -21,6 +21,7 @@ from maxfdl.sharding.mesh import MeshShape
 from maxfdl.sharding.room import check_room, on_one_device
 from maxfdl.sharding.sharding import Sharding
 from maxfdl.tensors.on_disk import OnDisk
+from maxfdl.train.trainer import Trainer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +84,58 @@ def read_run(
       UserError: If there is no run, or none that saved anything, or if weights are not
         finite, unless `allow_non_finite`.
     """
+    found = _open(folder, trust)
+    config, experiment, trainer = found.config, found.experiment, found.trainer
+    checkpointer, step, parts = found.checkpointer, found.step, found.parts
+    # An empty part holds no leaves, and so is no part of what was saved.
+    wanted = {name: part for name, part in parts.items() if jax.tree.leaves(part)}
+    computed = parts.keys() != {"params", "state"}
+    if one_by_one and not computed:
+        read = checkpointer.reader(step, wanted, allow_non_finite=allow_non_finite)
+        return SavedRun(config, experiment, step, {**parts, **_on_disk(wanted, read)})
+    check_room(on_one_device(wanted), f"the weights of {folder} need")
+    as_saved = functools.partial(trainer.as_saved, wanted)
+    saved = {
+        **parts,
+        **checkpointer.read(step, as_saved, allow_non_finite=allow_non_finite),
+    }
+    if computed:
+        saved = jax.jit(trainer.evaluated)(saved)
+    return SavedRun(config, experiment, step, saved)
+
+
+def read_evaluated(
+    folder: pathlib.Path, trust: Sequence[str] = (), step: int | None = None
+) -> tuple[Any, int, dict[str, Any]]:
+    """Returns the graph of a run, a step, and the parts of its state, as they were
+    saved, that evaluation reads: the newest step unless told.
+
+    Raises:
+      UserError: As `read_run`.
+    """
+    found = _open(folder, trust)
+    step = found.step if step is None else step
+    wanted = {k: part for k, part in found.parts.items() if jax.tree.leaves(part)}
+    check_room(on_one_device(wanted), f"the weights of {folder} need")
+    as_saved = functools.partial(found.trainer.as_saved, wanted)
+    saved = found.checkpointer.read(step, as_saved, allow_non_finite=True)
+    return found.config, step, saved
+
+
+@dataclasses.dataclass(frozen=True)
+class _Opened:
+    """A run on disk, of which no array is read yet; see `SavedRun`."""
+
+    config: Any
+    experiment: Experiment
+    trainer: Trainer
+    checkpointer: Checkpointer
+    step: int
+    parts: dict[str, Any]
+    """What evaluation reads, as abstract arrays."""
+
+
+def _open(folder: pathlib.Path, trust: Sequence[str]) -> _Opened:
     run = RunDirectory(folder) if folder.is_dir() else None
     config: Any = run and saved_graph(run, trust)
     if run is None or config is None:
@@ -99,21 +152,7 @@ def read_run(
     trainer = experiment.make_trainer(Sharding(alone, experiment.sharding))
     abstract = jax.eval_shape(trainer.init)
     parts = {name: abstract[name] for name in trainer.evaluated_from}
-    # An empty part holds no leaves, and so is no part of what was saved.
-    wanted = {name: part for name, part in parts.items() if jax.tree.leaves(part)}
-    computed = parts.keys() != {"params", "state"}
-    if one_by_one and not computed:
-        read = checkpointer.reader(step, wanted, allow_non_finite=allow_non_finite)
-        return SavedRun(config, experiment, step, {**parts, **_on_disk(wanted, read)})
-    check_room(on_one_device(wanted), f"the weights of {folder} need")
-    as_saved = functools.partial(trainer.as_saved, wanted)
-    saved = {
-        **parts,
-        **checkpointer.read(step, as_saved, allow_non_finite=allow_non_finite),
-    }
-    if computed:
-        saved = jax.jit(trainer.evaluated)(saved)
-    return SavedRun(config, experiment, step, saved)
+    return _Opened(config, experiment, trainer, checkpointer, step, parts)
 
 
 def _on_disk(abstract: Any, read: ReadArray) -> Any:

@@ -36,6 +36,16 @@ ReadArray = Callable[[Sequence[str], jax.ShapeDtypeStruct], jax.Array]
 """Reads the array of a state under the keys given, of the shape and type given."""
 
 
+class NoData:
+    """The place in its data of a state that has no data."""
+
+    def get_state(self) -> dict[str, Any]:
+        return {}
+
+    def set_state(self, place: Any) -> None:
+        del place
+
+
 class Checkpointer:
     """Keeps the newest checkpoints of a run, each in one atomic step directory.
 

@@ -73,6 +73,24 @@ def load_array(
     part: Any = abstract
     for key in reversed(keys):
         part = {key: part}
+    return load_only(path, record, part, allow_non_finite=allow_non_finite)
+
+
+def load_only(
+    path: pathlib.Path, record: Record, part: Any, *, allow_non_finite: bool = False
+) -> jax.Array:
+    """Returns the one array that `part` describes.
+
+    Args:
+      path: The step directory.
+      record: The record in it.
+      part: A tree like that of the state with one leaf. It may leave out entries of
+        dicts; those of lists are None.
+      allow_non_finite: Whether values may be NaN or infinite.
+
+    Raises:
+      DamagedCheckpointError: As `load_step`.
+    """
     try:
         state = _load_arrays(path, part, whole=False)
     except Exception as error:
@@ -80,6 +98,19 @@ def load_array(
     check_arrays(record, state, allow_non_finite=allow_non_finite)
     (array,) = jax.tree.leaves(state)
     return array
+
+
+def saved_tree(path: pathlib.Path) -> Any:
+    """Returns the tree of a step's state, with a description of each array.
+
+    Raises:
+      DamagedCheckpointError: If it cannot be read.
+    """
+    ocp = import_orbax()
+    try:
+        return ocp.checkpointables_metadata(path).metadata["state"]
+    except Exception as error:
+        raise DamagedCheckpointError(gist(error)) from None
 
 
 def check_fits(path: pathlib.Path, record: Record, abstract: Any, whole: bool) -> None:

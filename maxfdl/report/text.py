@@ -26,7 +26,7 @@ def tree(modules: Sequence[Module], parameters: Iterable[ParameterFacts]) -> lis
         for parameter in owned[module.path]:
             name = parameter.path.removeprefix(module.path).lstrip("/")
             rows.append([indent + name, *_columns(parameter)])
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def summary(facts: Facts, attention: Sequence[str], platform: str, here: int):
@@ -78,8 +78,8 @@ def _columns(parameter: ParameterFacts) -> list[str]:
     ]
 
 
-def _aligned(rows: list[list[str]]) -> list[str]:
-    """Joins the columns, each as wide as its widest; lone cells may be any width."""
+def aligned(rows: list[list[str]]) -> list[str]:
+    """Returns lines with columns as wide as their widest; lone cells are left alone."""
     table = [row for row in rows if len(row) > 1]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return [
