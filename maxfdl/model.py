@@ -8,7 +8,7 @@ a jitted step flattens a few dozen leaves and not module objects.
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import jax
@@ -25,6 +25,7 @@ from maxfdl.layers.cache import EmptyCache
 from maxfdl.layers.context import Context, Rows
 from maxfdl.layers.execution import Repeats
 from maxfdl.layers.frozen import Frozen
+from maxfdl.layers.layer import leaf_ops
 from maxfdl.layers.linen.module import Declared
 from maxfdl.layers.nnx.module import State, declaration_of, flat_names
 from maxfdl.layers.parameter import Parameter, map_parameters, path_hash, whole_path
@@ -263,7 +264,7 @@ class Model:
     def stale_after(self) -> tuple[int, ...]:
         """Lengths past which what is cached of a document no longer holds: those that
         leaf ops, such as rotations, declare as their `stale_after`."""
-        ops = _leaf_ops(self._make_module)
+        ops = leaf_ops(self._make_module)
         lengths = {getattr(op, "stale_after", None) for op in ops}
         return tuple(sorted(each for each in lengths if each is not None))
 
@@ -351,18 +352,6 @@ class LinenModel(Model):
             collections, tokens, context, mutable=["state"]
         )
         return given, _without_empty(dict(updates).get("state", {}))
-
-
-def _leaf_ops(factory: Any) -> Iterator[Any]:
-    """Yields what is no factory of layers among the fields of one, at any depth."""
-    if isinstance(factory, functools.partial):
-        for field in (*factory.args, *factory.keywords.values()):
-            yield from _leaf_ops(field)
-    elif isinstance(factory, list | tuple):
-        for item in factory:
-            yield from _leaf_ops(item)
-    else:
-        yield factory
 
 
 def _nested(state: nnx.State, value_of: Callable[[Any], Any]) -> Tree:

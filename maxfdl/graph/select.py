@@ -25,11 +25,14 @@ def iterate_paths(cfg: Any) -> Iterator[tuple[str, fdl.Buildable]]:
             yield daglish.path_str(path).removeprefix("."), value
 
 
-def _matches(node: fdl.Buildable, target: Target) -> bool:
-    if not isinstance(target, type):
-        return target(node)
+def makes(node: fdl.Buildable, *classes: type) -> bool:
+    """Says whether a node makes an object of one of these classes."""
     fn = fdl.get_callable(node)
-    return isinstance(fn, type) and issubclass(fn, target)
+    return isinstance(fn, type) and issubclass(fn, classes)
+
+
+def _matches(node: fdl.Buildable, target: Target) -> bool:
+    return makes(node, target) if isinstance(target, type) else target(node)
 
 
 def nodes_of(cfg: fdl.Buildable, target: Target) -> list[fdl.Buildable]:

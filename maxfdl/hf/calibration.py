@@ -11,6 +11,7 @@ import numpy as np
 
 from maxfdl import graph
 from maxfdl.errors import UserError
+from maxfdl.graph.select import makes
 from maxfdl.hf.describing import without_extras
 from maxfdl.layers.context import Context, Rows
 from maxfdl.model import NnxModel
@@ -73,7 +74,7 @@ class Moments:
                 " bits already: they keep their codes."
             )
         for node in selected(network, (), (), "calibration"):
-            grouped = issubclass(fdl.get_callable(node), GroupedProduct)  # type: ignore[arg-type]
+            grouped = makes(node, GroupedProduct)
             graph.swap(node, ObservedGroupedDot if grouped else ObservedDot)
         self._network, self._variables = network, variables
         self._theirs = theirs

@@ -2,6 +2,7 @@
 
 from maxfdl.ops.fused_attention import KERNELS, Demand, refusal
 from maxfdl.ops.mask import Band
+from maxfdl.ops.product import Ends
 
 MOST_LAYERS = 10_000
 """Layers that a stack may have: unrolled, each takes its time to trace."""
@@ -109,6 +110,23 @@ def check_stack(node):
 
 
 def check_decoder(decoder):
+    yield from _check_names_of_remat(decoder)
+    yield from _check_ends(decoder)
+
+
+def _check_ends(decoder):
+    """Products must not be other ones in all layers than they are said to be."""
+    total = sum(len(stack.layers) * stack.repeats for stack in decoder.stacks)
+    ends = [node for node in decoder.below() if node.made is Ends]
+    for first, last in dict.fromkeys((each.first, each.last) for each in ends):
+        if first + last >= total:
+            yield (
+                f"Ends first ({first}) and last ({last}) must leave a layer between"
+                f" them, of the {total} that the decoder has."
+            )
+
+
+def _check_names_of_remat(decoder):
     """What `remat` names must be a tensor that a layer of some stack gives."""
     remats = [stack.remat for stack in decoder.stacks]
     names = [

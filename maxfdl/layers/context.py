@@ -12,6 +12,7 @@ from maxfdl.layers.parameter import path_hash
 from maxfdl.layers.sinks import SinkKey, Sinks
 from maxfdl.ops.later import places_with_later
 from maxfdl.ops.mask import Places
+from maxfdl.ops.product import Depth
 from maxfdl.sharding.memory import on_device
 from maxfdl.sharding.sharding import Gather, Sharding
 
@@ -62,6 +63,7 @@ class Context:
       sharding: Where arrays lie; None on a single device.
       path: Names from the model down to the layer that holds this context.
       cache: What earlier calls left for this one, by path; None: nothing is kept.
+      depth: Which layers of a decoder the call is for; None outside of decoders.
       outbox: What `emit` and `store` fill, the same for all layers of the call.
     """
 
@@ -70,6 +72,7 @@ class Context:
     sharding: Sharding | None = None
     path: tuple[str, ...] = ()
     cache: Mapping[str, Any] | EmptyCache | None = None
+    depth: Depth | None = None
     outbox: Outbox = dataclasses.field(default_factory=Outbox)
 
     @property
@@ -93,6 +96,15 @@ class Context:
     def at(self, name: str) -> "Context":
         """Returns the context of the child called `name`."""
         return dataclasses.replace(self, path=(*self.path, name))
+
+    def at_depth(self, depth: Depth | None) -> "Context":
+        """Returns the context of those layers of a decoder."""
+        return dataclasses.replace(self, depth=depth)
+
+    def in_cycle(self, layer: int, cycle: int) -> "Context":
+        """Returns the context of a layer of a stack, whose cycle has `cycle` layers."""
+        depth = self.depth and self.depth.of_cycle(layer, cycle)
+        return self.at(f"layers_{layer}").at_depth(depth)
 
     def where_later(self, steps: int) -> "Context":
         """Returns the context in which only tokens count that have another of their

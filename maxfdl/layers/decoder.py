@@ -3,6 +3,7 @@
 Letters: B rows, T tokens, D residual width.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from maxfdl.layers.dropout import Dropout
 from maxfdl.layers.layer import Layer, Maker, Module, with_parts
 from maxfdl.layers.stack import Stack
 from maxfdl.markers import FromParent
+from maxfdl.ops.product import Depth
 
 
 class DecoderLayer(Layer):
@@ -98,6 +100,9 @@ class Decoder(Layer):
 
     @with_parts
     def __call__(self, parts, x_BTD: jax.Array, context: Context) -> jax.Array:
+        ends = list(itertools.accumulate(stack.num_layers for stack in parts.stacks))
         for i, stack in enumerate(parts.stacks):
-            x_BTD = stack(x_BTD, context.at(f"stacks_{i}"))
+            layers = range(ends[i] - stack.num_layers, ends[i])
+            depth = Depth(layers, total=ends[-1])
+            x_BTD = stack(x_BTD, context.at(f"stacks_{i}").at_depth(depth))
         return x_BTD

@@ -8,7 +8,8 @@ For decoding, each leaf may be `Repeats` instead: an array of its own for each r
 """
 
 import dataclasses
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -21,6 +22,7 @@ from jax.sharding import SingleDeviceSharding
 
 from maxfdl.layers.cache import EmptyCache
 from maxfdl.layers.context import Context
+from maxfdl.layers.segments import Segment
 from maxfdl.sharding.memory import on_device
 
 LayerFn = Callable[[Any, Any, jax.Array, Context], tuple[jax.Array, Any]]
@@ -223,6 +225,38 @@ def _each(function: Callable, tree: Any) -> Any:
     return jax.tree.map(function, tree, is_leaf=_is_apart)
 
 
+def _cut(tree: Any, segments: Sequence[Segment]) -> list[Any]:
+    """Returns the arrays of each segment of a stack.
+
+    See `Unroll` for `lax.split`, and for those on the host.
+    """
+    if len(segments) == 1:
+        return [tree]
+    sizes = [len(segment.repeats) for segment in segments]
+
+    def parts(leaf: Any) -> Sequence[Any]:
+        if not _is_apart(leaf):
+            return lax.split(leaf, sizes, axis=0)
+        runs = (segment.repeats for segment in segments)
+        return [Repeats(leaf[run.start : run.stop]) for run in runs]
+
+    leaves, form = jax.tree.flatten(on_device(tree), is_leaf=_is_apart)
+    return [form.unflatten(part) for part in zip(*map(parts, leaves), strict=True)]
+
+
+def _joined(outs: Sequence[Any]) -> Any:
+    """Returns what comes out of all repeats of what came out of each segment."""
+
+    def join(*leaves: Any) -> Any:
+        if _is_apart(leaves[0]):
+            return Repeats(itertools.chain(*leaves))
+        return jax.numpy.concatenate(leaves)
+
+    if len(outs) == 1:
+        return outs[0]
+    return jax.tree.map(join, *outs, is_leaf=_is_apart)
+
+
 def run_stack(
     layer_fn: LayerFn,
     params: Any,
@@ -230,11 +264,13 @@ def run_stack(
     x: jax.Array,
     context: Context,
     *,
+    segments: Sequence[Segment],
     execution: Execution,
     remat: Remat,
 ) -> tuple[jax.Array, Any]:
     """Runs all repeats and returns the output and the new stacked state.
 
+    Each segment runs by itself: the arrays are cut between them, once.
     Side results and caches of the layers come out stacked too, under their path. Where
     parameters or state lie apart, so does all that comes out, and `EachRepeat` runs in
     place of `execution`.
@@ -242,22 +278,25 @@ def run_stack(
     if are_apart((params, state)):
         execution = EachRepeat()
 
-    def one_repeat(x, params, state, cache, index):
-        inner = context.for_layer(index, cache)
-        x = checkpoint_name(x, "layer_in")
-        x, state = layer_fn(params, state, x, inner)
-        return x, (state, inner.sinks, inner.kept)
+    def run(segment, x, per_repeat):
+        def one_repeat(x, params, state, cache, index):
+            inner = context.for_layer(index, cache).at_depth(segment.depth)
+            x = checkpoint_name(x, "layer_in")
+            x, state = layer_fn(params, state, x, inner)
+            return x, (state, inner.sinks, inner.kept)
 
-    one_repeat = rematerialised(one_repeat, remat, not execution.in_loop)
-    repeats = num_repeats((params, state))
+        # XLA makes no loop of one trip, which is what the ends of a decoder may be.
+        in_loop = execution.in_loop and (len(segments) == 1 or len(segment.repeats) > 1)
+        one_repeat = rematerialised(one_repeat, remat, not in_loop)
+        return execution(lambda x, each: one_repeat(x, *each), x, per_repeat)
 
-    def body(x, per_repeat):
-        return one_repeat(x, *per_repeat)
-
-    indexes = jax.numpy.arange(repeats, dtype="uint32")
-    x, (state, sinks, kept) = execution(
-        body, x, (params, state, context.stacked_cache(), indexes)
-    )
+    indexes = jax.numpy.arange(num_repeats((params, state)), dtype="uint32")
+    per_repeat = (params, state, context.stacked_cache(), indexes)
+    outs = []
+    for segment, part in zip(segments, _cut(per_repeat, segments), strict=True):
+        x, out = run(segment, x, part)
+        outs.append(out)
+    state, sinks, kept = _joined(outs)
     if isinstance(context.cache, EmptyCache) and context.cache.apart:
         kept = _each(lambda x: x if _is_apart(x) else Repeats.of(x), kept)
     context.collect(sinks, kept)

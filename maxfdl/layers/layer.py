@@ -7,7 +7,7 @@ that makes the parts of a layer, and a base class that calls its methods with th
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar, dataclass_transform
 
 import jax
@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 
 from maxfdl.layers.context import Context
 from maxfdl.layers.parameter import Parameter
+from maxfdl.ops.product import Ends, Product
 from maxfdl.ops.state import StateDeclaration
 from maxfdl.sharding.memory import on_device
 
@@ -82,7 +83,13 @@ class Cell:
 
 
 class StackedLayers:
-    """Layers that run one after the other, with the arrays of several repeats."""
+    """Layers that run one after the other, with the arrays of several repeats.
+
+    Attributes:
+      ends: The ends of a decoder at which their products change.
+    """
+
+    ends: tuple[Ends, ...]
 
     def arrays(self, x: jax.Array, context: Context) -> tuple[Any, Any]:
         """Returns parameters and state of all repeats, before they run on `x`."""
@@ -151,6 +158,25 @@ class Layer(Module):
 
     def make(self, maker: Maker) -> None:
         """Makes the children, parameters and state of the layer."""
+
+
+def leaf_ops(factory: Any) -> Iterator[Any]:
+    """Yields what is no factory of layers among the fields of one, or of several in a
+    list, at any depth."""
+    if isinstance(factory, functools.partial):
+        for field in (*factory.args, *factory.keywords.values()):
+            yield from leaf_ops(field)
+    elif isinstance(factory, list | tuple):
+        for item in factory:
+            yield from leaf_ops(item)
+    else:
+        yield factory
+
+
+def ends_in(factories: Sequence[Factory]) -> tuple[Ends, ...]:
+    """Returns the ends of a decoder at which products of these layers change."""
+    products = (op for op in leaf_ops(list(factories)) if isinstance(op, Product))
+    return tuple(dict.fromkeys(op.ends for op in products if op.ends is not None))
 
 
 def with_parts(

@@ -13,13 +13,12 @@ from maxfdl.layers.context import Context
 from maxfdl.layers.layer import Maker, Weight
 from maxfdl.layers.parameter import SUFFIXES, Parameter, packed
 from maxfdl.ops.codec import Codec, PackedKernel, Simulated
-from maxfdl.ops.dot import MatrixProduct
-from maxfdl.ops.grouped_dot import GroupedProduct
+from maxfdl.ops.product import Product
 
 
 def make_kernel(
     maker: Maker,
-    dot: MatrixProduct | GroupedProduct,
+    dot: Product,
     kernel: Parameter,
     storage: Codec | Simulated | None = None,
 ) -> None:
@@ -41,7 +40,7 @@ def make_kernel(
 
 
 def multiply(
-    dot: MatrixProduct | GroupedProduct,
+    dot: Product,
     parts: Any,
     x: jax.Array,
     context: Context,
@@ -52,6 +51,7 @@ def multiply(
 
     Further arguments are those that the product takes after its state.
     """
+    dot = dot.at(context.depth)
     declared = parts.kernel.declared.whole
     cells = {name: getattr(parts, _part(name)) for name in dot.declare(declared)}
     state = {name: cell.read() for name, cell in cells.items()}

@@ -9,6 +9,7 @@ from maxfdl.layers.checks import check_stack
 from maxfdl.layers.context import Context
 from maxfdl.layers.execution import Execution, Remat, run_stack
 from maxfdl.layers.layer import Layer, Maker, Module, with_parts
+from maxfdl.layers.segments import segments_of
 from maxfdl.markers import FromParent, Operational
 
 
@@ -37,8 +38,15 @@ class Stack(Layer):
     def make(self, maker: Maker):
         maker.stacked("layers", self.layers, self.repeats, features=self.features)
 
+    @property
+    def num_layers(self) -> int:
+        """How many layers it runs."""
+        return len(self.layers) * self.repeats
+
     @with_parts
     def __call__(self, parts, x: jax.Array, context: Context) -> jax.Array:
+        cycle, ends = len(self.layers), parts.layers.ends
+        segments = segments_of(self.repeats, cycle, context.depth, ends)
         params, state = parts.layers.arrays(x, context)
         x, state = run_stack(
             parts.layers.run,
@@ -46,6 +54,7 @@ class Stack(Layer):
             state,
             x,
             context,
+            segments=segments,
             execution=self.execution,
             remat=self.remat,
         )

@@ -17,6 +17,7 @@ from maxfdl.mutations.scope import MODEL, network_in
 from maxfdl.ops.fp8 import Format
 from maxfdl.ops.fp8_block import Fp8Block
 from maxfdl.ops.fp8_recipes import Fp8Current, Fp8Delayed, Granularity
+from maxfdl.ops.product import Ends
 
 C = TypeVar("C", bound=fdl.Buildable)
 RecipeName = Literal["current", "delayed", "block"]
@@ -41,6 +42,8 @@ def enable_fp8(
     size: int | None = None,
     only: tuple[str, ...] = (),
     skip: tuple[str, ...] = (),
+    first_layers: int = 0,
+    last_layers: int = 0,
     under: str = MODEL,
 ) -> C:
     """Computes matrix products in FP8, forward and backward, with sums in float32.
@@ -69,6 +72,9 @@ def enable_fp8(
         `head`, `later_token`, `latent_attention` or `mlp`, or a path as `freeze` takes
         it, such as `**.attention.out`, from the network on.
       skip: Which of these stay as they are.
+      first_layers, last_layers: In so many layers at either end of the decoder they
+        stay as they are, too. Each layer of a cycle counts. A head and modules of
+        multi-token prediction are at no end.
       under: Path of the network.
 
     Raises:
@@ -86,9 +92,10 @@ def enable_fp8(
         margin=margin,
         size=size,
     )
+    ends = Ends(first_layers, last_layers)
     out = copy(cfg)
     for node in selected(network_in(out, under), only, skip, "enable_fp8"):
-        use_recipe(node, made)
+        use_recipe(node, made, ends, "enable_fp8")
     return out
 
 

@@ -7,13 +7,15 @@ import fiddle as fdl
 
 from maxfdl.errors import MutationError, did_you_mean
 from maxfdl.graph import copy, nodes_of, swap
-from maxfdl.graph.select import iterate_paths
+from maxfdl.graph.select import iterate_paths, makes
 from maxfdl.graph.signatures import fields
 from maxfdl.layers import linen, nnx
 from maxfdl.layers.frozen import matches, tree_path
-from maxfdl.ops.dot import Dot, MatrixProduct
+from maxfdl.mutations.fields import put
+from maxfdl.ops.dot import Dot
 from maxfdl.ops.grouped_dot import GroupedDot, GroupedProduct
-from maxfdl.ops.quantized_dot import QuantizedDot, QuantizedGroupedDot
+from maxfdl.ops.product import Ends, Product
+from maxfdl.ops.quantized_dot import ByRecipe, QuantizedDot, QuantizedGroupedDot
 from maxfdl.ops.recipe import Recipe
 
 _ROLES = {
@@ -29,8 +31,7 @@ _ROLES = {
 
 
 def is_matrix_product(node: fdl.Buildable) -> bool:
-    made = fdl.get_callable(node)
-    return isinstance(made, type) and issubclass(made, (MatrixProduct, GroupedProduct))
+    return makes(node, Product)
 
 
 def recipe_of(made: type[Recipe], what: str, **arguments: Any) -> fdl.Config[Recipe]:
@@ -56,15 +57,46 @@ def recipe_of(made: type[Recipe], what: str, **arguments: Any) -> fdl.Config[Rec
     return fdl.copy_with(recipe, **given)
 
 
-def use_recipe(node: fdl.Buildable, recipe: fdl.Config) -> None:
-    """Makes a product one that follows a recipe, in place."""
+def use_recipe(node: fdl.Buildable, recipe: fdl.Config, ends: Ends, who: str) -> None:
+    """Makes a product one that follows a recipe, in place.
+
+    Args:
+      node: The product.
+      recipe: What it follows.
+      ends: Layers of the decoder in which it stays what it is; none has counts of 0.
+      who: The mutation that asks, for errors.
+
+    Raises:
+      MutationError: If the product stays another one in layers already, and these are
+        not the same.
+    """
+    kept = _kept_at(node, ends, who)
     made = QuantizedGroupedDot if _is_grouped(node) else QuantizedDot
     swap(node, made, recipe=copy(recipe))
+    has_ends = ends != Ends()
+    put(node, "ends", fdl.Config(Ends, **vars(ends)) if has_ends else None)
+    put(node, "ends_recipe", kept if has_ends else None)
+
+
+def _kept_at(node: fdl.Buildable, ends: Ends, who: str) -> fdl.Config | None:
+    """Returns the recipe that a product follows in these layers; None: it has none."""
+    if not makes(node, ByRecipe):
+        return None
+    before = getattr(node, "ends", None)
+    if before is None:
+        return node.recipe
+    if ends not in (Ends(), Ends(before.first, before.last)):
+        raise MutationError(
+            f"{who} first_layers ({ends.first}) and last_layers ({ends.last}) must be"
+            f" those that products stay what they are in already ({before.first} and"
+            f" {before.last}); undo that first, with disable_fp8."
+        )
+    return getattr(node, "ends_recipe", None)
 
 
 def use_no_recipe(node: fdl.Buildable) -> None:
     """Makes a product that follows a recipe the plain one, in place."""
-    if fdl.get_callable(node) in (QuantizedDot, QuantizedGroupedDot):
+    if makes(node, ByRecipe):
         swap(node, GroupedDot if _is_grouped(node) else Dot)
 
 
@@ -171,4 +203,4 @@ def _is_dense(node: fdl.Buildable) -> bool:
 
 
 def _is_grouped(node: fdl.Buildable) -> bool:
-    return issubclass(fdl.get_callable(node), GroupedProduct)  # type: ignore[arg-type]
+    return makes(node, GroupedProduct)

@@ -18,6 +18,7 @@ from maxfdl.mutations.scope import MODEL, network_in
 from maxfdl.ops.block_scaling import Exponents
 from maxfdl.ops.int8 import Int8, Rounding
 from maxfdl.ops.microscaling import Mxfp4, Mxfp8, Nvfp4
+from maxfdl.ops.product import Ends
 from maxfdl.ops.recipe import Recipe
 
 C = TypeVar("C", bound=fdl.Buildable)
@@ -41,6 +42,8 @@ def quantize(
     exponents: Exponents | None = None,
     only: tuple[str, ...] = (),
     skip: tuple[str, ...] = (),
+    first_layers: int = 0,
+    last_layers: int = 0,
     under: str = MODEL,
 ) -> C:
     """Computes matrix products in int8 or in blocks of FP8 or FP4 with a scale each.
@@ -64,13 +67,18 @@ def quantize(
         `head`, `later_token`, `latent_attention` or `mlp`, or a path as `freeze` takes
         it, such as `**.attention.out`, from the network on.
       skip: Which of these stay as they are.
+      first_layers, last_layers: In so many layers at either end of the decoder they
+        stay as they are, too. Each layer of a cycle counts. A head and modules of
+        multi-token prediction are at no end.
       under: Path of the network.
 
     Raises:
       MutationError: If nothing is selected, if `only` or `skip` names nothing, or if
         an argument belongs to another format.
     """
-    recipe = _recipe(format, backward=backward, rounding=rounding, exponents=exponents)
+    ends = Ends(first_layers, last_layers)
+    rounded = dict(backward=backward, rounding=rounding, exponents=exponents)
+    recipe = _recipe(format, ends, **rounded)
     out = copy(cfg)
     network = network_in(out, under)
     if recipe is None and not only and not skip:
@@ -78,16 +86,20 @@ def quantize(
     else:
         nodes = selected(network, only, skip, "quantize")
     for node in nodes:
-        use_no_recipe(node) if recipe is None else use_recipe(node, recipe)
+        if recipe is None:
+            use_no_recipe(node)
+        else:
+            use_recipe(node, recipe, ends, "quantize")
     return out
 
 
-def _recipe(format: str, **arguments: Any) -> fdl.Config | None:
+def _recipe(format: str, ends: Ends, **arguments: Any) -> fdl.Config | None:
     """Returns the node of a format's recipe, None for `none`."""
     made = chosen(_RECIPES, format, "quantize format")
     if made is not None:
         return recipe_of(made, f"quantize format {format}", **arguments)
     given = [name for name, value in arguments.items() if value is not None]
+    given += [f"{end}_layers" for end, count in vars(ends).items() if count]
     if given:
         raise MutationError(
             f"quantize format none leaves products as they are, without"

@@ -7,8 +7,7 @@ import abc
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,36 +17,11 @@ from jaxtyping import Array, Float
 
 from maxfdl.ops.codec import PackedKernel
 from maxfdl.ops.packed_product import is_read_packed, rows_by_packed
-from maxfdl.ops.state import Declaration, StateDeclaration
-
-State = Mapping[str, Array]
-"""Values of what a product declares, by name."""
+from maxfdl.ops.product import Product, State
 
 
-class MatrixProduct(abc.ABC):
-    """What multiplies activations by a kernel, in the forward and the backward pass.
-
-    A product may keep state, such as the largest number that it has seen. Its layer
-    holds it, hands it to each call, and keeps what the call returns. What the backward
-    pass finds out, such as the largest gradient, it leaves as the gradient of a value
-    that is declared with `backward`: see `leave_gradient`.
-    """
-
-    is_plain: ClassVar[bool] = False
-    """Whether a reader expects this one, so that reports need not name it."""
-
-    def declare(self, kernel: Declaration) -> dict[str, StateDeclaration]:
-        """Returns the state that a product with this kernel keeps, by name."""
-        return {}
-
-    def gathers_kernel(self) -> bool:
-        """Says whether it is given shards of the kernel, and gathers them itself.
-
-        So they cross the mesh in the type that it multiplies in. Its call then has one
-        more argument, `gather`: a `maxfdl.ops.contraction.Gather`; None on a single
-        device.
-        """
-        return False
+class MatrixProduct(Product):
+    """Multiplies activations by one kernel, in the forward and the backward pass."""
 
     @abc.abstractmethod
     def __call__(
@@ -60,31 +34,15 @@ class MatrixProduct(abc.ABC):
         equation: str | None = None,
         out_dtype: DTypeLike | None = None,
     ) -> tuple[Float[Array, "..."], State]:
-        """Returns the product, in the type of `x`, and what is new of the state.
+        """Returns the product, as `Product` does.
 
         Args:
-          x: Activations.
-          kernel: The weights, ready for use.
-          state: A value for each name that was declared.
+          x, kernel, state: As there.
           contract: How many dims are summed over: the last of `x`, the first of
             `kernel`.
           equation: An einsum of both in place of that, for what is no projection.
           out_dtype: Type of the result; None is that of `x`.
         """
-
-    def of_packed(
-        self,
-        x: Float[Array, "..."],
-        kernel: PackedKernel,
-        state: State,
-        **kwargs: Any,
-    ) -> tuple[Float[Array, "..."], State]:
-        """Returns the product with a kernel that is stored in a few bits.
-
-        Further arguments are those of the product. A product that reads codes and
-        scales where they lie overrides this.
-        """
-        return self(x, kernel.unpacked(x.dtype), state, **kwargs)
 
     @abc.abstractmethod
     def backward(

@@ -16,8 +16,8 @@ from maxfdl.ops.contraction import (
     Name,
     greatest_magnitude,
 )
-from maxfdl.ops.dot import State
 from maxfdl.ops.fp8 import Format, Formats, quantise, scale_of
+from maxfdl.ops.product import State
 from maxfdl.ops.recipe import Recipe
 from maxfdl.ops.row_blocks import padded, row_blocks
 

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 
 from maxfdl.ops.channels import Coder, by_channel
 from maxfdl.ops.contraction import Contraction, Name
-from maxfdl.ops.dot import State
 from maxfdl.ops.fp8 import Format, Formats, quantise, rolled, scale_of
+from maxfdl.ops.product import State
 from maxfdl.ops.recipe import Recipe
 from maxfdl.ops.state import Declaration, StateDeclaration
 

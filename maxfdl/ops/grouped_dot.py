@@ -6,7 +6,7 @@ contracted, F outputs, E groups.
 
 import abc
 import dataclasses
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,25 +17,14 @@ from jaxtyping import Array, Float, Int, Num
 from maxfdl.markers import Operational
 from maxfdl.ops.codec import PackedKernel
 from maxfdl.ops.cost import declare_flops
-from maxfdl.ops.dot import State
 from maxfdl.ops.packed_product import is_read_packed, rows_by_packed
-from maxfdl.ops.state import Declaration, StateDeclaration
+from maxfdl.ops.product import Product, State
 
 Implementation = Literal["auto", "ragged", "blocks"]
 
 
-class GroupedProduct(abc.ABC):
-    """What multiplies rows by the kernel of their group, as a `MatrixProduct` does."""
-
-    is_plain: ClassVar[bool] = False
-
-    def declare(self, kernel: Declaration) -> dict[str, StateDeclaration]:
-        """Returns the state that a product with these kernels keeps, by name."""
-        return {}
-
-    def gathers_kernel(self) -> bool:
-        """Says whether it is given shards of the kernels, see `MatrixProduct`."""
-        return False
+class GroupedProduct(Product):
+    """Multiplies rows by the kernel of their group, as a `MatrixProduct` does."""
 
     @abc.abstractmethod
     def __call__(
@@ -56,16 +45,6 @@ class GroupedProduct(abc.ABC):
         Returns:
           The product, in the type of the rows, and what is new of the state.
         """
-
-    def of_packed(
-        self,
-        x_MD: Float[Array, "M D"],
-        kernel_EDF: PackedKernel,
-        state: State,
-        sizes_E: Int[Array, " E"] | None,
-    ) -> tuple[Float[Array, "M F"], State]:
-        """Returns the product with kernels that are stored in a few bits."""
-        return self(x_MD, kernel_EDF.unpacked(x_MD.dtype), state, sizes_E)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,8 +9,8 @@ from jax import lax
 
 from maxfdl.ops.channels import Coder, by_channel
 from maxfdl.ops.contraction import Contraction, Name
-from maxfdl.ops.dot import State
 from maxfdl.ops.hashed_rounding import round_by_hash
+from maxfdl.ops.product import State
 from maxfdl.ops.recipe import Recipe
 
 Rounding = Literal["nearest", "stochastic"]

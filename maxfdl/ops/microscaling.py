@@ -11,7 +11,7 @@ from jax import lax
 from maxfdl.ops.block_scaling import FORMATS, Blocks, Exponents, Format, encode
 from maxfdl.ops.contraction import FACTORS, Contraction, GroupedContraction, Name
 from maxfdl.ops.cost import declare_flops
-from maxfdl.ops.dot import State
+from maxfdl.ops.product import State
 from maxfdl.ops.recipe import Recipe
 from maxfdl.ops.row_blocks import row_blocks
 

@@ -1,7 +1,9 @@
 """Matrix products in few bits, as leaf ops: `Dot` and `GroupedDot` by a recipe."""
 
 import dataclasses
-from typing import Annotated
+import functools
+import operator
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -10,30 +12,81 @@ from jaxtyping import Array, Float, Int
 
 from maxfdl.markers import Operational
 from maxfdl.ops.contraction import Contraction, Gather, GroupedContraction
-from maxfdl.ops.dot import MatrixProduct, State
+from maxfdl.ops.dot import Dot, MatrixProduct
 from maxfdl.ops.grouped_dot import GroupedDot, GroupedProduct, Implementation
+from maxfdl.ops.product import Depth, Ends, Product, State
 from maxfdl.ops.recipe import Recipe
 from maxfdl.ops.state import Declaration, StateDeclaration
 
 
 @dataclasses.dataclass(frozen=True)
-class QuantizedDot(MatrixProduct):
+class ByRecipe(Product):
+    """A product that a recipe computes; at the ends of a decoder, another one or none.
+
+    State is declared for every layer, so that it is one array per stack; where the
+    recipe of a layer keeps none, it stays what it was.
+
+    Args:
+      recipe: Formats, and how tensors are scaled.
+      ends: Layers of the decoder that have `ends_recipe` instead; None: there are none.
+      ends_recipe: Their recipe; None: products in the type of activations.
+    """
+
+    recipe: Recipe
+    _: dataclasses.KW_ONLY
+    ends: Ends | None = None
+    ends_recipe: Recipe | None = None
+
+    @staticmethod
+    def check_config(node):
+        if node.ends_recipe is None:
+            return
+        if node.ends is None:
+            yield (
+                f"{node.made.__name__} ends_recipe ({node.ends_recipe.made.__name__})"
+                " must be left out where ends is, which names the layers that have it."
+            )
+        keep_state = all(
+            recipe.made.keeps_state() for recipe in (node.recipe, node.ends_recipe)
+        )
+        if keep_state and node.recipe != node.ends_recipe:
+            yield (
+                f"{node.made.__name__} recipe and ends_recipe"
+                f" ({node.ends_recipe.made.__name__}) must not both keep state between"
+                " steps, for all layers of a stack keep the same."
+            )
+
+    def at(self, depth: Depth | None) -> Any:
+        if self.ends is None:
+            return self
+        recipe = self.ends_recipe if self.ends.hold(depth) else self.recipe
+        if recipe is None:
+            return self._plain()
+        return dataclasses.replace(self, recipe=recipe, ends=None, ends_recipe=None)
+
+    def _plain(self) -> Product:
+        """Returns the product in the type of activations."""
+        raise NotImplementedError
+
+    def declare(self, kernel: Declaration) -> dict[str, StateDeclaration]:
+        recipes = (self.recipe, self.ends_recipe)
+        declared = [recipe.declare(kernel) for recipe in recipes if recipe is not None]
+        return functools.reduce(operator.or_, declared)
+
+    def gathers_kernel(self) -> bool:
+        return self.recipe.gathers_kernel
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizedDot(ByRecipe, MatrixProduct):
     """The product as a recipe computes it.
 
     Cost: the FLOPs of `Dot`. Keeps x and the kernel for the backward pass in the
     format of the recipe: a byte per number in FP8 and int8.
-
-    Args:
-      recipe: Formats, and how tensors are scaled.
     """
 
-    recipe: Recipe
-
-    def declare(self, kernel: Declaration) -> dict[str, StateDeclaration]:
-        return self.recipe.declare(kernel)
-
-    def gathers_kernel(self) -> bool:
-        return self.recipe.gathers_kernel
+    def _plain(self) -> Dot:
+        return Dot()
 
     def __call__(
         self,
@@ -84,22 +137,18 @@ class QuantizedDot(MatrixProduct):
 
 
 @dataclasses.dataclass(frozen=True)
-class QuantizedGroupedDot(GroupedProduct):
+class QuantizedGroupedDot(ByRecipe, GroupedProduct):
     """Each row times the kernel of its group, as a recipe computes it.
 
     Args:
-      recipe: Formats, and how tensors are scaled.
+      recipe, ends, ends_recipe: As in `ByRecipe`.
       implementation: As in `GroupedDot`.
     """
 
-    recipe: Recipe
     implementation: Annotated[Implementation, Operational] = "auto"
 
-    def declare(self, kernel: Declaration) -> dict[str, StateDeclaration]:
-        return self.recipe.declare(kernel)
-
-    def gathers_kernel(self) -> bool:
-        return self.recipe.gathers_kernel
+    def _plain(self) -> GroupedDot:
+        return GroupedDot(self.implementation)
 
     def __call__(
         self,

@@ -6,7 +6,7 @@ from typing import ClassVar
 import jax
 
 from maxfdl.ops.contraction import Contraction
-from maxfdl.ops.dot import State
+from maxfdl.ops.product import State
 from maxfdl.ops.state import Declaration, StateDeclaration
 
 

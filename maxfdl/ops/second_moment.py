@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from maxfdl.ops.dot import Dot, State
+from maxfdl.ops.dot import Dot
 from maxfdl.ops.grouped_dot import GroupedDot, kernels_of_rows
+from maxfdl.ops.product import State
 from maxfdl.ops.state import Declaration, StateDeclaration
 
 NAME = "second_moment"

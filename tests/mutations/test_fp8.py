@@ -14,8 +14,10 @@ from maxfdl.mutations import (
     disable_fp8,
     enable_fp8,
     multi_token_prediction,
+    quantize,
 )
 from maxfdl.mutations.products import is_matrix_product
+from maxfdl.ops.fp8_recipes import Fp8Current
 from maxfdl.ops.grouped_dot import GroupedProduct
 from maxfdl.ops.quantized_dot import QuantizedDot, QuantizedGroupedDot
 from maxfdl.report.modules import modules_of
@@ -99,6 +101,7 @@ def test_what_is_not_selected_stays_so_that_two_recipes_go_together():
 
 CALLS = (
     "enable_fp8(only=('attention',))",
+    "enable_fp8(first_layers=1, last_layers=1)",
     "enable_fp8(skip=('attention',))",
     "enable_fp8(only=('experts',))",
     "enable_fp8(only=('head',), recipe=block)",
@@ -112,7 +115,7 @@ CALLS = (
         pytest.param("deepseek_v3", call, marks=[pytest.mark.slow] * (i > 1))
         for i, call in enumerate(CALLS)
     ]
-    + [pytest.param("mixtral", CALLS[1], marks=pytest.mark.slow)],
+    + [pytest.param("mixtral", CALLS[2], marks=pytest.mark.slow)],
 )
 def test_a_selection_commutes_with_every_mutation(family, call):
     config = zoo_smoke.experiment(family)
@@ -121,6 +124,51 @@ def test_a_selection_commutes_with_every_mutation(family, call):
         if case.decides not in ("products", "text"):
             both = apply(selected, case.call)
             assert graph.diff(both, apply(config, case.call, call)) == [], name
+
+
+def test_the_ends_of_the_decoder_keep_the_products_that_they_had():
+    config = zoo_smoke.experiment("deepseek_v3")
+    ends = dict(first_layers=1, last_layers=1)
+    once = enable_fp8(config, **ends)
+    for node in graph.nodes_of(once.model.decoder, is_matrix_product):
+        assert (node.ends.first, node.ends.last) == (1, 1) and node.ends_recipe is None
+    assert graph.diff(enable_fp8(once, **ends), once) == []
+    assert graph.diff(disable_fp8(once), config) == []
+    # Another format goes between the same ends, or takes them too.
+    inside = quantize(once, format="mxfp8", **ends)
+    assert graph.diff(inside, quantize(config, format="mxfp8", **ends)) == []
+    assert graph.diff(enable_fp8(once), enable_fp8(config)) == []
+    in_fp8_at_ends = quantize(enable_fp8(config), format="mxfp8", **ends)
+    product = graph.nodes_of(in_fp8_at_ends.model.decoder, is_matrix_product)[0]
+    assert fdl.get_callable(product.ends_recipe) is Fp8Current
+    with pytest.raises(
+        MutationError, match=r"first_layers \(2\) and last_layers \(0\)"
+    ):
+        enable_fp8(once, first_layers=2)
+
+
+@pytest.mark.parametrize(
+    ("ends", "message"),
+    [
+        (
+            {"first_layers": 1, "last_layers": 40},
+            "must leave a layer between them, of the",
+        ),
+        ({"last_layers": -1}, r"last \(-1\) must not be negative"),
+    ],
+)
+def test_ends_that_cannot_be_are_refused(ends, message):
+    config = enable_fp8(zoo_smoke.experiment("deepseek_v3"), **ends)
+    with pytest.raises(ConfigError, match=message):
+        graph.validate(config)
+
+
+def test_two_recipes_that_keep_state_do_not_share_a_stack():
+    config = zoo_smoke.experiment("llama2")
+    for history, ends in ((2, {}), (4, {"first_layers": 1})):
+        config = enable_fp8(config, recipe="delayed", history=history, **ends)
+    with pytest.raises(ConfigError, match="must not both keep state between steps"):
+        graph.validate(config)
 
 
 def test_a_head_runs_in_fp8_if_it_is_named():

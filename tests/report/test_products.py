@@ -23,6 +23,14 @@ def test_each_way_has_the_layers_that_use_it_in_both_families():
         }
 
 
+def test_what_the_ends_of_the_decoder_have_is_said():
+    config = zoo_smoke.experiment("llama2")
+    config = enable_fp8(config, granularity="channel", first_layers=2, last_layers=1)
+    way, plain = products_of(config)
+    assert way == f"{CHANNEL} but the first 2 layers and the last layer in float32"
+    assert plain == "float32"
+
+
 def test_few_layers_are_named():
     many = ["a.query", "a.key", "a.value"]
     assert products_text({"Int8()": many, "bfloat16": ["head"]}) == (

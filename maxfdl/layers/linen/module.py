@@ -9,9 +9,10 @@ from flax import linen as nn
 from flax import struct
 
 from maxfdl.layers.context import Context
-from maxfdl.layers.layer import Cell, Factory, Maker, StackedLayers, Weight
+from maxfdl.layers.layer import Cell, Factory, Maker, StackedLayers, Weight, ends_in
 from maxfdl.layers.layer import Module as AnyModule
 from maxfdl.layers.parameter import Parameter
+from maxfdl.ops.product import Ends
 from maxfdl.ops.state import StateDeclaration
 
 
@@ -71,15 +72,24 @@ class LinenStackedLayers(StackedLayers):
     its state, if it has some.
     """
 
-    def __init__(self, module: nn.Module, layers: dict[str, nn.Module], repeats: int):
+    def __init__(
+        self,
+        module: nn.Module,
+        layers: dict[str, nn.Module],
+        repeats: int,
+        ends: tuple[Ends, ...],
+    ):
         self._module = module
         self._layers = layers
         self._repeats = repeats
+        self.ends = ends
 
     def arrays(self, x: jax.Array, context: Context) -> tuple[Any, Any]:
         if self._module.is_initializing():
+            # Any depth will do: what is declared is the same in all layers.
+            told = context.for_layer(0).at_depth(None)
             for name, layer in self._layers.items():
-                self._start(name, layer, x, context.for_layer(0).at(name))
+                self._start(name, layer, x, told.at(name))
         return self._trees("params"), self._trees("state")
 
     def _start(
@@ -99,9 +109,10 @@ class LinenStackedLayers(StackedLayers):
         self, params: Any, state: Any, x: jax.Array, context: Context
     ) -> tuple[jax.Array, Any]:
         new_state = {}
-        for name, layer in self._layers.items():
+        for i, (name, layer) in enumerate(self._layers.items()):
             arrays = {"params": params[name], "state": state[name]}
-            x, new = layer.apply(arrays, x, context.at(name), mutable=["state"])
+            told = context.in_cycle(i, len(self._layers))
+            x, new = layer.apply(arrays, x, told, mutable=["state"])
             new_state[name] = new.get("state", {})
         return x, new_state
 
@@ -140,7 +151,8 @@ class LinenMaker(Maker):
             f"{name}_{i}": factory(**fields, parent=None)
             for i, factory in enumerate(factories)
         }
-        self._keep(name, LinenStackedLayers(self._module, layers, repeats))
+        ends = ends_in(factories)
+        self._keep(name, LinenStackedLayers(self._module, layers, repeats, ends))
 
     def parameter(self, name: str, declaration: Parameter | None) -> None:
         self._keep(name, declaration and self._param(name, declaration))

@@ -10,9 +10,18 @@ import jax
 from flax import nnx
 
 from maxfdl.layers.context import Context
-from maxfdl.layers.layer import Cell, Factory, Layer, Maker, StackedLayers, Weight
+from maxfdl.layers.layer import (
+    Cell,
+    Factory,
+    Layer,
+    Maker,
+    StackedLayers,
+    Weight,
+    ends_in,
+)
 from maxfdl.layers.layer import Module as AnyModule
 from maxfdl.layers.parameter import Parameter
+from maxfdl.ops.product import Ends
 from maxfdl.ops.state import StateDeclaration
 
 
@@ -90,6 +99,10 @@ class State(nnx.Variable, Cell):
 class NnxStackedLayers(nnx.List, StackedLayers):
     """Layers whose arrays have a leading dim; what runs is made of one slice of it."""
 
+    def __init__(self, layers: Sequence[Module], ends: tuple[Ends, ...]):
+        super().__init__(layers)
+        self.ends = ends
+
     def arrays(self, x: jax.Array, context: Context) -> tuple[nnx.State, nnx.State]:
         _, params, state = nnx.split(self, nnx.Param, State)
         return params, state
@@ -99,7 +112,7 @@ class NnxStackedLayers(nnx.List, StackedLayers):
     ) -> tuple[jax.Array, nnx.State]:
         layers = nnx.merge(nnx.graphdef(self), params, state)
         for i, layer in enumerate(layers):
-            x = layer(x, context.at(f"layers_{i}"))
+            x = layer(x, context.in_cycle(i, len(layers)))
         return x, nnx.state(layers, State)
 
     def keep(self, state: nnx.State) -> None:
@@ -127,7 +140,7 @@ class NnxMaker(Maker):
         self, name: str, factories: Sequence[Factory], repeats: int, **fields: Any
     ) -> None:
         made = [stacked(f, repeats, rngs=self._rngs, **fields) for f in factories]
-        self._keep(name, NnxStackedLayers(made))
+        self._keep(name, NnxStackedLayers(made, ends_in(factories)))
 
     def parameter(self, name: str, declaration: Parameter | None) -> None:
         self._keep(name, declaration and param(declaration, self._rngs))
