@@ -23,5 +23,5 @@ class WatchScores:
         context: Context,
         shared: int = 0,
     ) -> None:
-        highest = attention.highest_scores(q_BTHK, k_BSGK, mask)
+        highest = attention.highest_scores(q_BTHK, k_BSGK, mask, context.sharding)
         context.emit("scores", HeadScores(Max(highest), shared))

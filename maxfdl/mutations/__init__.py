@@ -6,6 +6,7 @@ that change a network change `model`; with `under`, that at another path.
 """
 
 from maxfdl.mutations.average_weights import average_weights
+from maxfdl.mutations.context_parallel import context_parallel
 from maxfdl.mutations.course import batch_ramp_up, stop_at_loss
 from maxfdl.mutations.diloco import use_diloco, use_standard_trainer
 from maxfdl.mutations.dtypes import compute_dtype, param_dtype
@@ -47,6 +48,7 @@ __all__ = [
     "average_weights",
     "batch_ramp_up",
     "compute_dtype",
+    "context_parallel",
     "dequantize_weights",
     "disable_fp8",
     "enable_fp8",

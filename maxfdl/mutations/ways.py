@@ -9,6 +9,7 @@ from maxfdl.layers.cache import CacheFormat
 from maxfdl.layers.execution import Execution
 from maxfdl.layers.frozen import Frozen
 from maxfdl.ops.codec import Codec, Simulated
+from maxfdl.ops.context_parallel import ContextParallel
 from maxfdl.ops.cross_entropy import CrossEntropy
 from maxfdl.ops.dot import MatrixProduct
 from maxfdl.ops.grouped_dot import GroupedProduct
@@ -48,6 +49,7 @@ WAYS: dict[type, str] = {
     " use_muon, use_muonclip, use_schedule_free or use_sgd",
     Schedule: "the mutation use_schedule(kind=...)",
     WeightDecay: "the mutation weight_decay(rate=...)",
+    ContextParallel: "the mutation context_parallel(kind=...)",
     MeshShape: "the mutation mesh(data=..., fsdp=..., tensor=..., ...)",
     AuxiliaryLoss: "the mutation router_losses(...)",
     Gradients: "the mutation gradient_accumulation(steps=...)",

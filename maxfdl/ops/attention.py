@@ -17,14 +17,14 @@ from jaxtyping import Array, Float
 
 from maxfdl.errors import UserError
 from maxfdl.markers import Operational
+from maxfdl.ops.attention_block import MASKED, BlockAttention, PlainBlocks
 from maxfdl.ops.balance import counted
+from maxfdl.ops.context_parallel import ContextParallel, Cut, RingAttention
 from maxfdl.ops.cost import declare_flops
 from maxfdl.ops.fused_attention import KERNELS, Demand, best_on_gpu, refusal
 from maxfdl.ops.mask import Mask
 
 Implementation = Literal["auto", "xla", "cudnn", "tokamax"]
-
-_MASKED = -1e30  # finite, so that a row without a visible key is no NaN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +42,13 @@ class DotProductAttention:
         an error. Queries that look at a cache are attended by `xla` in any case.
       scale: Factor of the scores; None: `1 / sqrt(K)`.
       soft_cap: Scores become `soft_cap tanh(score / soft_cap)`; None leaves them.
+      context_parallel: How devices attend that share the tokens of a row.
     """
 
     implementation: Annotated[Implementation, Operational] = "auto"
     scale: float | None = None
     soft_cap: float | None = None
+    context_parallel: Annotated[ContextParallel, Operational] = RingAttention()
 
     @staticmethod
     def check_config(node):
@@ -104,18 +106,20 @@ class DotProductAttention:
           UserError: If the implementation cannot do this, saying which can.
         """
         rows, tokens, heads, width = q_BTHK.shape
-        attend = functools.partial(
-            self._chosen(q_BTHK, v_BSGV, mask, sinks_H, sharding),
-            scale=self._scale(width),
-            soft_cap=self.soft_cap,
-        )
+        name = self._chosen(q_BTHK, v_BSGV, mask, sinks_H)
+        cut = Cut.of(sharding, heads, k_BSGK.shape[2]) if mask.same else None
+        if cut is None:
+            attend = self._of_rows(name, width, sharding)
+        else:
+            whole, blocks = self._of_rows(name, width), self._blocks(name, width, mask)
+            attend = self.context_parallel.attend(cut, whole, blocks)
         widths = width + v_BSGV.shape[-1]
         flops = rows * tokens * k_BSGK.shape[1] * heads * widths
         flops = flops if mask.same else 2 * flops
         return declare_flops(attend, flops)(q_BTHK, k_BSGK, v_BSGV, mask, sinks_H)
 
-    def _chosen(self, q_BTHK, v_BSGV, mask, sinks_H, sharding) -> Callable:
-        """Returns the implementation for these arguments."""
+    def _chosen(self, q_BTHK, v_BSGV, mask, sinks_H) -> str:
+        """Returns the name of the implementation for these arguments."""
         demand = Demand(
             band=mask.band(),
             is_packed=mask.queries.segment_ids is not None,
@@ -127,17 +131,31 @@ class DotProductAttention:
         )
         name = self.resolve(dtype=q_BTHK.dtype, demand=demand)
         if name == "xla" or not mask.same:
-            return _attend_xla
+            return "xla"
         problem = refusal(name, demand, jax.default_backend())
         if problem is not None:
             raise UserError(problem)
-        return functools.partial(_attend_fused, name, sharding=sharding)
+        return name
+
+    def _of_rows(self, name: str, width: int, sharding: Any | None = None) -> Callable:
+        """Returns what attends whole rows of tokens."""
+        options = dict(scale=self._scale(width), soft_cap=self.soft_cap)
+        if name == "xla":
+            return functools.partial(_attend_xla, **options)
+        return functools.partial(_attend_fused, name, sharding=sharding, **options)
+
+    def _blocks(self, name: str, width: int, mask: Mask) -> BlockAttention | None:
+        """Returns what attends parts of rows; None if the implementation cannot."""
+        if name == "xla" or self.implementation == "auto":
+            return PlainBlocks(mask.rule, self._scale(width), self.soft_cap)
+        return None
 
     def highest_scores(
         self,
         q_BTHK: Float[Array, "B T H K"],
         k_BSGK: Float[Array, "B S G K"],
         mask: Mask,
+        sharding: Any | None = None,
     ) -> Float[Array, " H"]:
         """Returns the highest score of each head, before the cap, of visible keys.
 
@@ -146,17 +164,21 @@ class DotProductAttention:
         FLOPs a row and the memory of a quarter of the scores. No model FLOPs.
         """
         q_BTHK, k_BSGK = jax.lax.stop_gradient((q_BTHK, k_BSGK))
-        return declare_flops(self._highest_scores, 0)(q_BTHK, k_BSGK, mask)
+        cut = Cut.of(sharding, q_BTHK.shape[2], k_BSGK.shape[2]) if mask.same else None
+        highest = self._highest_scores
+        if cut is not None:
+            highest = self.context_parallel.highest_scores(cut, highest)
+        return declare_flops(highest, 0)(q_BTHK, k_BSGK, mask)
 
     def _highest_scores(self, q_BTHK, k_BSGK, mask):
         real_BT = counted(mask.queries)
-        highest = jnp.full(q_BTHK.shape[2], _MASKED)
+        highest = jnp.full(q_BTHK.shape[2], MASKED)
         scale = self._scale(q_BTHK.shape[-1])
         for queries, keys, scores in _scores(q_BTHK, k_BSGK, mask, scale):
             # Of each query first, as `_attend_xla` does, so that XLA does it once.
             of_query = jnp.max(_masked(scores, mask, queries, keys), axis=-1)
             is_real = real_BT[:, None, None, queries]
-            of_head = jnp.max(jnp.where(is_real, of_query, _MASKED), axis=(0, 3))
+            of_head = jnp.max(jnp.where(is_real, of_query, MASKED), axis=(0, 3))
             highest = jnp.maximum(highest, of_head.reshape(-1))
         return highest
 
@@ -222,7 +244,7 @@ def _scores(
 
 def _masked(scores: jax.Array, mask: Mask, queries: slice, keys: slice) -> jax.Array:
     """Returns a block's scores, far below all others where a key may not be seen."""
-    bias = jnp.where(mask.visible(queries, keys), 0.0, _MASKED)
+    bias = jnp.where(mask.visible(queries, keys), 0.0, MASKED)
     return scores + bias[:, None, None]
 
 

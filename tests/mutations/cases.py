@@ -126,6 +126,11 @@ CASES = {
         decides="type of activations",
         undo=lambda cfg: f"compute_dtype(dtype={cfg.model.dtype})",
     ),
+    "context_parallel": Case(
+        call="context_parallel(kind=ulysses)",
+        decides="attention over a cut sequence",
+        undo=lambda cfg: "context_parallel(kind=ring)",
+    ),
     "dequantize_weights": Case(
         call="dequantize_weights",
         decides="storage of kernels",
