@@ -13,6 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from maxfdl.layers.checks import check_moe
 from maxfdl.layers.context import Context
+from maxfdl.layers.dispatched import OnMesh, dispatched
 from maxfdl.layers.layer import Layer, Maker, with_parts
 from maxfdl.layers.linear import Linear
 from maxfdl.layers.mlp import GatedMlp
@@ -138,11 +139,12 @@ class GroupedLinear(Layer):
 
     @with_parts
     def __call__(
-        self, parts, x: jax.Array, groups: Groups, context: Context
+        self, parts, x: jax.Array, groups: Groups | OnMesh, context: Context
     ) -> jax.Array:
         y = multiply(self.dot, parts, x, context, groups.sizes)
         if parts.bias is not None:
-            y = y + parts.bias.ready(context, x.dtype)[groups.experts]
+            bias = parts.bias.ready(context, x.dtype)
+            y = y + groups.of_experts(bias, parts.bias.declared.axes)
         return y
 
 
@@ -184,22 +186,20 @@ class Experts(Layer):
     def __call__(
         self, parts, x_BTD: jax.Array, choice: Choice, context: Context
     ) -> jax.Array:
-        width, k = x_BTD.shape[-1], choice.experts.shape[-1]
-        groups = self.dispatch(choice.experts.reshape(-1, k), self.num_experts)
-        weights_Nk = choice.weights.reshape(-1, k)
-        x_MD = groups.gather(x_BTD.reshape(-1, width))
-        if self.weighted == "input":
-            x_MD = x_MD * groups.gather_weights(weights_Nk).astype(x_MD.dtype)[:, None]
-            weights_Nk = None
+        groups = dispatched(self.dispatch, choice.experts, self.num_experts, context)
+        before, after = choice.weights, None
+        if self.weighted == "output":
+            before, after = after, before
+        x_MD = groups.gather(x_BTD, before)
         gate_MF = parts.gate(x_MD, groups, context.at("gate"))
         up_MF = parts.up(x_MD, groups, context.at("up"))
         gate_MF = checkpoint_name(gate_MF, "expert_gate")
         up_MF = checkpoint_name(up_MF, "expert_up")
         y_MD = parts.down(self.glu(gate_MF, up_MF), groups, context.at("down"))
         y_MD = checkpoint_name(y_MD, "expert_down")
-        mask_N = balance.counted(context.places).reshape(-1)
-        context.emit("dropped", Counts(groups.dropped(mask_N)))
-        y_BTD = groups.combine(y_MD, weights_Nk).reshape(x_BTD.shape)
+        dropped = groups.dropped(balance.counted(context.places))
+        context.emit("dropped", Counts(dropped))
+        y_BTD = groups.combine(y_MD, after)
         return context.constrain(y_BTD, "batch", "sequence", "embed")
 
 

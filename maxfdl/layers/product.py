@@ -13,6 +13,7 @@ from maxfdl.layers.context import Context
 from maxfdl.layers.layer import Maker, Weight
 from maxfdl.layers.parameter import SUFFIXES, Parameter, packed
 from maxfdl.ops.codec import Codec, PackedKernel, Simulated
+from maxfdl.ops.grouped_dot import GroupedProduct
 from maxfdl.ops.product import Product
 
 
@@ -55,17 +56,21 @@ def multiply(
     declared = parts.kernel.declared.whole
     cells = {name: getattr(parts, _part(name)) for name in dot.declare(declared)}
     state = {name: cell.read() for name, cell in cells.items()}
-    if parts.kernel.declared.packing is None and dot.gathers_kernel():
-        kwargs["gather"] = context.gather_of(declared.axes)
+    gather = context.gather_of(declared.axes)
+    is_packed = parts.kernel.declared.packing is not None
+    if not is_packed and gather is not None and dot.gathers_kernel():
+        kwargs["gather"] = gather
         y, new = dot(x, parts.kernel.cut(x.dtype), state, *args, **kwargs)
-    elif parts.kernel.declared.packing is None:
+    elif not is_packed:
         kernel = parts.kernel.ready(context, x.dtype)
         y, new = dot(x, kernel, state, *args, **kwargs)
     else:
 
         def product(x: jax.Array, kernel: PackedKernel, state: Any) -> Any:
-            if context.sharding is None:
+            if gather is None:
                 return dot.of_packed(x, kernel, state, *args, **kwargs)
+            if isinstance(dot, GroupedProduct):
+                kwargs["gather"] = gather.done()
             return dot(x, kernel.unpacked(x.dtype), state, *args, **kwargs)
 
         # The backward pass keeps what is stored and unpacks it again.

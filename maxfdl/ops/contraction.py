@@ -9,13 +9,15 @@ letters of the operand that they belong to.
 import dataclasses
 import math
 import string
-from typing import Any, Literal, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from maxfdl.ops.cost import declare_flops
+from maxfdl.ops.gather import Gather, GroupGather
 from maxfdl.ops.grouped_dot import Implementation, kernels_of_rows, rows_by_kernels
 from maxfdl.ops.integer_sums import in_float32, type_of_sums
 
@@ -26,35 +28,6 @@ FACTORS: dict[Name, tuple[Name, Name]] = {
     "kernel": ("x", "y"),
 }
 """Of which two arrays each array, or its gradient, is the product."""
-
-
-@runtime_checkable
-class Gather(Protocol):
-    """Where arrays with the dims of a kernel lie, whose shards several devices hold.
-
-    `maxfdl.sharding.sharding.Gather` is one.
-    """
-
-    def __call__(self, a: jax.Array) -> jax.Array:
-        """Gathers the shards of an array."""
-        ...
-
-    def cut(self, a: jax.Array) -> jax.Array:
-        """Leaves each device its shard of an array."""
-        ...
-
-    @property
-    def lanes(self) -> int:
-        """Into how many parts the devices cut the rows of activations."""
-        ...
-
-    def by_lane(self, a: jax.Array) -> jax.Array:
-        """Leaves each device its place along the first dim, which counts lanes."""
-        ...
-
-    def whole(self, a: jax.Array) -> jax.Array:
-        """Gathers an array that has other dims, such as scales of the kernel."""
-        ...
 
 
 def _static(**kwargs: Any) -> Any:
@@ -229,11 +202,12 @@ class Contraction:
 class GroupedContraction(Contraction):
     """Rows in the order of their groups, each group with a kernel of its own.
 
-    Letters: m rows, d contracted, f outputs, e groups.
+    Letters: m rows, d contracted, f outputs, e groups. On a mesh each device has its
+    own rows, groups and kernels, and what follows of these is computed by each.
 
     Args:
-      sizes: [e] rows of each group.
-      group: [m] group of each row.
+      sizes: [e] rows of each group; those of all devices on a mesh.
+      group: [m] group of each row, among those of its device.
       implementation: See `rows_by_kernels`.
     """
 
@@ -244,6 +218,7 @@ class GroupedContraction(Contraction):
     sizes: Any  # arrays; JAX also makes trees of placeholders
     group: Any
     implementation: Implementation = _static()
+    gather: GroupGather | None = _static(default=None)
 
     @classmethod
     def of_rows(
@@ -252,10 +227,36 @@ class GroupedContraction(Contraction):
         sizes: jax.Array,
         implementation: Implementation,
         dtype: str = "float32",
+        gather: GroupGather | None = None,
     ):
-        groups = jnp.arange(sizes.size, dtype=jnp.int32)
-        group = jnp.repeat(groups, sizes, total_repeat_length=rows)
-        return cls(sizes=sizes, group=group, implementation=implementation, dtype=dtype)
+        def groups(sizes, rows):
+            numbers = jnp.arange(sizes.size, dtype=jnp.int32)
+            return jnp.repeat(numbers, sizes, total_repeat_length=rows.size)
+
+        product = cls(
+            sizes=sizes,
+            group=None,
+            implementation=implementation,
+            dtype=dtype,
+            gather=gather,
+        )
+        # Of as many rows as each device has.
+        group = product.on_each(groups, ("m", "m"), "m")(
+            sizes, jnp.zeros(rows, jnp.int32)
+        )
+        return dataclasses.replace(product, group=group)
+
+    def on_each(
+        self,
+        function: Callable,
+        inputs: Sequence[str],
+        output: str,
+        reduce: Callable = lax.psum,
+    ) -> Callable:
+        """Returns `function` run on each device of a mesh, see `Gather.each`."""
+        if self.gather is None:
+            return function
+        return self.gather.each(function, inputs, output, reduce)
 
     def product(self, result: Name, a: jax.Array, b: jax.Array) -> jax.Array:
         if result == "kernel":
@@ -263,18 +264,21 @@ class GroupedContraction(Contraction):
             product, summed = kernels_of_rows, (0, 0)
         else:
             flops = 2 * a.shape[0] * b.shape[1] * b.shape[2]
-            b = b.swapaxes(1, 2) if result == "x" else b
             product, summed = rows_by_kernels, (1, 1)
 
-        def multiply(a, b, part):
-            sizes = self.sizes if result != "kernel" else part.of_groups(self.sizes)
-            dtype = self._type_of_sums(result, a)
-            return product(a, b, sizes, self.implementation, dtype)
+        def whole(a, b, sizes):
+            b = b.swapaxes(1, 2) if result == "x" else b
 
-        def whole(a, b):
+            def multiply(a, b, part):
+                own = sizes if result != "kernel" else part.of_groups(sizes)
+                dtype = self._type_of_sums(result, a)
+                return product(a, b, own, self.implementation, dtype)
+
             return in_float32(multiply, (a, [summed[0]]), (b, [summed[1]]))
 
-        return declare_flops(whole, flops)(a, b)
+        inputs = *(self.letters(name) for name in FACTORS[result]), "m"
+        run = self.on_each(whole, inputs, self.letters(result))
+        return declare_flops(run, flops)(a, b, self.sizes)
 
     def kept(self, name: Name, result: Name) -> str:
         kept = super().kept(name, result)
@@ -286,15 +290,23 @@ class GroupedContraction(Contraction):
     ) -> jax.Array:
         if name == "kernel" or "e" not in kept:
             return super().greatest(a, name, kept, not_finite)
-        of_rows = super().greatest(a, name, kept.replace("e", "m"), not_finite)
-        of_groups = jax.ops.segment_max(
-            of_rows, self.group, self.sizes.size, indices_are_sorted=True
-        )
-        return jnp.maximum(of_groups, 0)  # a group without rows has -inf
+        of_rows = kept.replace("e", "m")
+
+        def of_groups(greatest, group, sizes):
+            found = jax.ops.segment_max(
+                greatest, group, sizes.size, indices_are_sorted=True
+            )
+            return jnp.maximum(found, 0)  # a group without rows has -inf
+
+        run = self.on_each(of_groups, (of_rows, "m", "m"), kept, lax.pmax)
+        greatest = super().greatest(a, name, of_rows, not_finite)
+        return run(greatest, self.group, self.sizes)
 
     def spread(self, scale: jax.Array, kept: str, onto: Name) -> jax.Array:
         if "e" in kept and onto != "kernel":
-            scale, kept = scale[self.group], kept.replace("e", "m")
+            of_rows = kept.replace("e", "m")
+            run = self.on_each(lambda scale, group: scale[group], (kept, "m"), of_rows)
+            scale, kept = run(scale, self.group), of_rows
         return super().spread(scale, kept, onto)
 
 

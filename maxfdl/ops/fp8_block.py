@@ -11,12 +11,12 @@ from jax import lax
 
 from maxfdl.ops.contraction import (
     Contraction,
-    Gather,
     GroupedContraction,
     Name,
     greatest_magnitude,
 )
 from maxfdl.ops.fp8 import Format, Formats, quantise, scale_of
+from maxfdl.ops.gather import Gather
 from maxfdl.ops.product import State
 from maxfdl.ops.recipe import Recipe
 from maxfdl.ops.row_blocks import padded, row_blocks
@@ -123,11 +123,14 @@ def _multiply_backward(recipe, saved, dy):
     size, dtype = recipe.size, recipe.backward_dtype
     of_outputs = _Blocks.of(dy, product.y, {"f": size}, dtype)
     dx = _sum_of_blocks(product, "x", "f", of_outputs, kernel.gathered(product))
-    x_NSD, group_N = row_blocks(product, x.numbers(), size)
-    dy_NSF, _ = row_blocks(product, dy, size)
+    x_NSD, group_N = row_blocks(product, "x", x.numbers(), size)
+    dy_NSF, _ = row_blocks(product, "y", dy, size)
     x = _Blocks.of(x_NSD, "nsd", {"s": size}, recipe.forward_dtype)
     dy = _Blocks.of(dy_NSF, "nsf", {"s": size}, dtype)
-    dkernel = _kernels_of_blocks(product, x, dy, group_N, kernel.shape[0])
+    if isinstance(product, GroupedContraction):
+        dkernel = _kernels_of_groups(product, x, dy, group_N)
+    else:
+        dkernel = _kernels_of_blocks(product, x, dy, group_N, kernel.shape[0])
     return None, dx, product.cut(dkernel)
 
 
@@ -228,16 +231,36 @@ def _sum_of_blocks(
     return lax.fori_loop(0, number, add, first)
 
 
+def _kernels_of_groups(
+    product: GroupedContraction, x: _Blocks, dy: _Blocks, group_N: jax.Array
+) -> jax.Array:
+    """Returns the gradient of the kernels of groups, added up block by block.
+
+    Each device adds up the blocks of its own rows.
+    """
+
+    def of_device(x, x_scales, dy, dy_scales, group_N, sizes):
+        factors = [a[None] for a in (x, x_scales, dy, dy_scales)]
+        first = jnp.zeros((1, sizes.size, x.shape[2], dy.shape[2]), jnp.float32)
+        total = _added_up(factors, group_N, first)[0]
+        return total if product.gather is None else total.astype(product.dtype)
+
+    inputs = "m.d", "m.d", "m.f", "m.f", "m", "m"
+    factors = x.values, x.scales, dy.values, dy.scales
+    run = product.on_each(of_device, inputs, "edf")
+    return run(*factors, group_N, product.sizes).astype(jnp.float32)
+
+
 def _kernels_of_blocks(
     product: Contraction, x: _Blocks, dy: _Blocks, group_N: jax.Array, groups: int
 ) -> jax.Array:
     """Returns the gradient of the kernels [groups, D, F], added up block by block.
 
     Each device adds up the blocks of its own rows, a lane; then lanes are added up.
-    Rows of experts, and those of a device that are no whole blocks, are one lane.
+    Rows of a device that are no whole blocks are one lane.
     """
     blocks, lanes = x.shape[0], product.lanes
-    if isinstance(product, GroupedContraction) or blocks // groups % lanes:
+    if blocks // groups % lanes:
         lanes = 1
 
     def in_lanes(a: jax.Array) -> jax.Array:
@@ -248,17 +271,9 @@ def _kernels_of_blocks(
 
     factors = [in_lanes(a) for a in (x.values, x.scales, dy.values, dy.scales)]
     group = in_lanes(group_N)[0]
-    dims = (((1,), (1,)), ((0,), (0,)))
-
-    def add(i, total):
-        of_x, x_scale, of_dy, dy_scale = (a[:, i] for a in factors)
-        part = lax.dot_general(of_x, of_dy, dims, preferred_element_type=jnp.float32)
-        part = part * x_scale.swapaxes(1, 2) * dy_scale
-        return total.at[:, group[i]].add(part)
-
     first = jnp.zeros((lanes, groups, x.shape[2], dy.shape[2]), jnp.float32)
     first = product.by_lane(first) if lanes > 1 else first
-    total = lax.fori_loop(0, blocks // lanes, add, first)
+    total = _added_up(factors, group, first)
     if lanes == 1:
         return total[0]
     # What crosses the mesh is in the type of activations, as with `Dot`. A product with
@@ -268,3 +283,24 @@ def _kernels_of_blocks(
     return jnp.tensordot(ones, total, 1, preferred_element_type=total.dtype).astype(
         jnp.float32
     )
+
+
+def _added_up(
+    factors: list[jax.Array], group_N: jax.Array, first: jax.Array
+) -> jax.Array:
+    """Adds up products of blocks, lane by lane, each at the place of its group.
+
+    Args:
+      factors: [lanes, N, ...] blocks of x, their scales, and the same of dy.
+      group_N: Group of each block.
+      first: [lanes, groups, D, F] zeros.
+    """
+    dims = (((1,), (1,)), ((0,), (0,)))
+
+    def add(i, total):
+        of_x, x_scale, of_dy, dy_scale = (a[:, i] for a in factors)
+        part = lax.dot_general(of_x, of_dy, dims, preferred_element_type=jnp.float32)
+        part = part * x_scale.swapaxes(1, 2) * dy_scale
+        return total.at[:, group_N[i]].add(part)
+
+    return lax.fori_loop(0, group_N.size, add, first)

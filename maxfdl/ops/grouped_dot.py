@@ -6,6 +6,7 @@ contracted, F outputs, E groups.
 
 import abc
 import dataclasses
+import functools
 from typing import Annotated, Literal
 
 import jax
@@ -17,6 +18,7 @@ from jaxtyping import Array, Float, Int, Num
 from maxfdl.markers import Operational
 from maxfdl.ops.codec import PackedKernel
 from maxfdl.ops.cost import declare_flops
+from maxfdl.ops.gather import GroupGather
 from maxfdl.ops.packed_product import is_read_packed, rows_by_packed
 from maxfdl.ops.product import Product, State
 
@@ -26,13 +28,18 @@ Implementation = Literal["auto", "ragged", "blocks"]
 class GroupedProduct(Product):
     """Multiplies rows by the kernel of their group, as a `MatrixProduct` does."""
 
+    def gathers_kernel(self) -> bool:
+        """Says whether it is given shards of the kernels, see `MatrixProduct`."""
+        return True
+
     @abc.abstractmethod
     def __call__(
         self,
         x_MD: Float[Array, "M D"],
         kernel_EDF: Float[Array, "E D F"],
         state: State,
-        sizes_E: Int[Array, " E"] | None,
+        sizes_E: Int[Array, " S"] | None,
+        gather: GroupGather | None = None,
     ) -> tuple[Float[Array, "M F"], State]:
         """Multiplies rows that lie in the order of their groups.
 
@@ -40,7 +47,11 @@ class GroupedProduct(Product):
           x_MD: The rows.
           kernel_EDF: A kernel for each group.
           state: A value for each name that was declared.
-          sizes_E: How many rows each group has, M in all. None: equally many.
+          sizes_E: How many rows each group has, M in all at most. None: equally many.
+            On a mesh, each device has rows of its own, for all groups or some: this
+            has their sizes, one device after the other.
+          gather: What gathers shards of the kernels, and runs a function on each
+            device of a mesh; None on a single device.
 
         Returns:
           The product, in the type of the rows, and what is new of the state.
@@ -75,9 +86,14 @@ class GroupedDot(GroupedProduct):
         x_MD: Float[Array, "M D"],
         kernel_EDF: Float[Array, "E D F"],
         state: State,
-        sizes_E: Int[Array, " E"] | None,
+        sizes_E: Int[Array, " S"] | None,
+        gather: GroupGather | None = None,
     ) -> tuple[Float[Array, "M F"], State]:
         kernel_EDF = kernel_EDF.astype(x_MD.dtype)
+        if gather is not None and sizes_E is not None:
+            chosen = self.resolve()
+            kernel_EDF = _gathered(gather, kernel_EDF)
+            return jnp.asarray(_on_mesh(gather, chosen, x_MD, kernel_EDF, sizes_E)), {}
         rows, width = x_MD.shape
         groups, _, outputs = kernel_EDF.shape
         if sizes_E is None:
@@ -115,15 +131,19 @@ def rows_by_kernels(
     """Returns each row times the kernel of its group, without a rule for gradients.
 
     Args:
-      x_MD: Rows in the order of their groups.
+      x_MD: Rows in the order of their groups. Those that follow are in none: 0 comes
+        of them.
       kernel_EDF: A kernel for each group.
       sizes_E: How many rows each group has.
       implementation: As in `GroupedDot`; `auto` is resolved already.
       dtype: Type of the sums and of the result.
     """
-    if implementation == "ragged":
-        return lax.ragged_dot(x_MD, kernel_EDF, sizes_E, preferred_element_type=dtype)
-    return _by_blocks(x_MD, kernel_EDF, sizes_E, dtype)
+    if implementation == "blocks":
+        return _by_blocks(x_MD, kernel_EDF, sizes_E, dtype)
+    y_MF = lax.ragged_dot(x_MD, kernel_EDF, sizes_E, preferred_element_type=dtype)
+    # A kernel for TPUs may leave these rows as the memory was.
+    is_full = jnp.arange(y_MF.shape[0]) < jnp.sum(sizes_E)
+    return jnp.where(is_full[:, None], y_MF, jnp.zeros_like(y_MF))
 
 
 def kernels_of_rows(
@@ -149,6 +169,57 @@ _OVER_ROWS = lax.RaggedDotDimensionNumbers(
     lhs_ragged_dimensions=[0],
     rhs_group_dimensions=[],
 )
+
+
+# Without these rules the gradient of a kernel would be reduced to every device.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gathered(gather: GroupGather, kernel_EDF):
+    return gather(kernel_EDF)
+
+
+_gathered.defvjp(
+    lambda gather, kernel_EDF: (gather(kernel_EDF), None),
+    lambda gather, _, dkernel_EDF: (gather.cut(dkernel_EDF),),
+)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _on_mesh(gather: GroupGather, chosen: Implementation, x_MD, kernel_EDF, sizes_E):
+    """The plain product of the rows of each device with kernels that are gathered."""
+    flops = 2 * x_MD.shape[0] * x_MD.shape[1] * kernel_EDF.shape[2]
+    product = functools.partial(
+        rows_by_kernels, implementation=chosen, dtype=x_MD.dtype
+    )
+    run = gather.each(product, ("md", "edf", "m"), "mf")
+    return declare_flops(run, flops)(x_MD, kernel_EDF, sizes_E)
+
+
+def _on_mesh_forward(gather, chosen, x_MD, kernel_EDF, sizes_E):
+    y_MF = _on_mesh(gather, chosen, x_MD, kernel_EDF, sizes_E)
+    return y_MF, (x_MD, kernel_EDF, sizes_E)
+
+
+def _on_mesh_backward(gather, chosen, saved, dy_MF):
+    x_MD, kernel_EDF, sizes_E = saved
+    flops = 2 * x_MD.shape[0] * x_MD.shape[1] * dy_MF.shape[1]
+
+    def of_rows(dy_MF, kernel_EDF, sizes_E):
+        kernel_EFD = kernel_EDF.swapaxes(1, 2)
+        return rows_by_kernels(dy_MF, kernel_EFD, sizes_E, chosen, dy_MF.dtype)
+
+    def of_kernels(x_MD, dy_MF, sizes_E):
+        # Added up in float32, and sent in the type of the rows.
+        sums = kernels_of_rows(x_MD, dy_MF, sizes_E, chosen, jnp.float32)
+        return sums.astype(x_MD.dtype)
+
+    to_x = gather.each(of_rows, ("mf", "edf", "m"), "md")
+    to_kernel = gather.each(of_kernels, ("md", "mf", "m"), "edf")
+    dx_MD = declare_flops(to_x, flops)(dy_MF, kernel_EDF, sizes_E)
+    dkernel_EDF = declare_flops(to_kernel, flops)(x_MD, dy_MF, sizes_E)
+    return dx_MD, dkernel_EDF, None
+
+
+_on_mesh.defvjp(_on_mesh_forward, _on_mesh_backward)
 
 
 @jax.custom_vjp

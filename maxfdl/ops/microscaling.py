@@ -94,7 +94,7 @@ def _forward(recipe, product, x, kernel):
     of_x, of_kernel = blocks_of(x, "x", "d"), blocks_of(kernel, "kernel", "d")
     y = _product(product, "y", of_x, of_kernel)
     if recipe.backward:
-        by_rows, in_blocks = _rows_in_blocks(recipe, product, x)
+        by_rows, in_blocks = _rows_in_blocks(recipe, product, "x", x)
         of_x = _blocks(recipe, in_blocks, by_rows, "x", "m")
         of_kernel = blocks_of(kernel, "kernel", "f")
     return y, (product, of_x, of_kernel)
@@ -104,7 +104,7 @@ def _backward(recipe, saved, dy):
     product, x, kernel = saved
     if recipe.backward:
         of_outputs = _blocks(recipe, product, dy, "y", "f")
-        by_rows, in_blocks = _rows_in_blocks(recipe, product, dy)
+        by_rows, in_blocks = _rows_in_blocks(recipe, product, "y", dy)
         of_rows = _blocks(recipe, in_blocks, by_rows, "y", "m")
         dx = _product(product, "x", of_outputs, kernel)
         return None, dx, _product(in_blocks, "kernel", x, of_rows)
@@ -175,16 +175,19 @@ def _times_tensor_scale(
 
 
 def _rows_in_blocks(
-    recipe: Microscaling, product: Contraction, a: jax.Array
+    recipe: Microscaling, product: Contraction, name: Name, a: jax.Array
 ) -> tuple[jax.Array, Contraction]:
     """Returns rows so that each block is of one group, and their product."""
     if not isinstance(product, GroupedContraction):
         return a, product
     size = FORMATS[recipe.format].size
-    blocks, group_N = row_blocks(product, a, size)
-    sizes = size * jnp.bincount(group_N, length=product.sizes.size)
+    blocks, group_N = row_blocks(product, name, a, size)
+
+    def sizes_of(group_N, sizes):
+        blocks = jnp.bincount(group_N, length=sizes.size)
+        return (size * blocks).astype(sizes.dtype)
+
+    sizes = product.on_each(sizes_of, ("m", "m"), "m")(group_N, product.sizes)
     return blocks.reshape(-1, a.shape[1]), dataclasses.replace(
-        product,
-        sizes=sizes.astype(product.sizes.dtype),
-        group=jnp.repeat(group_N, size),
+        product, sizes=sizes, group=jnp.repeat(group_N, size)
     )

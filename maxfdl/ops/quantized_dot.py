@@ -11,8 +11,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from maxfdl.markers import Operational
-from maxfdl.ops.contraction import Contraction, Gather, GroupedContraction
+from maxfdl.ops.contraction import Contraction, GroupedContraction
 from maxfdl.ops.dot import Dot, MatrixProduct
+from maxfdl.ops.gather import Gather, GroupGather
 from maxfdl.ops.grouped_dot import GroupedDot, GroupedProduct, Implementation
 from maxfdl.ops.product import Depth, Ends, Product, State
 from maxfdl.ops.recipe import Recipe
@@ -150,24 +151,29 @@ class QuantizedGroupedDot(ByRecipe, GroupedProduct):
     def _plain(self) -> GroupedDot:
         return GroupedDot(self.implementation)
 
+    def gathers_kernel(self) -> bool:
+        return True
+
     def __call__(
         self,
         x_MD: Float[Array, "M D"],
         kernel_EDF: Float[Array, "E D F"],
         state: State,
-        sizes_E: Int[Array, " E"] | None,
-        gather: Gather | None = None,
+        sizes_E: Int[Array, " S"] | None,
+        gather: GroupGather | None = None,
     ) -> tuple[Float[Array, "M F"], State]:
+        if gather is not None and not self.recipe.gathers_kernel:
+            kernel_EDF, gather = gather(kernel_EDF), gather.done()
         x, kernel = _wide(x_MD), _wide(kernel_EDF)
         rows, groups, outputs = x.shape[0], kernel.shape[0], kernel.shape[2]
         dtype = x_MD.dtype.name
         if sizes_E is None:
             product = Contraction(x="emd", kernel="edf", y="emf", each="e", dtype=dtype)
+            product = dataclasses.replace(product, gather=gather)
             x = x.reshape(groups, rows // groups, x.shape[1])
         else:
             chosen = GroupedDot(self.implementation).resolve()
-            product = GroupedContraction.of_rows(rows, sizes_E, chosen, dtype)
-        product = dataclasses.replace(product, gather=gather)
+            product = GroupedContraction.of_rows(rows, sizes_E, chosen, dtype, gather)
         y, state = self.recipe.multiply(product, x, kernel, state)
         return y.reshape(rows, outputs).astype(x_MD.dtype), state
 

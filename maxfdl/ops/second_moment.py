@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from maxfdl.ops.dot import Dot
+from maxfdl.ops.gather import GroupGather
 from maxfdl.ops.grouped_dot import GroupedDot, kernels_of_rows
 from maxfdl.ops.product import State
 from maxfdl.ops.state import Declaration, StateDeclaration
@@ -66,8 +67,11 @@ class ObservedGroupedDot(GroupedDot):
         x_MD: Float[Array, "M D"],
         kernel_EDF: Float[Array, "E D F"],
         state: State,
-        sizes_E: Int[Array, " E"] | None,
+        sizes_E: Int[Array, " S"] | None,
+        gather: GroupGather | None = None,
     ) -> tuple[Float[Array, "M F"], State]:
+        if gather is not None:
+            raise ValueError("ObservedGroupedDot runs on one device, not on a mesh.")
         y, _ = super().__call__(x_MD, kernel_EDF, {}, sizes_E)
         return y, {NAME: state[NAME] + self._moments(x_MD, kernel_EDF, sizes_E)}
 

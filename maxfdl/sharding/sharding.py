@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import jax
@@ -152,6 +152,34 @@ class Sharding:
         """Returns what gathers arrays that lie as a weight with these dims does."""
         return Gather(self, axes)
 
+    def on_each(self, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
+        """Returns `function` run by each device on its own part of the arguments.
+
+        The stages of a pipeline stay with XLA, which may run them under one `vmap`.
+        """
+        return jax.shard_map(
+            function,
+            mesh=self.mesh,
+            in_specs=in_specs,
+            out_specs=out_specs,
+            axis_names=set(self.mesh.axis_names) - {*self.manual, "stage"},
+            check_vma=False,
+        )
+
+    def axes_of_tokens(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Returns the mesh axes that cut the rows of a batch, and their tokens."""
+        batch, sequence = self.spec(("batch", "sequence"))
+        return _names(batch), _names(sequence)
+
+    def axes_of_experts(self) -> tuple[str, ...]:
+        """Returns the mesh axes that cut experts while they are used."""
+        return _names(self.spec_in_use(("experts",))[0])
+
+    def axes_of_rows(self) -> tuple[str, ...]:
+        """Returns the mesh axes that cut the rows that experts see."""
+        batch, sequence = self.axes_of_tokens()
+        return tuple(dict.fromkeys((*batch, *sequence, *self.axes_of_experts())))
+
     def check(self, path: str, shape: Sequence[int], axes: Sequence[str]) -> None:
         """Refuses an array that its rules cannot cut evenly.
 
@@ -169,6 +197,11 @@ class Sharding:
                 )
 
 
+def _names(entry: Any) -> tuple[str, ...]:
+    """Returns the mesh axes that an entry of a PartitionSpec names."""
+    return (entry,) if isinstance(entry, str) else tuple(entry or ())
+
+
 @dataclasses.dataclass(frozen=True)
 class Gather:
     """Where arrays lie that have the dims of one weight.
@@ -176,22 +209,93 @@ class Gather:
     Args:
       sharding: The mesh and the rules.
       axes: Logical names of the dims of the weight.
+      is_done: Whether arrays come gathered already.
     """
 
     sharding: Sharding
     axes: tuple[str, ...]
+    is_done: bool = False
+
+    def done(self) -> "Gather":
+        """Returns the same for a weight that is gathered already."""
+        return dataclasses.replace(self, is_done=True)
 
     def __call__(self, a: jax.Array) -> jax.Array:
         """Gathers an array for use, in the type that it has.
 
         Pinning it as it is stored first keeps XLA from gathering what it is made of.
         """
+        if self.is_done:
+            return a
         return self.sharding.gather(self.cut(a), self.axes)
 
     def cut(self, a: jax.Array) -> jax.Array:
         """Pins an array to lie as the weight is stored."""
+        if self.is_done:
+            return a
         place = self.sharding.named(self.axes)
         return jax.lax.with_sharding_constraint(a, place)
+
+    def each(
+        self,
+        function: Callable,
+        inputs: Sequence[str],
+        output: str,
+        reduce: Callable = jax.lax.psum,
+    ) -> Callable:
+        """Returns `function` run by each device on its own rows and experts.
+
+        An array has a letter for each dim: m, rows in the order of experts, or blocks
+        of them, or counts of the rows of each expert here; e, d and f, the experts,
+        inputs and outputs of the weight; others are whole on every device. What
+        devices with different inputs give for the same output is reduced; a gradient
+        of the weight is left cut as the weight is stored.
+
+        Args:
+          function: Of arrays, to one.
+          inputs, output: Letters of the arrays.
+          reduce: `psum` or `pmax`.
+        """
+        in_specs = tuple(map(self._spec, inputs))
+        out_spec = self._spec(output)
+        is_gradient = output == "edf" and not self.is_done
+        given = {name for spec in in_specs for e in spec for name in _names(e)}
+        left = given - {name for entry in out_spec for name in _names(entry)}
+
+        def own(*args):
+            result, over = function(*args), left
+            if is_gradient:
+                for dim, axes in self._scattered(out_spec, left):
+                    result = jax.lax.psum_scatter(
+                        result, axes, scatter_dimension=dim, tiled=True
+                    )
+                    over = over - set(axes)
+            return reduce(result, tuple(sorted(over))) if over else result
+
+        if is_gradient:
+            stored = dict(self._scattered(out_spec, left))
+            entries = [stored.get(dim, entry) for dim, entry in enumerate(out_spec)]
+            return self.sharding.on_each(own, in_specs, PartitionSpec(*entries))
+        return self.sharding.on_each(own, in_specs, out_spec)
+
+    def _spec(self, letters: str) -> PartitionSpec:
+        rows = self.sharding.axes_of_rows()
+        in_use = dict(zip("edf", self.sharding.spec_in_use(self.axes), strict=True))
+        for letter in "df":
+            kept = tuple(a for a in _names(in_use[letter]) if a not in rows)
+            in_use[letter] = kept or None
+        return PartitionSpec(*[{"m": rows, **in_use}.get(c) for c in letters])
+
+    def _scattered(
+        self, spec: PartitionSpec, summed: set[str]
+    ) -> list[tuple[int, tuple[str, ...]]]:
+        """Returns the dims of a gradient along which devices keep a part of a sum."""
+        stored = map(_names, self.sharding.spec(self.axes))
+        return [
+            (dim, axes)
+            for dim, axes in enumerate(stored)
+            if axes and spec[dim] is None and summed.issuperset(axes)
+        ]
 
     @property
     def lanes(self) -> int:

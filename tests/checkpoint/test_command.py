@@ -120,7 +120,7 @@ def test_compare_names_what_differs(save, call):
 def test_a_nan_differs_from_a_number(save):
     folders = save("a", {1: {"x": jnp.ones(2)}}), save("b", {1: {"x": jnp.ones(2)}})
     steps = [one_step(str(each)) for each in folders]
-    assert not [*differences(*steps)]
+    assert not [*differences(steps[0], steps[1])]
     other = save("c", {1: {"x": jnp.array([1.0, jnp.nan])}})
     (line,) = differences(steps[0], one_step(str(other)), atol=1e9)
     assert line.startswith("~ x: 1 of 2 elements differ")
