@@ -39,6 +39,7 @@ def use_diloco(
     order: Literal["strided", "sequential"] = "strided",
     overlap: int = 0,
     mix: float = 0.0,
+    eager: bool = False,
     exchange: ExchangeName = "float32",
     density: float | None = None,
 ) -> C:
@@ -58,10 +59,11 @@ def use_diloco(
       nesterov: Whether that is Nesterov's.
       average: What a replica counts by: `equal`, or the `tokens` it has trained on.
       fragments: Parts of the model that are synced in turns, see
-        `maxfdl.train.fragments.Streaming` for this and the next three.
+        `maxfdl.train.fragments.Streaming` for this and the next four.
       order: Which layers a fragment has: every so many, or neighbours.
       overlap: Steps from a sync to the step after which replicas take it over.
       mix: Share of its own weights that a replica keeps at a sync.
+      eager: Whether replicas move at a sync before they have heard of the others.
       exchange: How replicas send what they have learnt: in `float32`, `int8` or 4 bits
         (`e3m0`), or the largest numbers alone (`top_k`, SparseLoCo), see
         `maxfdl.train.exchange`.
@@ -79,7 +81,9 @@ def use_diloco(
     sending = _exchange(exchange, density)
     out = copy(cfg)
     rule = fdl.Config(Sgd, momentum=momentum, nesterov=nesterov)
-    given = dict(fragments=fragments, order=order, overlap=overlap, mix=mix)
+    given = dict(
+        fragments=fragments, order=order, overlap=overlap, mix=mix, eager=eager
+    )
     streaming = {k: v for k, v in given.items() if v != getattr(Streaming, k)}
     for trainer in nodes_of(out, is_trainer):
         swap(

@@ -115,10 +115,12 @@ class DiLoCo(Trainer):
     def start_from(self, variables: Mapping[str, Any]) -> State:
         began = super().start_from(variables)
         trained = self._trained(began["params"])
+        weights = began["masters"] or trained
+        outer = self._syncs.init(weights)
         own = {
             **{name: began[name] for name in self._kept},
             "params": trained,
-            **self._nothing_learnt(trained),
+            **self._syncs.nothing_learnt(weights, outer),
         }
         return {
             "step": began["step"],
@@ -126,18 +128,10 @@ class DiLoCo(Trainer):
             "masters": began["masters"],
             "state": began["state"],
             "replicas": jax.tree.map(self._for_each, own),
-            "outer": self._syncs.init(began["masters"] or trained),
+            "outer": outer,
         }
 
     _kept = ("guard", "masters", "param_norm", "state", "optimizer", "updates")
-
-    def _nothing_learnt(self, weights: Any) -> State:
-        """Returns what a replica that has just begun knows of its syncs."""
-        of_fragments = jnp.zeros(self.streaming.fragments, jnp.float32)
-        errors = {}
-        if self._syncs.keeps_errors:
-            errors = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), weights)
-        return {"errors": errors, "tokens": of_fragments, "drift": of_fragments}
 
     @functools.cached_property
     def _syncs(self) -> Syncs:
@@ -201,14 +195,18 @@ class DiLoCo(Trainer):
 
         def with_sync(both: tuple[State, Batch], fragment: int) -> Any:
             state, batch = both
-            before = self._parts(state)
-            number = state["step"]
+            before, number = self._parts(state), state["step"]
+            if self.streaming.eager:
+                move = pinned_parts(self._syncs.moved_early, self._places_of_parts)
+                state = self._with_parts(state, move(before, number, fragment))
             state, metrics = self._step_of_all(state, batch)
             after = state["replicas"]["param_norm"]
             parts = self._averaged(before, number, fragment, after)
             own, old, new = (x["replicas"] for x in (self._parts(state), before, parts))
             own["tokens"] = own["tokens"] - old["tokens"] + new["tokens"]
             own["drift"], own["errors"] = new["drift"], new["errors"]
+            if self.streaming.eager:
+                own["eager"] = own["eager"] | {"others": new["eager"]["others"]}
             return self._with_parts(state, {**parts, "replicas": own}), metrics
 
         which = self._syncs.due_after(state["step"])
@@ -238,9 +236,8 @@ class DiLoCo(Trainer):
         return {
             **{name: after[name] for name in self._kept},
             "params": self._trained(after["params"]),
-            "errors": own["errors"],
+            **{name: own[name] for name in ("errors", "eager", "drift")},
             "tokens": own["tokens"] + learnt,
-            "drift": own["drift"],
         }, metrics
 
     def _inner(self, sharding: Sharding) -> Trainer:
@@ -256,7 +253,7 @@ class DiLoCo(Trainer):
         """Returns what syncs read and change of a state, or of its shardings."""
         replicas = state["replicas"]
         names = ("params", "masters", "param_norm", "state")
-        names += ("errors", "tokens", "drift")
+        names += ("errors", "eager", "tokens", "drift")
         return {
             **{name: state[name] for name in ("masters", "state", "outer")},
             "params": self._trained(state["params"]),
@@ -330,7 +327,7 @@ class DiLoCo(Trainer):
             "masters": state["masters"],
             "param_norm": observed.norm(weights, self._trained()),
             "state": state["state"],
-            **self._nothing_learnt(weights),
+            **self._syncs.nothing_learnt(weights, state["outer"]),
         }
         own = renumbered(state["replicas"], self.num_replicas, fresh)
         return {**state, "replicas": own}
@@ -343,14 +340,12 @@ class DiLoCo(Trainer):
         standard = self._inner(self.sharding).state_shardings()
         whole = self.sharding.named(())
         moments = self._syncs.places_of_moments
-        keeps_errors = self._syncs.keeps_errors
-        params = jax.eval_shape(self.init)["params"]
+        weights = self._trained(jax.eval_shape(self.init)["params"])
+        trained = self._trained(standard["params"])
         own = {
             **{name: standard[name] for name in self._kept},
-            "params": self._trained(standard["params"]),
-            "errors": self._trained(standard["params"]) if keeps_errors else {},
-            "tokens": whole,
-            "drift": whole,
+            "params": trained,
+            **self._syncs.places_of_nothing_learnt(weights, trained),
         }
         return {
             "step": whole,
@@ -358,7 +353,7 @@ class DiLoCo(Trainer):
             "masters": moments if standard["masters"] else {},
             "state": standard["state"],
             "replicas": jax.tree.map(self._apart, own),
-            "outer": self._syncs.shardings(self._trained(params)),
+            "outer": self._syncs.shardings(weights),
         }
 
     def _apart(self, place: NamedSharding) -> NamedSharding:

@@ -38,12 +38,17 @@ class Streaming:
         that both can run at once; the step is then compiled for each fragment.
       mix: alpha, the share of its own weights that a replica keeps at a sync, from 0 to
         1. With 1 the replicas never hear of each other.
+      eager: Whether replicas move at once at a sync, each along its own delta and the
+        last that is known of the others, see `maxfdl.train.eager`. The exchange then
+        has until the next sync, a whole period. Each replica has three more copies of
+        the weights: its outer weights, their momentum, and what it knows of the others.
     """
 
     fragments: int = 1
     order: Literal["strided", "sequential"] = "strided"
     overlap: int = 0
     mix: float = 0.0
+    eager: bool = False
 
     @staticmethod
     def check_config(node):
@@ -53,6 +58,16 @@ class Streaming:
             yield f"Streaming overlap ({node.overlap}) must not be negative."
         if not 0.0 <= node.mix <= 1.0:
             yield f"Streaming mix ({node.mix}) must be from 0 to 1."
+        if node.eager and not node.overlap:
+            yield (
+                "Streaming eager updates hide the exchange behind the steps after a"
+                " sync: they need an overlap (0) of 1 or more."
+            )
+        if node.eager and node.mix:
+            yield (
+                f"Streaming mix ({node.mix}) must be 0 with eager updates, for replicas"
+                " then take over no outer weights to mix with."
+            )
 
     @staticmethod
     def check_in(node, root):

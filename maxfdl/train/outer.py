@@ -16,7 +16,6 @@ from jax.sharding import PartitionSpec
 from maxfdl.optim.optimizer import Optimizer
 from maxfdl.optim.schedules import WarmupConstant
 from maxfdl.optim.transforms import UpdateRule
-from maxfdl.sharding.memory import on_device
 from maxfdl.sharding.mesh import REPLICA
 from maxfdl.sharding.sharding import Sharding
 from maxfdl.train.exchange import Exchange, exchanged
@@ -86,11 +85,20 @@ class Delta(NamedTuple):
         return jnp.where(pairs > 0, products / jnp.where(pairs > 0, pairs, 1.0), 0.0)
 
 
+def deltas(outer: Any, inner: Any) -> Any:
+    """Returns the delta of each replica, [R, ...], in float32.
+
+    Args:
+      outer: Weights that the replicas went on from, [...] or [R, ...].
+      inner: Those of the replicas, [R, ...].
+    """
+    return jax.tree.map(lambda o, i: _wide(o) - _wide(i), outer, inner)
+
+
 def mean_delta(
     sharding: Sharding,
     cuts: Any,
-    outer: Any,
-    inner: Any,
+    deltas: Any,
     weights: jax.Array,
     exchange: Exchange | None = None,
     errors: Any = None,
@@ -102,17 +110,13 @@ def mean_delta(
       cuts: Specs of the dims along which the mean is sharded over replicas, a tree like
         the parameters. A parameter costs one reduce-scatter, or, without such a dim,
         one all-reduce. Without `exchange` alone.
-      outer: Weights at the last sync.
-      inner: Those of the replicas, [R, ...].
+      deltas: Of each replica, [R, ...] in float32.
       weights: [R] by which replicas count; 0 leaves one out.
       exchange: How deltas are sent; None sends float32.
       errors: [R, ...] what replicas could not send before, if `exchange` keeps it.
     """
 
-    def of_group(outer, inner, weights, errors):
-        deltas = jax.tree.map(
-            lambda o, i: _wide(on_device(o)) - _wide(on_device(i)), outer, inner
-        )
+    def of_group(deltas, weights, errors):
         total = psum(jnp.sum(weights))
         shares = weights / jnp.where(total > 0, total, 1.0)
         norms = jnp.sqrt(jax.vmap(_square)(deltas))
@@ -144,18 +148,18 @@ def mean_delta(
 
     is_cut = sharding.size(REPLICA) > 1
     if not is_cut:
-        return of_group(outer, inner, weights, errors)
+        return of_group(deltas, weights, errors)
     apart: Any = PartitionSpec(REPLICA)
     return jax.shard_map(
         of_group,
         mesh=sharding.mesh,
-        in_specs=(PartitionSpec(), apart, apart, apart),
+        in_specs=(apart, apart, apart),
         out_specs=Delta(
             PartitionSpec() if exchange else cuts, apart, apart, apart, apart
         ),
         axis_names={REPLICA},
         check_vma=False,
-    )(outer, inner, weights, errors)
+    )(deltas, weights, errors)
 
 
 def _weighted(shares: jax.Array, deltas: jax.Array) -> jax.Array:

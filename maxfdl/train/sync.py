@@ -5,7 +5,8 @@ Letters: R replicas, H steps between two syncs of one fragment, P fragments.
 A sync has two stages. In the first, the one exchange between replicas gives the mean
 delta of a fragment, along which the outer optimizer moves the outer weights. In the
 second, the replicas take these over. Both are at the end of one step, or, with an
-overlap, some steps apart.
+overlap, some steps apart. With eager updates, replicas move before the first stage, and
+take no weights over.
 """
 
 import dataclasses
@@ -22,16 +23,17 @@ from maxfdl.sharding.memory import beside, on_device
 from maxfdl.sharding.mesh import REPLICA
 from maxfdl.sharding.sharding import DATA, Sharding
 from maxfdl.train import observed
+from maxfdl.train.eager import Eager
 from maxfdl.train.exchange import Exchange
 from maxfdl.train.fragments import Fragment, Streaming
-from maxfdl.train.outer import Outer, mean_delta
+from maxfdl.train.outer import Outer, deltas, mean_delta
 from maxfdl.train.placement import Placement
 from maxfdl.train.side_by_side import pinned
 
 Parts = dict[str, Any]
 """What syncs read and change of the training state: `params` (outer weights that are
 trained), `masters`, `state`, `outer`, and `replicas`: of each, `params`, `masters`,
-`param_norm`, `state`, `errors`, `tokens` and `drift`, the last two [R, P]."""
+`param_norm`, `state`, `errors`, `eager`, `tokens` and `drift`, the last two [R, P]."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,6 +75,14 @@ class Syncs:
     def _optimizers(self) -> list[Optimizer]:
         return [self.outer.optimizer(declared) for declared in self._declared]
 
+    @functools.cached_property
+    def _eager(self) -> Eager:
+        return Eager(
+            num_replicas=self.num_replicas,
+            fragments=self.fragments,
+            optimizers=self._optimizers,
+        )
+
     def init(self, weights: Any) -> Any:
         """Returns the first `outer`, for outer weights or their masters."""
         states = {
@@ -86,12 +96,52 @@ class Syncs:
 
     def shardings(self, weights: Any) -> Any:
         """Returns the shardings of `outer`, for abstract outer weights."""
+        states = self._of_optimizers(weights, self._axis)
+        return {"optimizer": states, "cosine": self.sharding.named(())}
+
+    def _of_optimizers(self, weights: Any, axis: str) -> Any:
+        """Returns the shardings of the outer optimizers' state by fragment, over `data`
+        and `axis` where it is sharded further than parameters."""
         whole, states = self.sharding.named(()), {}
         for i, declared in enumerate(self._declared):
             abstract = jax.eval_shape(self.fragments[i].of_tree, weights)
-            places = self.placement.of_moments(declared, self.sharding, self._axis)
+            places = self.placement.of_moments(declared, self.sharding, axis)
             states[_name(i)] = self._optimizers[i].shardings(abstract, places, whole)
-        return {"optimizer": states, "cosine": whole}
+        return states
+
+    def nothing_learnt(self, weights: Any, outer: Any) -> Any:
+        """Returns what a replica knows of syncs that begins with these outer weights.
+
+        Args:
+          weights: Those of all replicas, or their masters.
+          outer: The entry `outer` of the state.
+        """
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), weights)
+        of_fragments = jnp.zeros(len(self.fragments), jnp.float32)
+        is_eager = self.streaming.eager
+        return {
+            "errors": zeros if self._keeps_errors else {},
+            "eager": self._eager.init(weights, outer["optimizer"]) if is_eager else {},
+            "tokens": of_fragments,
+            "drift": of_fragments,
+        }
+
+    def places_of_nothing_learnt(self, weights: Any, places: Any) -> Any:
+        """Returns the shardings of `nothing_learnt`.
+
+        Args:
+          weights: Abstract outer weights.
+          places: Shardings of arrays like them.
+        """
+        whole, is_eager = self.sharding.named(()), self.streaming.eager
+        optimizers = self._of_optimizers(weights, DATA)
+        eager = {"outer": places, "optimizer": optimizers, "others": places}
+        return {
+            "errors": places if self._keeps_errors else {},
+            "eager": eager if is_eager else {},
+            "tokens": whole,
+            "drift": whole,
+        }
 
     @property
     def _axis(self) -> str:
@@ -108,7 +158,7 @@ class Syncs:
         return self.placement.of_moments(self.parameters, self.sharding, self._axis)
 
     @property
-    def keeps_errors(self) -> bool:
+    def _keeps_errors(self) -> bool:
         """Whether replicas keep what they could not send."""
         return self.exchange is not None and self.exchange.error_decay is not None
 
@@ -151,6 +201,23 @@ class Syncs:
         trips = (which < len(branches)).astype(jnp.int32)
         return jax.lax.fori_loop(0, trips, body, parts)
 
+    def moved_early(self, parts: Parts, step: jax.Array, fragment: int) -> Parts:
+        """Returns the parts with the replicas moved by an eager update of a fragment.
+
+        Arguments as for `averaged`.
+        """
+        replicas = parts["replicas"]
+        weights, own = self._eager.moved(
+            replicas["eager"],
+            self._deltas(parts, fragment),
+            step,
+            fragment,
+            self._seen(parts, fragment) > 0,
+        )
+        cut = self.fragments[fragment]
+        replicas = {**replicas, "eager": own}
+        return {**parts, "replicas": self._with_own(replicas, cut, weights)}
+
     def averaged(
         self, parts: Parts, step: jax.Array, fragment: int, after: Any = None
     ) -> Parts:
@@ -166,18 +233,13 @@ class Syncs:
             it.
         """
         cut, declared = self.fragments[fragment], self._declared[fragment]
-        outer, inner = map(_weights, (parts, parts["replicas"]))
-        outer = cut.of_tree(on_device(outer))
-        tokens = parts["replicas"]["tokens"]
-        errors = parts["replicas"]["errors"]
-        seen = jnp.where(
-            jnp.isfinite(parts["replicas"]["param_norm"]), tokens[:, fragment], 0.0
-        )
+        outer = cut.of_tree(on_device(_weights(parts)))
+        replicas, errors = parts["replicas"], parts["replicas"]["errors"]
+        seen, own = self._seen(parts, fragment), self._deltas(parts, fragment)
         delta = mean_delta(
             self.sharding,
             self.placement.cuts(declared, self.sharding, REPLICA),
-            outer,
-            cut.of_tree(on_device(inner), dim=1),
+            own,
             seen if self.by_tokens else (seen > 0).astype(jnp.float32),
             self.exchange,
             cut.of_tree(errors, dim=1),
@@ -187,16 +249,20 @@ class Syncs:
             delta.mean, states[name], outer, step, delta.is_any
         )
         known, _ = jax.lax.optimization_barrier((delta, after))
-        drift = parts["replicas"]["drift"].at[:, fragment].set(known.norms)
+        drift = replicas["drift"].at[:, fragment].set(known.norms)
+        eager = replicas["eager"]
+        if self.streaming.eager:
+            eager = self._eager.heard(eager, own, delta.mean, fragment, seen > 0)
         cosine = parts["outer"]["cosine"].at[fragment].set(known.cosine())
         return {
             **parts,
             **_with_weights(parts, cut, moved),
             "outer": {"optimizer": {**states, name: optimizer}, "cosine": cosine},
             "replicas": {
-                **parts["replicas"],
+                **replicas,
                 "errors": cut.put(errors, delta.errors, dim=1),
-                "tokens": tokens.at[:, fragment].set(0.0),
+                "eager": eager,
+                "tokens": replicas["tokens"].at[:, fragment].set(0.0),
                 "drift": drift,
             },
         }
@@ -207,28 +273,51 @@ class Syncs:
         With the last fragment, the state of the layers becomes one as well. Nothing is
         taken of a replica whose weights are not finite.
         """
-        cut, replicas = self.fragments[fragment], parts["replicas"]
+        replicas = parts["replicas"]
         is_sound = jnp.isfinite(replicas["param_norm"])
-        outer, inner = (on_device(_weights(x)) for x in (parts, replicas))
-        own = jax.tree.map(
-            lambda o, i: self._mix(o, i, is_sound),
-            cut.of_tree(outer),
-            cut.of_tree(inner, dim=1),
-        )
-        replicas = {**replicas, **_with_weights(replicas, cut, own, dim=1)}
-        norm = functools.partial(observed.norm, parameters=self.parameters)
-        replicas["param_norm"] = jax.vmap(norm)(on_device(_weights(replicas)))
-        parts = {**parts, "replicas": replicas}
+        if not self.streaming.eager:
+            cut = self.fragments[fragment]
+            outer, inner = (on_device(_weights(x)) for x in (parts, replicas))
+            own = jax.tree.map(
+                lambda o, i: self._mix(o, i, is_sound),
+                cut.of_tree(outer),
+                cut.of_tree(inner, dim=1),
+            )
+            replicas = self._with_own(replicas, cut, own)
         if fragment + 1 < len(self.fragments):
-            return parts
+            return {**parts, "replicas": replicas}
         sound = jax.tree.map(
             lambda old, new: _where(is_sound, new, self._for_each(old)),
             parts["state"],
             replicas["state"],
         )
         state = self._merged(parts["state"], sound)
-        replicas["state"] = jax.tree.map(self._for_each, state)
-        return {**parts, "state": state}
+        replicas = {**replicas, "state": jax.tree.map(self._for_each, state)}
+        return {**parts, "state": state, "replicas": replicas}
+
+    def _seen(self, parts: Parts, fragment: int) -> jax.Array:
+        """Returns the tokens that each replica has learnt from since the last sync, 0
+        for one whose weights are not finite."""
+        replicas = parts["replicas"]
+        is_sound = jnp.isfinite(replicas["param_norm"])
+        return jnp.where(is_sound, replicas["tokens"][:, fragment], 0.0)
+
+    def _deltas(self, parts: Parts, fragment: int) -> Any:
+        """Returns the delta of each replica, [R, ...], in float32."""
+        cut, replicas = self.fragments[fragment], parts["replicas"]
+        inner = cut.of_tree(on_device(_weights(replicas)), dim=1)
+        if self.streaming.eager:
+            outer = cut.of_tree(on_device(replicas["eager"]["outer"]), dim=1)
+        else:
+            outer = cut.of_tree(on_device(_weights(parts)))
+        return deltas(outer, inner)
+
+    def _with_own(self, replicas: Any, cut: Fragment, weights: Any) -> Any:
+        """Returns `replicas` with a fragment of their weights replaced."""
+        replicas = {**replicas, **_with_weights(replicas, cut, weights, dim=1)}
+        norm = functools.partial(observed.norm, parameters=self.parameters)
+        replicas["param_norm"] = jax.vmap(norm)(on_device(_weights(replicas)))
+        return replicas
 
     def _for_each(self, x: jax.Array) -> jax.Array:
         return jnp.broadcast_to(x, (self.num_replicas, *x.shape))

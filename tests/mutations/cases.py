@@ -67,7 +67,8 @@ def _trainer(cfg: fdl.Buildable) -> str:
         f" sync_period={trainer.sync_period}, learning_rate={outer.learning_rate},"
         f" momentum={outer.rule.momentum}, nesterov={outer.rule.nesterov},"
         f" average={trainer.average}, fragments={streaming.fragments},"
-        f" order={streaming.order}, overlap={streaming.overlap}, mix={streaming.mix})"
+        f" order={streaming.order}, overlap={streaming.overlap}, mix={streaming.mix},"
+        f" eager={streaming.eager})"
     )
 
 

@@ -11,10 +11,10 @@ from maxfdl.errors import UserError
 from maxfdl.ops.attention import DotProductAttention
 from maxfdl.ops.context_parallel import RingAttention, UlyssesAttention
 from maxfdl.ops.mask import Causal, Chunked, Mask, SlidingWindow
+from maxfdl.report import hlo
 from maxfdl.sharding.mesh import MeshShape
 from maxfdl.sharding.rules import AxisRules
 from maxfdl.sharding.sharding import Sharding
-from tests import hlo
 from tests.ops.attending import PACKED, WHOLE, inputs, out_and_gradients, places
 
 ZIGZAG, PLAIN, ULYSSES = RingAttention(), RingAttention("plain"), UlyssesAttention()

@@ -176,6 +176,26 @@ def test_an_overlap_puts_off_what_replicas_take_over_and_nothing_else():
     assert_close(kernel(states[4]["replicas"]["params"]), expected, 1e-6)
 
 
+@pytest.mark.slow
+def test_with_eager_updates_replicas_go_on_at_once_from_outer_weights_of_their_own():
+    """The first sync, after step 3, is at the beginning of step 4."""
+    fields = dict(sync_period=6, fragments=2, overlap=1, eager=True)
+    _, states, _ = of_streaming(**fields, learning_rate=30.0)
+    outer, own = (kernel(x["params"]) for x in (states[2], states[2]["replicas"]))
+    deltas = (outer - own)[:, [0, 2]]
+    after = states[3]["replicas"]
+    base, others = (kernel(after["eager"][name]) for name in ("outer", "others"))
+    step = 30.0 * 1.9  # the first of Nesterov's
+    expected = outer[None, [0, 2]] - step * deltas / 2
+    np.testing.assert_allclose(base[:, [0, 2]], expected, atol=1e-5)
+    np.testing.assert_allclose(others[:, [0, 2]], deltas[::-1] / 2, atol=1e-6)
+    whole = outer[[0, 2]] - step * deltas.mean(axis=0)
+    np.testing.assert_allclose(kernel(states[3]["params"])[[0, 2]], whole, atol=1e-5)
+    # They are one step of Adam away, where the sync has moved them further.
+    distances = [np.abs(x - base)[:, [0, 2]] for x in (kernel(after["params"]), own)]
+    assert 0 < np.max(distances[0]) < 0.02 < np.max(distances[1])
+
+
 def test_one_fragment_without_overlap_and_mix_is_plain_diloco_bit_by_bit():
     """Their graphs are equal."""
     plain = tiny.experiment(two)
@@ -184,9 +204,10 @@ def test_one_fragment_without_overlap_and_mix_is_plain_diloco_bit_by_bit():
 
 
 @pytest.mark.slow
-def test_a_sync_exchanges_a_fragment_and_an_overlap_leaves_it_free():
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_sync_exchanges_a_fragment_and_an_overlap_leaves_it_free(eager):
     across = {"replica": 2, "data": 2, "fsdp": 1}
-    config = tiny.experiment(streaming(sync_period=6, overlap=1))
+    config = tiny.experiment(streaming(sync_period=6, overlap=1, eager=eager))
     for name, size in across.items():
         setattr(config.mesh, name, size)
     program = tiny.program(config, 4)
@@ -211,6 +232,8 @@ def test_a_sync_exchanges_a_fragment_and_an_overlap_leaves_it_free():
         (dict(overlap=-1), "overlap (-1) must not be negative"),
         (dict(mix=1.5), "mix (1.5) must be from 0 to 1"),
         (dict(fragments=0), "fragments (0) must be at least 1"),
+        (dict(eager=True), "eager updates hide the exchange behind the steps after"),
+        (dict(eager=True, overlap=1, mix=0.5), "mix (0.5) must be 0 with eager"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(fields, problem):

@@ -70,7 +70,9 @@ class Module:
     """The computations of a program by name, and the instructions of each by name."""
 
     def __init__(self, text: str):
-        counts = re.findall(r"(?:num_partitions|replica_count)=(\d+)", text[:10_000])
+        counts = re.findall(
+            r"(?:num_partitions|replica_count)=(\d+)", text.partition("\n")[0]
+        )
         self.num_devices = math.prod(map(int, counts))
         self.computations: dict[str, dict[str, Instruction]] = {}
         for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
