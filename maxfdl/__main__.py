@@ -10,6 +10,7 @@ COMMANDS = {
     "launch": "Trains, or goes on with a run that was stopped.",
     "show": "Shows a graph: tree, parameters, FLOPs, bytes. --models lists all models.",
     "diff": "Compares two graphs.",
+    "aot": "Compiles for TPUs elsewhere: memory, FLOPs, collectives, least time.",
     "bench": "Times the step of an experiment; --accelerator checks the card here.",
     "generate": "Writes text with a run, a Hugging Face folder or a GGUF file.",
     "convert": "Turns Hugging Face folders into runs, and runs into folders.",

@@ -14,7 +14,7 @@ argument that stands alone is the config, if no flag names one.
 import functools
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from absl import app, flags, logging
@@ -60,10 +60,13 @@ if "fdl_overrides" not in FLAGS:
     )
 
 
-def config_from_flags() -> Any:
+def config_from_flags(mutations: Sequence[str] = ()) -> Any:
     """Returns the validated graph that the command line asks for.
 
     With `--fdl_help`, prints what there is to choose from and exits.
+
+    Args:
+      mutations: Calls to make after those of the command line, before its values.
 
     Raises:
       UserError: If there is no config, or anything about it is wrong.
@@ -72,7 +75,7 @@ def config_from_flags() -> Any:
 
     if FLAGS.fdl_help:
         _print_help()
-    cfg = _graph()
+    cfg = _graph(mutations)
     if cfg is None:
         raise ConfigError(
             "no config is named; pass --fdl_config=experiments.NAME (--fdl_help lists"
@@ -81,7 +84,7 @@ def config_from_flags() -> Any:
     return validate(cfg)
 
 
-def _graph() -> Any:
+def _graph(mutations: Sequence[str] = ()) -> Any:
     """The graph after all directives, or None if no flag names one."""
     bases = [*_base_directives()]
     if not bases:
@@ -98,7 +101,7 @@ def _graph() -> Any:
         serializer=None,
         help_string="",
     )
-    flag.parse([*bases, *_change_directives()])
+    flag.parse([*bases, *_change_directives(mutations)])
     return flag.value
 
 
@@ -108,15 +111,15 @@ def _base_directives() -> list[str]:
     return [f"config:{fn}({str(text)!r})" for fn, text in calls if text is not None]
 
 
-def _change_directives() -> list[str]:
-    return [f"fiddler:{change}({text!r})" for change, text in _changes()]
+def _change_directives(mutations: Sequence[str]) -> list[str]:
+    return [f"fiddler:{change}({text!r})" for change, text in _changes(mutations)]
 
 
-def _changes() -> list[tuple[str, str]]:
+def _changes(mutations: Sequence[str] = ()) -> list[tuple[str, str]]:
     """Returns what the flags change of a graph, in order: a method of `_Namespace`,
-    and its argument."""
+    and its argument. More mutations come after those of the flags."""
     phases = (
-        ("mutated", FLAGS.fiddler),
+        ("mutated", [*FLAGS.fiddler, *mutations]),
         ("tagged", FLAGS.fdl_tags_set),
         ("overridden", FLAGS.fdl_overrides),
         ("assigned", FLAGS.fdl_set),
@@ -135,6 +138,20 @@ def changed_by_flags(cfg: Any) -> Any:
     namespace = _Namespace(tuple(FLAGS.trust))
     for change, text in _changes():
         cfg = getattr(namespace, change)(cfg, text)
+    return validate(cfg)
+
+
+def with_values(cfg: Any) -> Any:
+    """Returns the graph `cfg` with the values of the command line, not its mutations.
+
+    Raises:
+      UserError: If it has no field of such a name, or not for such a value.
+    """
+    from maxfdl.graph import validate  # imports JAX, as in `config_from_flags`
+
+    namespace = _Namespace(tuple(FLAGS.trust))
+    for assignment in FLAGS.fdl_set:
+        cfg = namespace.assigned(cfg, assignment)
     return validate(cfg)
 
 

@@ -39,6 +39,12 @@ if "profile_steps" not in FLAGS:
         "Let a run go on to another number of steps although its learning rate has"
         " begun to fall to the old end.",
     )
+    flags.DEFINE_string(
+        "compiled",
+        None,
+        "Take the step from this file, which maxfdl.aot --executable wrote for the same"
+        " graph and devices. Its code will run.",
+    )
     flags.DEFINE_bool(
         "compilation_cache", True, "Keep compiled programs for the next start."
     )
@@ -62,7 +68,7 @@ def _launch(stop: Any) -> None:
     from maxfdl.run.processes.ending import current
     from maxfdl.run.runtime import start
 
-    peers = current()
+    peers, executable = current(), _executable(config)
     directory = RunDirectory(FLAGS.run_dir or pathlib.Path("runs") / config.name)
     profile = _profile(directory, config.steps)
     writes = peers is None or peers.place.process_id == 0
@@ -73,7 +79,7 @@ def _launch(stop: Any) -> None:
             _check_same_run(peers, config, directory)
         start(compilation_cache=FLAGS.compilation_cache)
         writes = _adopts(directory, config) and writes
-        _train(config, directory, profile, writes, stop)
+        _train(config, directory, profile, executable, writes, stop)
     finally:
         directory.unlock()
 
@@ -96,7 +102,14 @@ def _check_same_run(peers: Any, config: Any, directory: Any) -> None:
         )
 
 
-def _train(config: Any, directory: Any, profile: Any, writes: bool, stop: Any) -> None:
+def _train(
+    config: Any,
+    directory: Any,
+    profile: Any,
+    executable: Any,
+    writes: bool,
+    stop: Any,
+) -> None:
     import jax
 
     from maxfdl import graph
@@ -112,11 +125,39 @@ def _train(config: Any, directory: Any, profile: Any, writes: bool, stop: Any) -
             config_text=graph.as_text(config),
             command=shlex.join(["python", "-m", "maxfdl.launch", *sys.argv[1:]]) + "\n",
         )
-    options = RunOptions(graph_json=graph_json, stop_at=FLAGS.stop_at, profile=profile)
+    options = RunOptions(
+        graph_json=graph_json,
+        stop_at=FLAGS.stop_at,
+        profile=profile,
+        executable=executable,
+    )
     say(f"attention: {', '.join(attention_of(config))} ({jax.default_backend()})")
     for sentence in experiment.notes():
         note(sentence)
     run(experiment, directory, options, stop)
+
+
+def _executable(config: Any) -> Any:
+    """Returns the compiled step that the flag names, or None.
+
+    Raises:
+      UserError: If it cannot be read, or is of another graph.
+    """
+    from maxfdl import graph
+    from maxfdl.run.executable import Executable
+
+    if FLAGS.compiled is None:
+        return None
+    executable = Executable.read(FLAGS.compiled)
+    compiled = graph.load_json(executable.graph_json, trust=tuple(FLAGS.trust))
+    if lines := graph.diff(compiled, config):
+        changes = "\n".join(f"  {line}" for line in lines)
+        raise UserError(
+            f"--compiled={FLAGS.compiled} is the step of another graph; compile this"
+            " one with maxfdl.aot, leave --compiled out, or undo the difference:\n"
+            f"{changes}"
+        )
+    return executable
 
 
 def _profile(directory: Any, steps: int) -> Any:

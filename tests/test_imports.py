@@ -18,6 +18,7 @@ NOTHING = frozenset()
 WORDS = frozenset({"batch", "errors", "markers"})
 ENTRY_POINTS = frozenset(
     {
+        "aot",
         "bench",
         "checkpoint.__main__",
         "convert",

@@ -56,7 +56,7 @@ def test_a_command_by_name_is_its_module():
         (
             ("lanch", "--x"),
             "no command 'lanch'. Did you mean 'launch' or 'bench'? There are: launch,"
-            " show, diff, bench, generate, convert, plot, quantize.",
+            " show, diff, aot, bench, generate, convert, plot, quantize.",
         ),
         (("--x",), "the command comes first, as in: maxfdl launch --x"),
     ],

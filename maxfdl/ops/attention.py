@@ -23,6 +23,7 @@ from maxfdl.ops.context_parallel import ContextParallel, Cut, RingAttention
 from maxfdl.ops.cost import declare_flops
 from maxfdl.ops.fused_attention import KERNELS, Demand, best_on_gpu, refusal
 from maxfdl.ops.mask import Mask
+from maxfdl.ops.target import target_platform
 
 Implementation = Literal["auto", "xla", "cudnn", "tokamax"]
 
@@ -67,7 +68,7 @@ class DotProductAttention:
         dtype: DTypeLike = "float32",
         demand: Demand | None = None,
     ) -> str:
-        """Returns what `auto` means on `platform` (default: where JAX runs now).
+        """Returns what `auto` means on `platform` (default: what is traced for).
 
         Args:
           platform: `cpu`, `gpu` or `tpu`.
@@ -79,7 +80,7 @@ class DotProductAttention:
         demand = dataclasses.replace(
             demand or Demand(), soft_cap=self.soft_cap, dtype=dtype
         )
-        platform = platform or jax.default_backend()
+        platform = platform or target_platform()
         if platform == "gpu":
             return best_on_gpu(demand)
         is_known = refusal("tokamax", demand, platform) is None
@@ -132,7 +133,7 @@ class DotProductAttention:
         name = self.resolve(dtype=q_BTHK.dtype, demand=demand)
         if name == "xla" or not mask.same:
             return "xla"
-        problem = refusal(name, demand, jax.default_backend())
+        problem = refusal(name, demand, target_platform())
         if problem is not None:
             raise UserError(problem)
         return name

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from maxfdl.ops.mask import Band
+from maxfdl.ops.target import target_platform
 
 _WIDEST_ON_AMPERE, _WIDEST = 128, 256  # heads that cuDNN takes
 
@@ -131,7 +132,7 @@ def attend_cudnn(q_BTHK, k_BTGK, v_BTGK, mask, sinks_H, *, scale, soft_cap, shar
 
 def attend_tokamax(q_BTHK, k_BTGK, v_BTGV, mask, sinks_H, *, scale, soft_cap, sharding):
     """tokamax's kernel on a GPU; elsewhere splash attention, the kernel for TPUs."""
-    on_gpu = jax.default_backend() == "gpu"
+    on_gpu = target_platform() == "gpu"
     kernel = functools.partial(
         _attend_on_gpu if on_gpu else _attend_on_tpu,
         window=mask.band().window,

@@ -21,6 +21,7 @@ from maxfdl.ops.cost import declare_flops
 from maxfdl.ops.gather import GroupGather
 from maxfdl.ops.packed_product import is_read_packed, rows_by_packed
 from maxfdl.ops.product import Product, State
+from maxfdl.ops.target import target_platform
 
 Implementation = Literal["auto", "ragged", "blocks"]
 
@@ -75,10 +76,10 @@ class GroupedDot(GroupedProduct):
     implementation: Annotated[Implementation, Operational] = "auto"
 
     def resolve(self, platform: str | None = None) -> Implementation:
-        """Returns what `auto` means on `platform` (default: where JAX runs now)."""
+        """Returns what `auto` means on `platform` (default: what is traced for)."""
         if self.implementation != "auto":
             return self.implementation
-        platform = platform or jax.default_backend()
+        platform = platform or target_platform()
         return "blocks" if platform == "cpu" else "ragged"
 
     def __call__(

@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from maxfdl.ops.codec import Codec, PackedKernel, unpaired
+from maxfdl.ops.target import target_platform
 
 _MOST = 64  # rows; with more, unpacking the whole kernel is the smaller part
 _FEW = 2  # rows up to which numbers are multiplied as they are read
@@ -25,7 +26,7 @@ _BYTES = 2**20  # of float32 that a trip with more rows unpacks
 def is_read_packed(rows: int, codec: Codec) -> bool:
     """Says whether so many rows are multiplied faster so than with the whole kernel."""
     in_bytes = codec.bits == 8 or codec.inputs is None or codec.inputs % 2 == 0
-    return in_bytes and rows <= _MOST and jax.default_backend() == "cpu"
+    return in_bytes and rows <= _MOST and target_platform() == "cpu"
 
 
 @jax.jit  # so that kernels of one shape are traced once

@@ -15,6 +15,7 @@ from maxfdl.errors import UserError
 from maxfdl.experiment import Experiment
 from maxfdl.run.directory import RunDirectory
 from maxfdl.run.evaluation import Evaluation
+from maxfdl.run.executable import Executable
 from maxfdl.run.first_state import first_state
 from maxfdl.run.look_ahead import LookAhead
 from maxfdl.run.profile import Profile
@@ -37,11 +38,13 @@ class RunOptions:
       graph_json: The graph, saved with every checkpoint.
       stop_at: Stop after this step as if interrupted; None runs to the end.
       profile: Which steps to trace; None traces none.
+      executable: The step, compiled before; None compiles it.
     """
 
     graph_json: str
     stop_at: int | None = None
     profile: Profile | None = None
+    executable: Executable | None = None
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -121,6 +124,8 @@ def _prepare(
     trainer = experiment.make_trainer(experiment.make_sharding())
     program = Program(trainer, experiment.batch_size, experiment.sequence_length)
     program.check_memory()
+    if options.executable is not None:
+        options.executable.check(program.sharding.mesh)
     say(_introduction(experiment, program, directory))
     data = experiment.make_data(trainer.model)
     batches = experiment.make_batches(data)
@@ -128,7 +133,7 @@ def _prepare(
     saves = Saves.of(experiment, directory, options.graph_json)
     last = min(experiment.steps, options.stop_at or experiment.steps)
     saved = saves.latest
-    steps = StepPrograms(experiment, trainer)
+    steps = StepPrograms(experiment, trainer, options.executable)
     closing.callback(steps.close)
     if saved is None or saved < last:
         steps.begin_to_compile((saved or 0) + 1)

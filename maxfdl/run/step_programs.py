@@ -1,11 +1,16 @@
-"""The compiled steps of a run: one, or one for each size of its batches."""
+"""The compiled steps of a run: one, or one for each size of its batches.
+
+The step of the whole batch may come from a file.
+"""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from maxfdl.experiment import Experiment
+from maxfdl.run.executable import Executable
 from maxfdl.run.leave import BACKGROUND
 from maxfdl.train.program import CompiledStep, Program
 from maxfdl.train.trainer import Trainer
@@ -22,9 +27,15 @@ class RunStep:
 class StepPrograms:
     """Compiles in the background what comes next."""
 
-    def __init__(self, experiment: Experiment, trainer: Trainer):
+    def __init__(
+        self,
+        experiment: Experiment,
+        trainer: Trainer,
+        executable: Executable | None = None,
+    ):
         self._experiment = experiment
         self._trainer = trainer
+        self._executable = executable
         self._background = ThreadPoolExecutor(2, BACKGROUND)
         self._compiling: dict[int, tuple[Program, Future[CompiledStep]]] = {}
         self._now: tuple[int, RunStep] | None = None
@@ -34,8 +45,10 @@ class StepPrograms:
         size = self._experiment.batch_size_at(step)
         if size not in self._compiling:
             program = Program(self._trainer, size, self._experiment.sequence_length)
-            compiling = self._background.submit(program.compile_step)
-            self._compiling[size] = program, compiling
+            make = program.compile_step
+            if self._executable is not None and size == self._experiment.batch_size:
+                make = functools.partial(self._executable.load, program)
+            self._compiling[size] = program, self._background.submit(make)
 
     def at(self, step: int) -> RunStep:
         """Returns what `step` runs; waits for it to be compiled."""

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maxfdl.ops.cost import count_flops
+from maxfdl.ops.target import tracing_for
 from maxfdl.sharding.room import check_room
 from maxfdl.sharding.sharding import Sharding
 from maxfdl.train.compiler_options import compiler_options
@@ -119,7 +120,8 @@ class Program:
         shardings = (self._state_shardings, None)
         step = jax.jit(step, donate_argnums=0, out_shardings=shardings)
         started = time.perf_counter()
-        lowered = step.lower(self.abstract_state(), self.abstract_batch())
+        with tracing_for(self.sharding.mesh.devices.flat[0].platform):
+            lowered = step.lower(self.abstract_state(), self.abstract_batch())
         traced = time.perf_counter()
         options = compiler_options(self.sharding.mesh)
         compiled = lowered.compile(compiler_options=options)

@@ -198,8 +198,9 @@ def collective_of(
     if between := between_slices(instruction):
         if instruction.opcode == "recv":  # the other half of a send
             return None
-        size = num_bytes(types[0])
-        return Collective(between, size, group=2, channel=channel, through_host=True)
+        group = _slices(instruction)
+        size = num_bytes(types[0]) * (group if between == "all-gather" else 1)
+        return Collective(between, size, group, channel=channel, through_host=True)
     kind = instruction.kind
     if kind not in KINDS:
         return None
@@ -221,6 +222,14 @@ def between_slices(instruction: Instruction) -> str | None:
         return None
     kind = instruction.attribute(r'_xla_megascale_transfer_type="(\w+)"')
     return kind and kind.lower().replace("_", "-")
+
+
+def _slices(instruction: Instruction) -> int:
+    """Returns how many slices exchange, from a target such as `{1,2}x{0:3}`: the
+    slices, and their devices."""
+    target = instruction.attribute(r'_xla_megascale_target="\{([\d,:]+)\}')
+    ranges = [each.split(":") for each in (target or "1:2").split(",")]
+    return sum(int(ends[-1]) - int(ends[0]) + 1 for ends in ranges)
 
 
 def _is_scatter(computation: str) -> bool:

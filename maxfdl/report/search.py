@@ -1,0 +1,149 @@
+"""Looks for the mesh, the remat and the tiling with the least time of a step.
+
+Greedy, one choice after the other: the mesh first, then what the backward pass keeps,
+then the tiles of the loss. Each goes on from the best that was found before. A graph
+that cannot run so on these devices costs nothing, for it is refused before it compiles.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import fiddle as fdl
+import jax
+
+from maxfdl import graph
+from maxfdl.errors import UserError
+from maxfdl.layers.moe import MoE
+from maxfdl.report.ahead import Ahead, compile_ahead, program_of
+
+_REMAT = ("none", "dots_no_batch", "attention_out", "full")
+_TILES = (1, 8)
+_FEW = (2, 4, 8)
+"""Sizes that are tried of the axes beside fsdp."""
+
+Make = Callable[[Sequence[str]], fdl.Buildable]
+"""Returns the graph with these mutations, written as calls: `remat(policy=full)`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One graph that was tried.
+
+    Args:
+      mutations: What makes it of the graph that the search began with.
+      report: Of its step; None if it was refused.
+      refusal: Why it cannot run on these devices, and was not compiled.
+    """
+
+    mutations: tuple[str, ...]
+    report: Ahead | None = None
+    refusal: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        report = None if self.report is None else self.report.as_json()
+        return {**dataclasses.asdict(self), "report": report}
+
+
+def trials(make: Make, devices: Sequence[jax.Device], budget: int) -> Iterator[Trial]:
+    """Yields what is tried, as it is done; the first is the graph itself.
+
+    Args:
+      make: Makes the graphs.
+      devices: To compile for.
+      budget: How many steps are compiled at most.
+    """
+    search = _Search(make, devices, budget)
+    first = search.attempt({})
+    if first is None:
+        return
+    yield first
+    chosen: dict[str, str] = {}
+    if first.report is None or not first.report.fits:
+        # The mesh is chosen among steps that have room, if there are any.
+        chosen = {"remat": "remat(policy=full)"}
+    for name, options in search.choices(make(())):
+        for option in options:
+            trial = search.attempt(chosen | {name: option})
+            if trial is not None:
+                yield trial
+        chosen = search.best_choice() or chosen
+
+
+def best(found: Sequence[Trial]) -> Trial | None:
+    """Returns the trial with the least time among those that fit."""
+    fitting = [t for t in found if t.report is not None and t.report.fits]
+    return min(fitting, key=_rank, default=None)
+
+
+def _rank(trial: Trial) -> tuple[bool, float]:
+    """Orders trials: those that fit by time, then the others by memory."""
+    report = trial.report
+    if report is None:
+        return True, math.inf
+    if not report.fits:
+        return True, report.peak_bytes or math.inf
+    # A chip without a data sheet has no times; then the least memory is the best.
+    return False, report.roofline.seconds if report.roofline else report.peak_bytes or 0
+
+
+class _Search:
+    """What was tried so far."""
+
+    def __init__(self, make: Make, devices: Sequence[jax.Device], budget: int):
+        self._make = make
+        self._devices = devices
+        self._left = budget
+        self._seen: set[str] = set()
+        self._done: list[tuple[dict[str, str], Trial]] = []
+
+    def attempt(self, choice: dict[str, str]) -> Trial | None:
+        """Compiles a choice; returns None if it was tried, or nothing is left."""
+        mutations = tuple(choice.values())
+        if not self._left:
+            return None
+        try:
+            config = self._make(mutations)
+            text = graph.as_text(config)
+            if text in self._seen:
+                return None
+            self._seen.add(text)
+            program = program_of(graph.build(config), self._devices)
+            self._left -= 1
+            report, _ = compile_ahead(getattr(config, "name", "?"), program)
+            trial = Trial(mutations, report)
+        except UserError as error:
+            trial = Trial(mutations, refusal=str(error))
+        self._done.append((choice, trial))
+        return trial
+
+    def best_choice(self) -> dict[str, str] | None:
+        """Returns the choice of the best trial so far, if any was compiled."""
+        compiled = [(c, t) for c, t in self._done if t.report is not None]
+        return min(compiled, key=lambda pair: _rank(pair[1]))[0] if compiled else None
+
+    def choices(self, config: fdl.Buildable) -> list[tuple[str, list[str]]]:
+        """Returns what is chosen in turn, and the mutations to choose from."""
+        return [
+            ("mesh", [*_meshes(config, self._devices)]),
+            ("remat", [f"remat(policy={policy})" for policy in _REMAT]),
+            ("tiling", [f"vocab_tiling(num_tiles={tiles})" for tiles in _TILES]),
+        ]
+
+
+def _meshes(config: fdl.Buildable, devices: Sequence[jax.Device]) -> Iterator[str]:
+    """Yields meshes of all devices: fsdp alone, and with one more axis."""
+    count = len(devices)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    yield f"mesh(fsdp={count})"
+    if slices > 1:
+        yield f"mesh(data={slices},fsdp={count // slices})"
+    axes = ["tensor", "data"]
+    made = [fdl.get_callable(node) for _, node in graph.iterate(config.model)]
+    if any(isinstance(each, type) and issubclass(each, MoE) for each in made):
+        axes.append("expert")
+    for axis in axes:
+        for size in _FEW:
+            if count % size == 0 and size != slices:
+                yield f"mesh(fsdp={count // size},{axis}={size})"

@@ -1,0 +1,95 @@
+"""The search, with figures that are made up: nothing is compiled."""
+
+import functools
+
+import jax
+import pytest
+
+from maxfdl import graph
+from maxfdl.errors import UserError
+from maxfdl.graph.expression import parse_call
+from maxfdl.graph.resolve import mutate
+from maxfdl.report import search
+from maxfdl.report.ahead import Ahead
+from maxfdl.report.roofline import Roofline
+from tests import tiny
+
+
+def make(mutations, base=()):
+    config = tiny.experiment()
+    for text in (*base, *mutations):
+        config = mutate(config, parse_call(text), ())
+    return config
+
+
+@pytest.fixture
+def costs(monkeypatch):
+    """Makes up the report of a program: what does not recompute has no room, the axis
+    tensor is fast, and tiles are slow."""
+
+    def program_of(experiment, devices):
+        experiment.make_sharding(devices)
+        return experiment
+
+    def compile_ahead(name, experiment):
+        remat = experiment.model.keywords["decoder"].keywords["stacks"][0]
+        sizes = experiment.mesh.sizes(8)
+        tiles = getattr(experiment.loss.cross_entropy, "num_tiles", 1)
+        has_room = remat.keywords.get("remat", "none") != "none"
+        seconds = 8.0 / sizes["tensor"] + (tiles > 1)
+        report = Ahead(
+            name, "cpu", sizes, 1, 0.0, 0.0, model_flops=1.0, memory_bytes=10.0
+        )
+        return report.__class__(
+            **{
+                **report.__dict__,
+                "refusal": None if has_room else "Ran out of memory",
+                "peak_bytes": 5 if has_room else 20,
+                "roofline": Roofline(seconds, 0.0, 0.0, 0.0),
+            }
+        ), None
+
+    monkeypatch.setattr(search, "program_of", program_of)
+    monkeypatch.setattr(search, "compile_ahead", compile_ahead)
+
+
+def tried(budget=50, base=()):
+    make_it = functools.partial(make, base=base)
+    return [*search.trials(make_it, jax.devices(), budget)]
+
+
+def test_it_goes_on_from_the_best_and_names_it(costs):
+    best = search.best(tried())
+    assert best is not None and best.report.roofline.seconds == 1.0
+    assert best.mutations[:2] == ("remat(policy=full)", "mesh(fsdp=1,tensor=8)")
+
+
+def test_it_compiles_no_graph_twice_and_no_more_than_the_budget(costs):
+    found = tried()
+    texts = [graph.as_text(make(trial.mutations)) for trial in found]
+    assert len(set(texts)) == len(texts)
+    assert found[0].mutations == ()
+    few = [trial for trial in tried(budget=3) if trial.report is not None]
+    assert len(few) == 3
+
+
+def test_a_graph_that_cannot_run_so_is_told_and_costs_nothing(costs, monkeypatch):
+    fits = search.program_of
+
+    def program_of(experiment, devices):
+        if experiment.mesh.tensor == 8:
+            raise UserError("kernel: dim 'heads' of size 4 cannot be cut into 8.")
+        return fits(experiment, devices)
+
+    monkeypatch.setattr(search, "program_of", program_of)
+    found = tried(budget=6)
+    refused = [trial for trial in found if trial.report is None]
+    assert [trial.refusal for trial in refused] == [
+        "kernel: dim 'heads' of size 4 cannot be cut into 8."
+    ]
+    assert len(found) == 7
+
+
+def test_nothing_is_best_where_nothing_fits(costs):
+    only = [trial for trial in tried(budget=1)]
+    assert search.best(only) is None
