@@ -142,6 +142,7 @@ class Experiment:
             rows, name = rows // parts, f"{name} / gradients.steps"
         shape = rows, self.sequence_length
         sharding.check(f"{name}, sequence_length", shape, ("batch", "sequence"))
+        self.make_model().check_rows(rows, sharding)
 
     def batch_size_at(self, step: int) -> int:
         """Returns the sequences in the global batch of `step`, counted from 1."""

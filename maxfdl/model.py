@@ -23,7 +23,7 @@ from maxfdl.layers import linen as linen_layers
 from maxfdl.layers import nnx as nnx_layers
 from maxfdl.layers.cache import EmptyCache
 from maxfdl.layers.context import Context, Rows
-from maxfdl.layers.execution import Repeats
+from maxfdl.layers.execution import Execution, Repeats
 from maxfdl.layers.frozen import Frozen
 from maxfdl.layers.layer import leaf_ops
 from maxfdl.layers.linen.module import Declared
@@ -245,6 +245,16 @@ class Model:
                 f" {self.most_positions} (position_embedding.length); take fewer"
                 " tokens."
             )
+
+    def check_rows(self, rows: int, sharding: Sharding) -> None:
+        """Refuses a batch of so many rows to train on, if a stack cannot cut it.
+
+        Raises:
+          UserError: As `Execution.check_rows` of that stack.
+        """
+        for op in leaf_ops(self._make_module):
+            if isinstance(op, Execution):
+                op.check_rows(rows, sharding)
 
     @functools.cached_property
     def most_positions(self) -> int | None:

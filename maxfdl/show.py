@@ -35,6 +35,7 @@ def main(argv: list[str]) -> None:
     from maxfdl.report.attention import attention_of
     from maxfdl.report.facts import facts_of
     from maxfdl.report.modules import modules_of
+    from maxfdl.report.pipelines import pipelines_of
     from maxfdl.report.products import products_of, products_text
     from maxfdl.report.text import summary, tree
 
@@ -45,6 +46,9 @@ def main(argv: list[str]) -> None:
     print(f"{config.name}\n")
     print("\n".join(tree(modules, facts.parameters)), end="\n\n")
     print("\n".join(summary(facts, attention, platform, here)))
+    pipelines = pipelines_of(config)
+    for sentence in pipelines:
+        print(f"pipeline: {sentence}")
     products = products_of(config)
     if products.keys() != {config.model.dtype}:
         print(f"products: {products_text(products)}")
@@ -54,6 +58,7 @@ def main(argv: list[str]) -> None:
             "platform": platform,
             "devices_here": here,
             "attention": attention,
+            "pipelines": pipelines,
             "products": products,
             **facts.as_json(),
             "modules": [dataclasses.asdict(module) for module in modules],

@@ -107,6 +107,14 @@ def check_stack(node):
         yield f"Stack repeats ({node.repeats}) must be at most {MOST_LAYERS}."
     if not node.layers:
         yield "Stack layers must name at least one layer."
+    execution = node.execution
+    units = getattr(execution, "stages", 0) * getattr(execution, "repeats", 1)
+    if node.repeats < units:
+        yield (
+            f"Stack repeats ({node.repeats}) must be at least the stages of its"
+            f" pipeline, times its repeats ({units}); take fewer stages, or run it by"
+            " Scan."
+        )
 
 
 def check_decoder(decoder):

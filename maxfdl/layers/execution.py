@@ -10,10 +10,11 @@ For decoding, each leaf may be `Repeats` instead: an array of its own for each r
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.core
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
@@ -23,7 +24,11 @@ from jax.sharding import SingleDeviceSharding
 from maxfdl.layers.cache import EmptyCache
 from maxfdl.layers.context import Context
 from maxfdl.layers.segments import Segment
+from maxfdl.layers.sinks import Sinks
+from maxfdl.ops.product import Depth
+from maxfdl.ops.state import StateDeclaration
 from maxfdl.sharding.memory import on_device
+from maxfdl.sharding.sharding import Sharding
 
 LayerFn = Callable[[Any, Any, jax.Array, Context], tuple[jax.Array, Any]]
 Policy = Literal["none", "full", "dots", "dots_no_batch", "attention_out"]
@@ -136,14 +141,122 @@ def rematerialised(function: Callable, remat: Remat, prevent_cse: bool) -> Calla
     return jax.checkpoint(function, policy=policy, prevent_cse=prevent_cse)
 
 
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """Repeats of a stack: how one runs, and the arrays of all.
+
+    Args:
+      run: Runs one repeat.
+      params, state: Their arrays, whose leading dim counts repeats.
+      states: Declarations of the leaves of `state`, in order.
+      caches: What earlier calls have cached, by path; the leading dim counts repeats.
+      depth: Layers of the decoder that these are among, which all compute the same
+        program; None: they are in no decoder.
+      first: Number of the first repeat in the stack.
+      are_all: Whether these are all repeats of the stack.
+    """
+
+    run: LayerFn
+    params: Any
+    state: Any
+    states: Sequence[StateDeclaration]
+    caches: Any
+    depth: Depth | None = None
+    first: jax.Array | int = 0
+    are_all: bool = True
+
+    @property
+    def repeats(self) -> int:
+        return num_repeats((self.params, self.state))
+
+    def cut(self, sizes: Sequence[int]) -> "list[Layers]":
+        """Returns parts of so many repeats each, in order.
+
+        See `Unroll` for `lax.split`, and for arrays on the host.
+        """
+        if len(sizes) == 1:
+            return [self]
+        stops = [*itertools.accumulate(sizes)]
+
+        def parts(leaf: Any) -> Sequence[Any]:
+            if not _is_apart(leaf):
+                return lax.split(leaf, sizes, axis=0)
+            runs = zip(stops, sizes, strict=True)
+            return [Repeats(leaf[stop - size : stop]) for stop, size in runs]
+
+        tree = on_device((self.params, self.state, self.caches))
+        leaves, form = jax.tree.flatten(tree, is_leaf=_is_apart)
+        cut = []
+        for part, stop, size in zip(
+            zip(*map(parts, leaves), strict=True), stops, sizes, strict=True
+        ):
+            params, state, caches = form.unflatten(part)
+            arrays = dict(params=params, state=state, caches=caches)
+            first = self.first + stop - size
+            cut.append(dataclasses.replace(self, **arrays, first=first, are_all=False))
+        return cut
+
+
+class Results(NamedTuple):
+    """What repeats leave besides activations: arrays whose leading dim counts them.
+
+    Args:
+      state: New state of the layers.
+      sinks: Side results, by the layer that left them.
+      kept: Caches for the next call, by path.
+    """
+
+    state: Any
+    sinks: Sinks
+    kept: dict[str, Any]
+
+
 class Execution:
-    """How the repeats of a stack run: `execution(body, x, per_repeat)`."""
+    """How the repeats of a stack run: `execution(body, x, per_repeat)` runs them."""
 
     in_loop: ClassVar[bool]
     """Whether the compiled program has one body for all repeats."""
 
+    @property
+    def in_sequence(self) -> "Execution":
+        """What runs a call that caches, or whose rows must stay together."""
+        return self
+
+    def dim(self, repeats: int) -> str:
+        """Returns the logical name of the dim that counts a stack's repeats."""
+        return "layers"
+
+    def check_rows(self, rows: int, sharding: Sharding) -> None:
+        """Refuses a batch of so many rows to train on, if it cannot be cut on the mesh.
+
+        Raises:
+          UserError: Naming what does not divide what.
+        """
+
     def __call__(self, body: Callable, x: jax.Array, per_repeat: Any) -> Any:
         raise NotImplementedError
+
+    def run(
+        self, layers: Layers, x: jax.Array, context: Context, remat: Remat
+    ) -> tuple[jax.Array, Results]:
+        """Runs all repeats, one after the other."""
+
+        def one_repeat(x, params, state, cache, index):
+            inner = context.for_layer(index, cache).at_depth(layers.depth)
+            x = checkpoint_name(x, "layer_in")
+            x, state = layers.run(params, state, x, inner)
+            return x, Results(state, inner.sinks, inner.kept)
+
+        # XLA makes no loop of one trip, which is what the ends of a decoder may be.
+        in_loop = self.in_loop and (layers.are_all or layers.repeats > 1)
+        one_repeat = rematerialised(one_repeat, remat, not in_loop)
+
+        def body(x, per_repeat):
+            return one_repeat(x, *per_repeat)
+
+        indexes = jnp.arange(layers.repeats, dtype="uint32")
+        indexes = indexes + jnp.asarray(layers.first, indexes.dtype)
+        return self(body, x, (layers.params, layers.state, layers.caches, indexes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +298,7 @@ class Unroll(Execution):
         for pieces in zip(*cut, strict=True):
             x, out = body(x, treedef.unflatten([lax.squeeze(p, [0]) for p in pieces]))
             outs.append(out)
-        return x, jax.tree.map(lambda *values: jax.numpy.stack(values), *outs)
+        return x, jax.tree.map(lambda *values: jnp.stack(values), *outs)
 
 
 class EachRepeat(Execution):
@@ -225,32 +338,13 @@ def _each(function: Callable, tree: Any) -> Any:
     return jax.tree.map(function, tree, is_leaf=_is_apart)
 
 
-def _cut(tree: Any, segments: Sequence[Segment]) -> list[Any]:
-    """Returns the arrays of each segment of a stack.
-
-    See `Unroll` for `lax.split`, and for those on the host.
-    """
-    if len(segments) == 1:
-        return [tree]
-    sizes = [len(segment.repeats) for segment in segments]
-
-    def parts(leaf: Any) -> Sequence[Any]:
-        if not _is_apart(leaf):
-            return lax.split(leaf, sizes, axis=0)
-        runs = (segment.repeats for segment in segments)
-        return [Repeats(leaf[run.start : run.stop]) for run in runs]
-
-    leaves, form = jax.tree.flatten(on_device(tree), is_leaf=_is_apart)
-    return [form.unflatten(part) for part in zip(*map(parts, leaves), strict=True)]
-
-
-def _joined(outs: Sequence[Any]) -> Any:
-    """Returns what comes out of all repeats of what came out of each segment."""
+def joined(outs: Sequence[Any]) -> Any:
+    """Returns what comes out of all repeats of what came out of each part of them."""
 
     def join(*leaves: Any) -> Any:
         if _is_apart(leaves[0]):
             return Repeats(itertools.chain(*leaves))
-        return jax.numpy.concatenate(leaves)
+        return jnp.concatenate(leaves)
 
     if len(outs) == 1:
         return outs[0]
@@ -258,45 +352,31 @@ def _joined(outs: Sequence[Any]) -> Any:
 
 
 def run_stack(
-    layer_fn: LayerFn,
-    params: Any,
-    state: Any,
+    layers: Layers,
+    segments: Sequence[Segment],
     x: jax.Array,
     context: Context,
-    *,
-    segments: Sequence[Segment],
     execution: Execution,
     remat: Remat,
 ) -> tuple[jax.Array, Any]:
     """Runs all repeats and returns the output and the new stacked state.
 
-    Each segment runs by itself: the arrays are cut between them, once.
-    Side results and caches of the layers come out stacked too, under their path. Where
-    parameters or state lie apart, so does all that comes out, and `EachRepeat` runs in
-    place of `execution`.
+    Each segment runs by itself: the arrays are cut between them, once. Side results and
+    caches of the layers come out stacked too, under their path. Where parameters or
+    state lie apart, so does all that comes out, and `EachRepeat` runs in place of
+    `execution`.
     """
-    if are_apart((params, state)):
+    if are_apart((layers.params, layers.state)):
         execution = EachRepeat()
-
-    def run(segment, x, per_repeat):
-        def one_repeat(x, params, state, cache, index):
-            inner = context.for_layer(index, cache).at_depth(segment.depth)
-            x = checkpoint_name(x, "layer_in")
-            x, state = layer_fn(params, state, x, inner)
-            return x, (state, inner.sinks, inner.kept)
-
-        # XLA makes no loop of one trip, which is what the ends of a decoder may be.
-        in_loop = execution.in_loop and (len(segments) == 1 or len(segment.repeats) > 1)
-        one_repeat = rematerialised(one_repeat, remat, not in_loop)
-        return execution(lambda x, each: one_repeat(x, *each), x, per_repeat)
-
-    indexes = jax.numpy.arange(num_repeats((params, state)), dtype="uint32")
-    per_repeat = (params, state, context.stacked_cache(), indexes)
+    elif context.caches:
+        execution = execution.in_sequence
     outs = []
-    for segment, part in zip(segments, _cut(per_repeat, segments), strict=True):
-        x, out = run(segment, x, part)
+    parts = layers.cut([len(segment.repeats) for segment in segments])
+    for segment, part in zip(segments, parts, strict=True):
+        part = dataclasses.replace(part, depth=segment.depth)
+        x, out = execution.run(part, x, context, remat)
         outs.append(out)
-    state, sinks, kept = _joined(outs)
+    state, sinks, kept = joined(outs)
     if isinstance(context.cache, EmptyCache) and context.cache.apart:
         kept = _each(lambda x: x if _is_apart(x) else Repeats.of(x), kept)
     context.collect(sinks, kept)

@@ -95,6 +95,12 @@ class StackedLayers:
         """Returns parameters and state of all repeats, before they run on `x`."""
         raise NotImplementedError
 
+    def states(
+        self, state: Any, x: jax.Array, context: Context
+    ) -> Sequence[StateDeclaration]:
+        """Returns the declaration of each leaf of `state`, in order."""
+        raise NotImplementedError
+
     def run(
         self, params: Any, state: Any, x: jax.Array, context: Context
     ) -> tuple[jax.Array, Any]:
@@ -118,9 +124,17 @@ class Maker:
         raise NotImplementedError
 
     def stacked(
-        self, name: str, factories: Sequence[Factory], repeats: int, **fields: Any
+        self,
+        name: str,
+        factories: Sequence[Factory],
+        repeats: int,
+        dim: str,
+        **fields: Any,
     ) -> None:
-        """Makes `StackedLayers`, named as `children` are."""
+        """Makes `StackedLayers`, named as `children` are.
+
+        Their arrays have a leading dim, of the logical name `dim`, of `repeats` layers.
+        """
         raise NotImplementedError
 
     def parameter(self, name: str, declaration: Parameter | None) -> None:

@@ -42,6 +42,7 @@ class Parameter(Declaration):
       batched: Dims before those that number kernels of the same kind, one per expert.
       repeats: Layers of the stack that holds it; the array has them as leading dim.
         None outside stacks.
+      stack_dim: Logical name of that dim.
       trained: Whether training changes it; see `maxfdl.layers.frozen`.
       dtype: Type it is stored in; None is the model's `param_dtype`.
       packing: Of which kernel it is a part, if that is stored in a few bits.
@@ -55,6 +56,7 @@ class Parameter(Declaration):
     contracted: int = 0
     batched: int = 0
     repeats: int | None = None
+    stack_dim: str = "layers"
     trained: bool = True
     dtype: str | None = None
     packing: "Packing | None" = None
@@ -117,11 +119,11 @@ class Parameter(Declaration):
 
         return straight_through(stored, values)
 
-    def stacked(self, repeats: int) -> "Parameter":
-        one = super().stacked(repeats)
+    def stacked(self, repeats: int, dim: str = "layers") -> "Parameter":
+        one = super().stacked(repeats, dim)
         if self.packing is None:
             return one
-        whole = self.packing.whole.stacked(repeats)
+        whole = self.packing.whole.stacked(repeats, dim)
         return dataclasses.replace(
             one, packing=dataclasses.replace(self.packing, whole=whole)
         )

@@ -7,7 +7,7 @@ import jax
 
 from maxfdl.layers.checks import check_stack
 from maxfdl.layers.context import Context
-from maxfdl.layers.execution import Execution, Remat, run_stack
+from maxfdl.layers.execution import Execution, Layers, Remat, run_stack
 from maxfdl.layers.layer import Layer, Maker, Module, with_parts
 from maxfdl.layers.segments import segments_of
 from maxfdl.markers import FromParent, Operational
@@ -22,7 +22,8 @@ class Stack(Layer):
     Args:
       layers: The layers of one cycle, in order.
       repeats: How often the cycle comes.
-      execution: As a loop (`Scan`) or one after the other (`Unroll`).
+      execution: As a loop (`Scan`), one after the other (`Unroll`), or as stages of a
+        `Pipeline`, which cuts rows into microbatches.
       remat: What the backward pass keeps.
     """
 
@@ -31,12 +32,18 @@ class Stack(Layer):
 
     layers: Sequence[Callable[..., Module]]
     repeats: int
-    execution: Annotated[Execution, Operational]
+    execution: Annotated[Execution, Operational("rows_are_independent")]
     remat: Annotated[Remat, Operational] = "none"
     features: Annotated[int, FromParent]
 
     def make(self, maker: Maker):
-        maker.stacked("layers", self.layers, self.repeats, features=self.features)
+        maker.stacked(
+            "layers",
+            self.layers,
+            self.repeats,
+            self.execution.dim(self.repeats),
+            features=self.features,
+        )
 
     @property
     def num_layers(self) -> int:
@@ -48,15 +55,8 @@ class Stack(Layer):
         cycle, ends = len(self.layers), parts.layers.ends
         segments = segments_of(self.repeats, cycle, context.depth, ends)
         params, state = parts.layers.arrays(x, context)
-        x, state = run_stack(
-            parts.layers.run,
-            params,
-            state,
-            x,
-            context,
-            segments=segments,
-            execution=self.execution,
-            remat=self.remat,
-        )
+        states, caches = parts.layers.states(state, x, context), context.stacked_cache()
+        layers = Layers(parts.layers.run, params, state, states, caches)
+        x, state = run_stack(layers, segments, x, context, self.execution, self.remat)
         parts.layers.keep(state)
         return x

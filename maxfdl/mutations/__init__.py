@@ -10,7 +10,7 @@ from maxfdl.mutations.context_parallel import context_parallel
 from maxfdl.mutations.course import batch_ramp_up, stop_at_loss
 from maxfdl.mutations.diloco import use_diloco, use_standard_trainer
 from maxfdl.mutations.dtypes import compute_dtype, param_dtype
-from maxfdl.mutations.execution import scan_layers, unroll_layers
+from maxfdl.mutations.execution import pipeline, scan_layers, unroll_layers
 from maxfdl.mutations.family import to_linen, to_nnx
 from maxfdl.mutations.fp8 import disable_fp8, enable_fp8
 from maxfdl.mutations.freeze import freeze, unfreeze
@@ -66,6 +66,7 @@ __all__ = [
     "offload_optimizer",
     "offload_parameters",
     "param_dtype",
+    "pipeline",
     "python_source",
     "quantize",
     "quantize_cache",

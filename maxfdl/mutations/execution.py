@@ -1,11 +1,13 @@
-"""How stacks run: as a scan over repeats, or unrolled."""
+"""How stacks run: as a scan over repeats, unrolled, or as stages of a pipeline."""
 
 from typing import TypeVar
 
 import fiddle as fdl
 
+from maxfdl.errors import MutationError
 from maxfdl.graph import copy, nodes_of, swap
 from maxfdl.layers.execution import Scan, Unroll
+from maxfdl.layers.pipeline import Pipeline
 from maxfdl.mutations.roles import is_stack
 from maxfdl.mutations.scope import MODEL, network_in
 
@@ -38,4 +40,41 @@ def unroll_layers(cfg: C, *, under: str = MODEL) -> C:
     out = copy(cfg)
     for stack in nodes_of(network_in(out, under), is_stack):
         swap(stack.execution, Unroll)
+    return out
+
+
+def pipeline(
+    cfg: C, *, stages: int, microbatches: int, repeats: int = 1, under: str = MODEL
+) -> C:
+    """Runs layers as `stages` of a pipeline, which cuts rows into `microbatches`.
+
+    Each microbatch passes through all stages `repeats` times. Stacks of fewer layers
+    than `stages * repeats` run as a loop before or after it. The stages lie on the mesh
+    axis `stage`, which `mesh(stage=...)` sets. Same parameters and mathematics, see
+    `maxfdl.layers.pipeline`. `scan_layers` is the inverse.
+
+    Raises:
+      MutationError: If there is no stack, or all have too few layers.
+    """
+    out = copy(cfg)
+    stacks = nodes_of(network_in(out, under), is_stack)
+    units = stages * repeats
+    if max(stack.repeats for stack in stacks) < units:
+        longest = max(stack.repeats for stack in stacks)
+        raise MutationError(
+            f"pipeline stages ({stages}) times repeats ({repeats}) must be at most the"
+            f" repeats of a stack, of which the longest has {longest}; take fewer"
+            " stages."
+        )
+    for stack in stacks:
+        if stack.repeats < units:
+            swap(stack.execution, Scan)
+        else:
+            swap(
+                stack.execution,
+                Pipeline,
+                stages=stages,
+                microbatches=microbatches,
+                repeats=repeats,
+            )
     return out

@@ -37,7 +37,7 @@ WAYS: dict[type, str] = {
     Data: _DATA,
     nnx.Transformer: _MODEL,
     linen.Transformer: _MODEL,
-    Execution: "the mutation scan_layers or unroll_layers",
+    Execution: "the mutation scan_layers, unroll_layers or pipeline(stages=...)",
     CrossEntropy: "the mutation vocab_tiling(num_tiles=...)",
     MatrixProduct: _PRODUCTS,
     GroupedProduct: _PRODUCTS,

@@ -184,6 +184,7 @@ class Capacity(Dispatch):
     """
 
     adds_up: ClassVar[bool] = False  # what microbatches drop is not what all drop
+    rows_are_independent: ClassVar[bool] = False  # nor what those of a pipeline do
     factor: float
 
     @staticmethod

@@ -8,13 +8,11 @@ depend on how its batch was cut.
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, cast
 
 import jax
 import jax.numpy as jnp
 
-Tree = dict[str, Any]
 Merge = Literal["same", "max", "sum", "mean", "last"]
 
 
@@ -22,7 +20,8 @@ class Declaration:
     """What declarations of parameters and of state have in common: dims, and a place.
 
     They have `shape` and `axes` inside one layer, and `repeats`, the number of layers
-    of the stack that holds the array, or None outside stacks. `contracted` and
+    of the stack that holds the array, or None outside stacks; the name of the dim that
+    counts them is `stack_dim`. `contracted` and
     `batched` are those of `Parameter`, and 0 for what is no kernel; `packing`, too, and
     None for what is no part of one. `dtype` is None where the model's `param_dtype`
     counts.
@@ -34,6 +33,7 @@ class Declaration:
     contracted: int
     batched: int
     repeats: int | None
+    stack_dim: str
     dtype: Any
     packing: Any
 
@@ -43,16 +43,16 @@ class Declaration:
 
     @property
     def full_axes(self) -> tuple[str, ...]:
-        return self.axes if self.repeats is None else ("layers", *self.axes)
+        return self.axes if self.repeats is None else (self.stack_dim, *self.axes)
 
     @property
     def size(self) -> int:
         return math.prod(self.full_shape)
 
-    def stacked(self, repeats: int) -> Any:
-        """Returns the declaration of `repeats` of these under one leading dim."""
+    def stacked(self, repeats: int, dim: str = "layers") -> Any:
+        """Returns the declaration of `repeats` of these under the leading dim `dim`."""
         assert self.repeats is None, "a stack cannot hold a stack"
-        return dataclasses.replace(cast(Any, self), repeats=repeats)
+        return dataclasses.replace(cast(Any, self), repeats=repeats, stack_dim=dim)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +73,7 @@ class StateDeclaration(Declaration):
         gradients add up.
       repeats: Layers of the stack that holds it; the array has them as leading dim.
         None outside stacks.
+      stack_dim: Logical name of that dim.
     """
 
     role: ClassVar[str] = "state"
@@ -87,6 +88,7 @@ class StateDeclaration(Declaration):
     merge: Merge = "same"
     backward: bool = False
     repeats: int | None = None
+    stack_dim: str = "layers"
 
     def __post_init__(self):
         assert len(self.shape) == len(self.axes), (self.shape, self.axes)
@@ -123,28 +125,33 @@ class StateDeclaration(Declaration):
 
 @dataclasses.dataclass(frozen=True)
 class States:
-    """What a step does with all state of a model, as a nested dict.
+    """What a step does with all state of a model, or of a part of one.
 
     Args:
-      declared: The declarations, in a nested dict of the same form.
+      declared: The declarations, in a tree of the same form.
     """
 
-    declared: Mapping[str, Any]
+    declared: Any
 
-    def merged(self, before: Tree, parts: Tree) -> Tree:
+    def merged(self, before: Any, parts: Any) -> Any:
         """Returns the state after a batch of parts, whose arrays have a leading dim."""
-        return jax.tree.map(StateDeclaration.merged, dict(self.declared), before, parts)
+        return jax.tree.map(StateDeclaration.merged, self.declared, before, parts)
 
-    def of_backward(self, state: Tree) -> list[jax.Array]:
+    @property
+    def backward(self) -> list[StateDeclaration]:
+        """The declarations of the values that `of_backward` gives."""
+        return [declared for declared in self._flat() if declared.backward]
+
+    def of_backward(self, state: Any) -> list[jax.Array]:
         """Returns the values whose next ones the backward pass leaves."""
         pairs = zip(self._flat(), jax.tree.leaves(state), strict=True)
         return [value for declared, value in pairs if declared.backward]
 
-    def with_backward(self, state: Tree, values: list[jax.Array]) -> Tree:
+    def with_backward(self, state: Any, values: list[jax.Array]) -> Any:
         """Returns the state with these in place of those that `of_backward` gives."""
         leaves, form = jax.tree.flatten(state)
         new, pairs = iter(values), zip(self._flat(), leaves, strict=True)
         return form.unflatten([next(new) if d.backward else old for d, old in pairs])
 
     def _flat(self) -> list[StateDeclaration]:
-        return jax.tree.leaves(dict(self.declared))
+        return jax.tree.leaves(self.declared)

@@ -12,6 +12,9 @@ from maxfdl.errors import UserError
 REPLICA = "replica"
 """The mesh axis along which DiLoCo replicas train apart."""
 
+STAGE = "stage"
+"""The mesh axis along which the stages of a pipeline lie."""
+
 _ALWAYS = ("data", "fsdp", "tensor")
 
 

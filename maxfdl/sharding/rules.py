@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from maxfdl.sharding.mesh import REPLICA, axis_names
+from maxfdl.sharding.mesh import REPLICA, STAGE, axis_names
 
 MeshAxes = tuple[str, ...]
 
@@ -14,7 +14,8 @@ class AxisRules:
     The default is fully sharded data parallelism (ZeRO-3, Rajbhandari et al. 2020)
     over `fsdp`, with Megatron's cuts (Shoeybi et al. 2019) over `tensor`. Sequences are
     cut over `context` and experts over `expert`; both axes shard the other parameters
-    as `fsdp` does, and rows are cut over `expert`, too.
+    as `fsdp` does, and rows are cut over `expert`, too. The axis `stage` cuts the
+    layers of a pipeline (`stages`), and is one more axis like `fsdp` outside of it.
 
     Where a mesh axis cuts both a weight and the tokens, the weight is gathered over it
     for use, for each device needs all of it for its own tokens. The dims in
@@ -25,9 +26,9 @@ class AxisRules:
       cut_in_use: Logical dims along which weights are never gathered for use.
     """
 
-    batch: MeshAxes = (REPLICA, "data", "fsdp", "expert")
+    batch: MeshAxes = (REPLICA, "data", STAGE, "fsdp", "expert")
     sequence: MeshAxes = ("context",)
-    embed: MeshAxes = ("fsdp", "context", "expert")
+    embed: MeshAxes = (STAGE, "fsdp", "context", "expert")
     heads: MeshAxes = ("tensor",)
     kv_heads: MeshAxes = ("tensor",)
     head_dim: MeshAxes = ()
@@ -43,6 +44,7 @@ class AxisRules:
     latent: MeshAxes = ()
     pair: MeshAxes = ()
     groups: MeshAxes = ()
+    stages: MeshAxes = (STAGE,)
     layers: MeshAxes = ()
     cut_in_use: tuple[str, ...] = ("experts",)
 

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from maxfdl.errors import UserError
-from maxfdl.sharding.mesh import REPLICA
+from maxfdl.sharding.mesh import REPLICA, STAGE
 from maxfdl.sharding.rules import AxisRules, dims
 
 DATA = "data"
@@ -24,8 +24,8 @@ class Sharding:
       mesh: The devices; of a program that runs on each shard apart, their abstraction.
       rules: Which mesh axes cut which dims.
       apart: Mesh axes whose shards run apart, so that an array here is one shard's.
-      alone: Mesh axes whose shards do too, and train models of their own: sums over a
-        batch do not cross them.
+      alone: Mesh axes whose shards do too, and have models or layers of their own: sums
+        over a batch do not cross them.
     """
 
     mesh: jax.sharding.Mesh
@@ -49,8 +49,15 @@ class Sharding:
 
     def within_replica(self) -> "Sharding":
         """Returns the sharding of one replica, inside a `shard_map` over `replica`."""
+        return self._alone(REPLICA)
+
+    def within_stage(self) -> "Sharding":
+        """Returns the sharding of one stage, inside a `shard_map` over `stage`."""
+        return self._alone(STAGE)
+
+    def _alone(self, axis: str) -> "Sharding":
         mesh = cast(jax.sharding.Mesh, jax.sharding.get_abstract_mesh())
-        return dataclasses.replace(self, mesh=mesh, alone=(REPLICA,))
+        return dataclasses.replace(self, mesh=mesh, alone=(*self.alone, axis))
 
     def size(self, axis: str) -> int:
         """Returns the devices along a mesh axis: 1 where the mesh lacks it."""

@@ -136,7 +136,8 @@ class Fragment:
         """Returns the declarations of what the fragment has."""
 
         def cut(parameter: Parameter, layers: tuple[int, ...]) -> Parameter:
-            return dataclasses.replace(parameter, repeats=len(layers))
+            alone = dataclasses.replace(parameter, repeats=None)
+            return alone.stacked(len(layers))
 
         return self._of(parameters, cut)
 

@@ -111,7 +111,7 @@ class Placement:
         shape = parameter.full_shape
         entries = [*spec, *[None] * (len(shape) - len(spec))]
         free = [d for d, e in enumerate(entries) if e is None and not shape[d] % parts]
-        layers = [d for d in free if parameter.full_axes[d] == "layers"]
+        layers = [d for d in free if parameter.full_axes[d] == parameter.stack_dim]
         others = sorted(set(free) - set(layers), key=lambda d: -shape[d])
         on_host = "host" in (self.memory, self.param_memory)
         choices = others if on_host else layers + others

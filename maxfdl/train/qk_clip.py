@@ -146,7 +146,7 @@ def _scaled(params: Any, declared: Any, factors: jax.Array) -> Any:
     def scale(parameter: Parameter, value: jax.Array) -> jax.Array:
         if not set(_HEADS) & set(parameter.axes):
             return value
-        kept = {"layers", "head_dim", *_HEADS}
+        kept = {parameter.stack_dim, "head_dim", *_HEADS}
         wide = [a in kept for a in parameter.full_axes]
         sizes = iter(factors.shape)
         shape = [next(sizes) if w else 1 for w in wide]

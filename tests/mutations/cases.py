@@ -10,6 +10,7 @@ from maxfdl.graph.expression import parse_call
 from maxfdl.graph.names import mutations
 from maxfdl.graph.resolve import mutate
 from maxfdl.layers.execution import Unroll
+from maxfdl.layers.pipeline import Pipeline
 from maxfdl.model import LinenModel
 from maxfdl.optim.schedules import WarmupCosine
 from maxfdl.sharding.mesh import MeshShape
@@ -43,6 +44,9 @@ def _family(cfg: fdl.Buildable) -> str:
 
 def _execution(cfg: fdl.Buildable) -> str:
     execution = cfg.model.decoder.stacks[0].execution
+    if fdl.get_callable(execution) is Pipeline:
+        fields = execution.__arguments__.items()
+        return f"pipeline({', '.join(f'{name}={value}' for name, value in fields)})"
     if fdl.get_callable(execution) is Unroll:
         return "unroll_layers"
     return f"scan_layers(unroll={execution.unroll})"
@@ -201,6 +205,11 @@ CASES = {
         call="param_dtype(dtype=bfloat16)",
         decides="type of parameters",
         undo=lambda cfg: f"param_dtype(dtype={cfg.model.param_dtype})",
+    ),
+    "pipeline": Case(
+        call="pipeline(stages=2, microbatches=2)",
+        decides="execution",
+        undo=_execution,
     ),
     "quantize": Case(
         call="quantize(format=int8, backward=True, rounding=stochastic)",

@@ -77,11 +77,13 @@ class LinenStackedLayers(StackedLayers):
         module: nn.Module,
         layers: dict[str, nn.Module],
         repeats: int,
+        dim: str,
         ends: tuple[Ends, ...],
     ):
         self._module = module
         self._layers = layers
         self._repeats = repeats
+        self._dim = dim
         self.ends = ends
 
     def arrays(self, x: jax.Array, context: Context) -> tuple[Any, Any]:
@@ -98,12 +100,32 @@ class LinenStackedLayers(StackedLayers):
         keys = jax.random.split(self._module.make_rng("params"), self._repeats)
         trees = jax.vmap(lambda key: layer.init(key, x, context))(keys)
         for collection in ("params", "state"):
-            tree = _declared_stacked(trees.get(collection, {}), self._repeats)
+            tree = _declared_stacked(
+                trees.get(collection, {}), self._repeats, self._dim
+            )
             self._put_if_any(collection, name, tree)
 
     def _trees(self, collection: str) -> dict[str, Any]:
         get = self._module.get_variable
         return {n: nn.meta.unbox(get(collection, n, {})) for n in self._layers}
+
+    def states(
+        self, state: Any, x: jax.Array, context: Context
+    ) -> list[StateDeclaration]:
+        if not jax.tree.leaves(state):
+            return []
+        made = {
+            n: self._state_of(n, layer, x, context) for n, layer in self._layers.items()
+        }
+        boxes = jax.tree.leaves(made, is_leaf=lambda leaf: isinstance(leaf, Declared))
+        return [box.declaration.stacked(self._repeats, self._dim) for box in boxes]
+
+    def _state_of(
+        self, name: str, layer: nn.Module, x: jax.Array, context: Context
+    ) -> Any:
+        inner = context.for_layer(0).at(name)
+        made = jax.eval_shape(lambda: layer.init(jax.random.key(0), x, inner))
+        return made.get("state", {})
 
     def run(
         self, params: Any, state: Any, x: jax.Array, context: Context
@@ -145,14 +167,20 @@ class LinenMaker(Maker):
         self._keep(name, [make(**fields, name=f"{name}_{i}") for i, make in named])
 
     def stacked(
-        self, name: str, factories: Sequence[Factory], repeats: int, **fields: Any
+        self,
+        name: str,
+        factories: Sequence[Factory],
+        repeats: int,
+        dim: str,
+        **fields: Any,
     ) -> None:
         layers = {
             f"{name}_{i}": factory(**fields, parent=None)
             for i, factory in enumerate(factories)
         }
         ends = ends_in(factories)
-        self._keep(name, LinenStackedLayers(self._module, layers, repeats, ends))
+        made = LinenStackedLayers(self._module, layers, repeats, dim, ends)
+        self._keep(name, made)
 
     def parameter(self, name: str, declaration: Parameter | None) -> None:
         self._keep(name, declaration and self._param(name, declaration))
@@ -206,12 +234,12 @@ def state(
     return module.variable("state", name, start)
 
 
-def _declared_stacked(tree: Any, repeats: int) -> Any:
+def _declared_stacked(tree: Any, repeats: int, dim: str) -> Any:
     """Tells each box in `tree` that its value is now that of a stack."""
 
     def tell(leaf: Any) -> Any:
         if not isinstance(leaf, Declared):
             return leaf
-        return leaf.replace(declaration=leaf.declaration.stacked(repeats))
+        return leaf.replace(declaration=leaf.declaration.stacked(repeats, dim))
 
     return jax.tree.map(tell, tree, is_leaf=lambda leaf: isinstance(leaf, Declared))

@@ -107,6 +107,12 @@ class NnxStackedLayers(nnx.List, StackedLayers):
         _, params, state = nnx.split(self, nnx.Param, State)
         return params, state
 
+    def states(
+        self, state: nnx.State, x: jax.Array, context: Context
+    ) -> list[StateDeclaration]:
+        cells = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, State))
+        return [declaration_of(cell) for cell in cells]
+
     def run(
         self, params: nnx.State, state: nnx.State, x: jax.Array, context: Context
     ) -> tuple[jax.Array, nnx.State]:
@@ -137,9 +143,14 @@ class NnxMaker(Maker):
         self._keep(name, nnx.List(made))
 
     def stacked(
-        self, name: str, factories: Sequence[Factory], repeats: int, **fields: Any
+        self,
+        name: str,
+        factories: Sequence[Factory],
+        repeats: int,
+        dim: str,
+        **fields: Any,
     ) -> None:
-        made = [stacked(f, repeats, rngs=self._rngs, **fields) for f in factories]
+        made = [stacked(f, repeats, dim, self._rngs, **fields) for f in factories]
         self._keep(name, NnxStackedLayers(made, ends_in(factories)))
 
     def parameter(self, name: str, declaration: Parameter | None) -> None:
@@ -164,8 +175,10 @@ def declaration_of(variable: nnx.Variable) -> Any:
     return variable.get_metadata()["declaration"]
 
 
-def stacked(factory: Callable[..., Module], repeats: int, *, rngs: nnx.Rngs, **kwargs):
-    """Returns one module whose arrays hold `repeats` layers along a leading dim."""
+def stacked(
+    factory: Callable[..., Module], repeats: int, dim: str, rngs: nnx.Rngs, **kwargs
+):
+    """Returns one module whose arrays hold `repeats` layers along the first dim."""
 
     def make(key: jax.Array) -> Module:
         return factory(**kwargs, rngs=nnx.Rngs(params=key))
@@ -174,7 +187,8 @@ def stacked(factory: Callable[..., Module], repeats: int, *, rngs: nnx.Rngs, **k
     graphdef = nnx.graphdef(nnx.eval_shape(make, keys[0]))
     layers = nnx.merge(graphdef, jax.vmap(lambda key: nnx.state(make(key)))(keys))
     for _, variable in nnx.to_flat_state(nnx.state(layers)):
-        variable.set_metadata(declaration=declaration_of(variable).stacked(repeats))
+        declared = declaration_of(variable).stacked(repeats, dim)
+        variable.set_metadata(declaration=declared)
     return layers
 
 

@@ -1,0 +1,154 @@
+"""Pipeline parallelism: layers of a stack on several devices, one after the other.
+
+The rows of a batch are cut into microbatches. A stage of the pipeline runs some of the
+layers, on one microbatch after the other, and all stages run at once (GPipe, Huang et
+al. 2018, https://arxiv.org/abs/1811.06965). A microbatch may pass through all stages
+several times, which makes for a smaller bubble (Narayanan et al. 2021,
+https://arxiv.org/abs/2104.04473, section 2.2).
+"""
+
+import dataclasses
+import functools
+
+import jax
+from jax.sharding import PartitionSpec
+
+from maxfdl.errors import UserError
+from maxfdl.layers.context import Context
+from maxfdl.layers.execution import (
+    Execution,
+    Layers,
+    Remat,
+    Results,
+    Scan,
+    joined,
+)
+from maxfdl.layers.schedule import Schedule
+from maxfdl.layers.stages import Stages
+from maxfdl.sharding.line import Line
+from maxfdl.sharding.mesh import STAGE
+from maxfdl.sharding.sharding import DATA, Sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline(Execution):
+    """Runs the repeats of a stack as stages, each on another microbatch.
+
+    The largest multiple of `stages * repeats` of the stack's repeats goes through the
+    pipeline, and the rest runs before it. A stage runs equally many layers each time
+    that a microbatch comes by; with several `repeats`, stages take turns at the layers.
+    Outputs, state, side results and gradients are those of `Scan`, with sums in another
+    order. A stage has nothing to do in `(S - 1) / (M R + S - 1)` of the time.
+
+    The stages lie on the mesh axis `stage`, equally many on each of its devices;
+    without that axis they run in turn. Outside the pipeline it cuts rows, as `data`
+    does. Calls that cache, as in decoding, run all layers in sequence. So do those
+    whose rows are no multiple of `microbatches`; those of a training batch must be, see
+    `check_rows`.
+
+    What `remat` keeps for the backward pass, it keeps of each stage and microbatch.
+
+    Args:
+      stages: S, a multiple of the mesh axis `stage`.
+      microbatches: M, a multiple of the mesh axis `stage`; with `repeats`, a multiple
+        of `stages`.
+      repeats: R, how often a microbatch passes through all stages.
+    """
+
+    in_loop = True
+    stages: int
+    microbatches: int
+    repeats: int = 1
+
+    @staticmethod
+    def check_config(node):
+        for field in ("stages", "microbatches", "repeats"):
+            if getattr(node, field) < 1:
+                yield f"Pipeline {field} ({getattr(node, field)}) must be at least 1."
+        if node.repeats > 1 and node.stages > 0 and node.microbatches % node.stages:
+            yield (
+                f"Pipeline microbatches ({node.microbatches}) must be a multiple of"
+                f" stages ({node.stages}) where repeats ({node.repeats}) is above 1."
+            )
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(self.stages, self.microbatches, self.repeats)
+
+    @property
+    def in_sequence(self) -> Execution:
+        return Scan()
+
+    def rest(self, repeats: int) -> int:
+        """Returns how many of a stack's repeats run before the pipeline."""
+        return repeats % (self.stages * self.repeats)
+
+    def dim(self, repeats: int) -> str:
+        # The devices along the mesh axis `stage` cannot share a rest evenly.
+        return "layers" if self.rest(repeats) else "stages"
+
+    def check_rows(self, rows: int, sharding: Sharding) -> None:
+        self._check_devices(sharding.size(STAGE))
+        replicas = sharding.data_parallel
+        if rows % (replicas * self.microbatches):
+            raise UserError(
+                f"The rows of a batch that a pipeline is given ({rows}) must be a"
+                f" multiple of its microbatches ({self.microbatches}) times the"
+                f" data-parallel replicas ({replicas}); change batch_size, or take"
+                " fewer microbatches."
+            )
+        rows = rows // replicas // self.microbatches
+        alone = (*sharding.alone, STAGE, *[DATA] * (replicas > 1))
+        inner = dataclasses.replace(sharding, alone=alone)
+        inner.check("rows of a microbatch", (rows,), ("batch",))
+
+    def _check_devices(self, devices: int) -> None:
+        for name in ("stages", "microbatches"):
+            if getattr(self, name) % devices:
+                raise UserError(
+                    f"Pipeline {name} ({getattr(self, name)}) must be a multiple of the"
+                    f" mesh axis 'stage' ({devices}); change one of them."
+                )
+
+    def run(
+        self, layers: Layers, x: jax.Array, context: Context, remat: Remat
+    ) -> tuple[jax.Array, Results]:
+        if x.shape[0] % self.microbatches:
+            return self.in_sequence.run(layers, x, context, remat)
+        rest = self.rest(layers.repeats)
+        if not rest:
+            return self._run(layers, x, context, remat)
+        if rest == layers.repeats:
+            return self.in_sequence.run(layers, x, context, remat)
+        first, others = layers.cut([rest, layers.repeats - rest])
+        x, before = self.in_sequence.run(first, x, context, remat)
+        x, after = self._run(others, x, context, remat)
+        return x, joined((before, after))
+
+    def _run(
+        self, layers: Layers, x: jax.Array, context: Context, remat: Remat
+    ) -> tuple[jax.Array, Results]:
+        """Runs repeats all of which go through the pipeline."""
+        stages = functools.partial(Stages, self.schedule, layers, remat)
+        arrays = layers.params, layers.state, x, context.rows, context.key
+        sharding = context.sharding
+        devices = 1 if sharding is None else sharding.size(STAGE)
+        self._check_devices(devices)
+        if sharding is None or devices == 1:
+            x, state, sinks = stages(context, Line())(*arrays)
+            return x, Results(state, sinks, {})
+
+        def of_device(*arrays):
+            inner = dataclasses.replace(context, sharding=sharding.within_stage())
+            return stages(inner, Line(STAGE, devices))(*arrays)
+
+        cut, whole = PartitionSpec(STAGE), PartitionSpec()
+        x, state, sinks = jax.shard_map(
+            of_device,
+            mesh=sharding.mesh,
+            in_specs=(cut, cut, cut, cut, whole),
+            out_specs=(cut, cut, cut),
+            axis_names={STAGE},
+            check_vma=False,
+        )(*arrays)
+        return x, Results(state, sinks, {})

@@ -1,0 +1,29 @@
+"""What runs as a pipeline, and what does not."""
+
+import fiddle as fdl
+
+from maxfdl import graph
+from maxfdl.layers.pipeline import Pipeline
+
+
+def pipelines_of(config: fdl.Buildable) -> list[str]:
+    """Returns a sentence for each stack of the graph's model that is a pipeline."""
+    found = []
+    for path, node in graph.iterate(config.model):
+        execution = node.__arguments__.get("execution")
+        if execution is not None and fdl.get_callable(execution) is Pipeline:
+            found.append(_sentence(path, node.repeats, graph.build(execution)))
+    return found
+
+
+def _sentence(path: str, repeats: int, pipeline: Pipeline) -> str:
+    rest, schedule = pipeline.rest(repeats), pipeline.schedule
+    stages = f"{pipeline.stages} stages"
+    if pipeline.repeats > 1:
+        stages += f" that take {pipeline.repeats} turns"
+    before = f", {rest} run before it" if rest else ""
+    return (
+        f"{path}: {repeats - rest} of {repeats} repeats in {stages}"
+        f"{before}; a stage has nothing to do in {pipeline.stages - 1} of"
+        f" {schedule.iterations} iterations ({schedule.bubble:.1%})"
+    )
