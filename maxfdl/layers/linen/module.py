@@ -88,10 +88,8 @@ class LinenStackedLayers(StackedLayers):
 
     def arrays(self, x: jax.Array, context: Context) -> tuple[Any, Any]:
         if self._module.is_initializing():
-            # Any depth will do: what is declared is the same in all layers.
-            told = context.for_layer(0).at_depth(None)
             for name, layer in self._layers.items():
-                self._start(name, layer, x, told.at(name))
+                self._start(name, layer, x, _to_declare(context, name))
         return self._trees("params"), self._trees("state")
 
     def _start(
@@ -123,7 +121,7 @@ class LinenStackedLayers(StackedLayers):
     def _state_of(
         self, name: str, layer: nn.Module, x: jax.Array, context: Context
     ) -> Any:
-        inner = context.for_layer(0).at(name)
+        inner = _to_declare(context, name)
         made = jax.eval_shape(lambda: layer.init(jax.random.key(0), x, inner))
         return made.get("state", {})
 
@@ -147,6 +145,12 @@ class LinenStackedLayers(StackedLayers):
     def _put_if_any(self, collection: str, name: str, tree: Any) -> None:
         if jax.tree.leaves(tree):
             self._module.put_variable(collection, name, tree)
+
+
+def _to_declare(context: Context, name: str) -> Context:
+    """Returns the context in which a layer declares its parts: at no depth, for what is
+    declared is the same in all repeats."""
+    return context.for_layer(0).at_depth(None).at(name)
 
 
 class LinenMaker(Maker):
