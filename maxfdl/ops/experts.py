@@ -69,11 +69,13 @@ class Groups:
 
         Summed in float32. A dropped copy adds nothing.
         """
+        *dims, k = self.rows.shape
         y = _take(y_MD, self.rows.reshape(-1), self.copies[:, None])
-        y_NkD = y.reshape(*self.rows.shape, -1).astype(jnp.float32)
+        y_NkD = y.reshape(-1, k, y.shape[-1]).astype(jnp.float32)
         if weights_Nk is not None:
-            y_NkD = y_NkD * weights_Nk[..., None]
-        return jnp.sum(y_NkD, axis=-2).astype(y_MD.dtype)
+            y_NkD = y_NkD * weights_Nk.reshape(-1, k)[..., None]
+        y_ND = jnp.sum(y_NkD, axis=1).astype(y_MD.dtype)
+        return y_ND.reshape(*dims, y_ND.shape[-1])
 
     def dropped(self, mask_N: Bool[Array, "*N"]) -> Int[Array, ""]:
         """Returns how many copies of the tokens in `mask` no expert sees."""
