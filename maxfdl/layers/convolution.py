@@ -10,7 +10,7 @@ from maxfdl.layers.context import Context
 from maxfdl.layers.layer import Layer, Maker, with_parts
 from maxfdl.layers.parameter import Parameter
 from maxfdl.markers import FromParent
-from maxfdl.ops.convolution import causal_convolution
+from maxfdl.ops.convolution import causal_convolution, convolution_of_shards
 from maxfdl.ops.initializers import Initializer
 
 Dims = dict[str, int]
@@ -45,7 +45,11 @@ class CausalConvolution(Layer):
         kernel = parts.kernel.ready(context, x.dtype)
         shape = (x.shape[0], self.width - 1, *x.shape[2:])
         before = context.cached(lambda length: jnp.zeros(shape, x.dtype))
+        if before is None:
+            _, *channels = parts.kernel.declared.axes
+            return convolution_of_shards(
+                x, kernel, context.places, context.sharding, channels
+            )
         y, last = causal_convolution(x, kernel, context.places, before)
-        if before is not None:
-            context.store(last)
+        context.store(last)
         return y

@@ -132,6 +132,7 @@ class GatedDeltaNet(Layer):
             jax.nn.sigmoid(beta_BTH),
             context.places,
             state_BHKV,
+            sharding=context.sharding,
         )
         if state_BHKV is not None:
             context.store(new_state_BHKV)

@@ -19,10 +19,11 @@ from maxfdl.errors import UserError
 from maxfdl.markers import Operational
 from maxfdl.ops.attention_block import MASKED, BlockAttention, PlainBlocks
 from maxfdl.ops.balance import counted
-from maxfdl.ops.context_parallel import ContextParallel, Cut, RingAttention
+from maxfdl.ops.context_parallel import ContextParallel, RingAttention
 from maxfdl.ops.cost import declare_flops
 from maxfdl.ops.fused_attention import KERNELS, Demand, best_on_gpu, refusal
 from maxfdl.ops.mask import Mask
+from maxfdl.ops.ring import Cut
 from maxfdl.ops.target import target_platform
 
 Implementation = Literal["auto", "xla", "cudnn", "tokamax"]

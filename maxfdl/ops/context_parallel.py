@@ -7,7 +7,7 @@ import abc
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,83 +18,11 @@ from jaxtyping import Array, Float
 from maxfdl.errors import UserError
 from maxfdl.ops.attention_block import BlockAttention
 from maxfdl.ops.mask import Mask
-from maxfdl.ops.ring_attention import (
-    Axis,
-    Ring,
-    ring_attention,
-    ring_highest_scores,
-)
+from maxfdl.ops.ring import Cut, names_of
+from maxfdl.ops.ring_attention import ring_attention, ring_highest_scores
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Mask, jax.Array | None], jax.Array]
 Highest = Callable[[jax.Array, jax.Array, Mask], jax.Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class Cut:
-    """How a mesh cuts the queries, keys and values of a call.
-
-    Args:
-      sharding: A `maxfdl.sharding.Sharding`.
-      rows, heads, tokens: Mesh axes that cut these dims. Heads of queries and of keys
-        are cut alike, or not at all.
-    """
-
-    sharding: Any
-    rows: Axis | None
-    heads: Axis | None
-    tokens: Axis
-
-    @classmethod
-    def of(cls, sharding: Any | None, heads: int, kv_heads: int) -> "Cut | None":
-        """Returns the cut by the rules; None if they leave the tokens of a row
-        together."""
-        if sharding is None:
-            return None
-        rows, by, tokens = sharding.spec(("batch", "heads", "sequence"))
-        if tokens is None:
-            return None
-        of_keys = sharding.spec(("batch", "kv_heads" if heads != kv_heads else "heads"))
-        return cls(sharding, rows, by if by == of_keys[1] else None, tokens)
-
-    def size(self, axes: Axis | None) -> int:
-        names = (axes,) if isinstance(axes, str) else axes or ()
-        return math.prod(self.sharding.size(name) for name in names)
-
-    @property
-    def ring(self) -> Ring:
-        return Ring(self.tokens, self.size(self.tokens))
-
-    @property
-    def features(self) -> PartitionSpec:
-        """Of an array [B, T, H, ...]."""
-        return PartitionSpec(self.rows, self.tokens, self.heads, None)
-
-    @property
-    def places(self) -> PartitionSpec:
-        """Of an array [B, T]."""
-        return PartitionSpec(self.rows, self.tokens)
-
-    def run(self, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
-        """Returns `function` run by each device on its shards."""
-        sharding = self.sharding
-        return jax.shard_map(
-            function,
-            mesh=sharding.mesh,
-            in_specs=in_specs,
-            out_specs=out_specs,
-            axis_names=set(sharding.mesh.axis_names) - set(sharding.manual),
-            check_vma=False,
-        )
-
-    def highest(self, per_head: jax.Array, *more: Axis) -> jax.Array:
-        """Returns the maximum over all devices with these heads, inside of `run`."""
-        axes = [*more, self.tokens, self.rows]
-        names = [name for each in axes if each for name in _names(each)]
-        return lax.pmax(per_head, tuple(names))
-
-
-def _names(axes: Axis) -> tuple[str, ...]:
-    return (axes,) if isinstance(axes, str) else axes
 
 
 class ContextParallel(abc.ABC):
@@ -224,7 +152,7 @@ class UlyssesAttention(ContextParallel):
         return *map(exchanged, arrays), jax.tree.map(whole, mask)
 
     def _cut_heads(self, cut: Cut) -> tuple[str, ...]:
-        return (*_names(cut.heads or ()), *_names(cut.tokens))
+        return (*names_of(cut.heads or ()), *names_of(cut.tokens))
 
     def _check_heads(self, cut: Cut, heads: int) -> None:
         parts = cut.size(self._cut_heads(cut))

@@ -3,13 +3,21 @@
 Letters: B rows, T tokens, W taps; `...` the channels, in as many dims as they have.
 """
 
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from maxfdl.ops.documents import document_numbers, is_token
+from maxfdl.errors import UserError
+from maxfdl.ops.documents import document_numbers, is_token, places_of_shard
 from maxfdl.ops.mask import Places
+from maxfdl.ops.ring import Ring, names_of
 
 
 def causal_convolution(
@@ -57,3 +65,52 @@ def causal_convolution(
     cut = jax.vmap(lambda row, at: lax.dynamic_slice_in_dim(row, at, taps - 1))
     last, ids = cut(inputs, seen), cut(document, seen)
     return y.astype(x.dtype), of_document(last, ids, ids[:, -1:])
+
+
+def convolution_of_shards(
+    x: Float[Array, "B T ..."],
+    kernel: Float[Array, "W ..."],
+    places: Places,
+    sharding: Any | None,
+    channels: Sequence[str],
+) -> Float[Array, "B T ..."]:
+    """Returns what `causal_convolution` does for rows that begin here.
+
+    Where a mesh cuts the rows along their tokens, each device sends its last `W - 1`
+    inputs to the next.
+
+    Args:
+      x, kernel, places: As there.
+      sharding: Where arrays lie, a `maxfdl.sharding.Sharding`; None on one device.
+      channels: Logical names of the channels' dims.
+
+    Raises:
+      UserError: If a shard has fewer than `W - 1` tokens.
+    """
+    if sharding is None:
+        return causal_convolution(x, kernel, places)[0]
+    rows, *cuts, tokens = sharding.spec(("batch", *channels, "sequence"))
+    if tokens is None:
+        return causal_convolution(x, kernel, places)[0]
+    size = math.prod(map(sharding.size, names_of(tokens)))
+    if x.shape[1] // size < kernel.shape[0] - 1:
+        raise UserError(
+            f"CausalConvolution of width {kernel.shape[0]} reaches beyond the shard"
+            f" before: a sequence ({x.shape[1]}) in {size} shards must leave each at"
+            f" least {kernel.shape[0] - 1} tokens; take a smaller mesh.context."
+        )
+    of_x, of_kernel = PartitionSpec(rows, tokens, *cuts), PartitionSpec(None, *cuts)
+    return jax.shard_map(
+        functools.partial(_of_shard, Ring(tokens, size)),
+        mesh=sharding.mesh,
+        in_specs=(of_x, of_kernel, PartitionSpec(rows, tokens)),
+        out_specs=of_x,
+        axis_names=set(sharding.mesh.axis_names) - set(sharding.manual),
+        check_vma=False,
+    )(x, kernel.astype(jnp.float32), places)
+
+
+def _of_shard(ring, x, kernel, places):
+    places = places_of_shard(places, ring)
+    _, last = causal_convolution(x, kernel, places)
+    return causal_convolution(x, kernel, places, ring.before(last))[0]

@@ -7,18 +7,20 @@ query and key, V width of a value; C tokens of a chunk, N chunks.
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Key
 
 from maxfdl.markers import Operational
 from maxfdl.ops.cost import declare_flops
-from maxfdl.ops.documents import document_numbers, is_token
+from maxfdl.ops.documents import document_numbers, is_token, places_of_shard
 from maxfdl.ops.initializers import Initializer
 from maxfdl.ops.mask import Places
+from maxfdl.ops.ring import Cut, Ring
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,26 +64,38 @@ class GatedDeltaRule:
         beta_BTH: Float[Array, "B T H"],
         places: Places,
         state_BHKV: Float[Array, "B H K V"] | None = None,
+        *,
+        sharding: Any | None = None,
     ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
         """Returns what each token reads, and the state after the last.
 
-        `log_decay` is at most 0; a state of None is one of zeros.
+        Where a mesh cuts rows along their tokens, each device reads its own as if they
+        began with zeros, and what its state adds once the shards before have told it,
+        in `log2(n)` exchanges: this doubles the work on the state. `log_decay` is at
+        most 0; a state of None is one of zeros.
+
+        Args:
+          q_BTGK, k_BTGK, v_BTHV, log_decay_BTH, beta_BTH: As above.
+          places: Where the tokens stand.
+          state_BHKV: The state that earlier tokens left.
+          sharding: Where arrays lie, a `maxfdl.sharding.Sharding`; None on one device.
         """
         rows, tokens, heads, value_width = v_BTHV.shape
         key_width = q_BTGK.shape[-1]
         state = self.empty(k_BTGK, v_BTHV) if state_BHKV is None else state_BHKV
-        chunk = min(self.chunk, 2 ** math.ceil(math.log2(tokens)))
-        run = _one_token if tokens == 1 else _in_chunks(chunk)
+        cut = Cut.of(sharding, heads, heads)
+        here = tokens if cut is None else tokens // cut.ring.size
+        chunk = min(self.chunk, 2 ** math.ceil(math.log2(here)))
+        run = _of_rows(chunk) if cut is None else _of_shards(chunk, cut)
         flops = rows * tokens * heads * _flops(chunk, key_width, value_width)
-        per_head = heads // q_BTGK.shape[2]
-        document, token = document_numbers(places), is_token(places)[..., None]
+        per_head, token = heads // q_BTGK.shape[2], is_token(places)[..., None]
         out_BTHV, state = declare_flops(run, flops)(
             jnp.repeat(self._unit(q_BTGK), per_head, 2) / math.sqrt(key_width),
             jnp.repeat(self._unit(k_BTGK), per_head, 2),
             v_BTHV.astype(jnp.float32),
             jnp.where(token, log_decay_BTH.astype(jnp.float32), 0.0),
             jnp.where(token, beta_BTH.astype(jnp.float32), 0.0),
-            document,
+            places,
             state.astype(jnp.float32),
         )
         return out_BTHV.astype(v_BTHV.dtype), state
@@ -108,6 +122,28 @@ def _flops(chunk: int, key_width: int, value_width: int) -> int:
     return step + chunk * (3 * key_width + 2 * value_width) + chunk**2 // 3
 
 
+def _of_rows(chunk: int):
+    def run(q, k, v, log_decay, beta, places, state):
+        rule = _one_token if q.shape[1] == 1 else _in_chunks(chunk)
+        return rule(q, k, v, log_decay, beta, document_numbers(places), state)
+
+    return run
+
+
+def _of_shards(chunk: int, cut: Cut):
+    """Returns the rule for rows of which each device has a shard."""
+    rule, ring = _in_chunks(chunk, cut.ring), cut.ring
+
+    def on_shard(q, k, v, log_decay, beta, places, state):
+        document = document_numbers(places_of_shard(places, ring))
+        return rule(q, k, v, log_decay, beta, document, state)
+
+    of_heads = PartitionSpec(cut.rows, cut.tokens, cut.heads)
+    of_state = PartitionSpec(cut.rows, cut.heads)
+    in_specs = (*[of_heads] * 5, cut.places, of_state)
+    return cut.run(on_shard, in_specs, (of_heads, of_state))
+
+
 def _one_token(q, k, v, log_decay, beta, document, state):
     q, k, v, log_decay, beta = (x[:, 0] for x in (q, k, v, log_decay, beta))
     goes_on = document[:, 0, None] == 0
@@ -118,8 +154,12 @@ def _one_token(q, k, v, log_decay, beta, document, state):
     return jnp.einsum("bhkv,bhk->bhv", state, q)[:, None], state
 
 
-def _in_chunks(chunk: int):
-    """Returns the rule in chunks; `i` is a token of a chunk, `j` one not after it."""
+def _in_chunks(chunk: int, ring: Ring | None = None):
+    """Returns the rule in chunks; `i` is a token of a chunk, `j` one not after it.
+
+    With a ring, the tokens are a shard of a row, and the state that is given counts on
+    the first device only.
+    """
 
     def run(q, k, v, log_decay, beta, document, state):
         rows, tokens, heads, width = v.shape
@@ -150,11 +190,46 @@ def _in_chunks(chunk: int):
 
         whole = since_start[..., -1:, :]
         each = u_of_values, u_of_state, mixes, since_start * q, until_end * k, whole
-        state, out = lax.scan(step, state, each)
+        if ring is None:
+            state, out = lax.scan(step, state, each)
+        else:
+            state, out = _after_others(ring, step, state, each)
         out = out.transpose(1, 0, 3, 2, 4).reshape(rows, -1, heads, width)
         return out[:, :tokens], state
 
     return run
+
+
+def _after_others(ring: Ring, step, state, each):
+    """Runs the chunks of a shard whose first state is that of the shard before.
+
+    All is linear in that state, `S`: a shard leaves `written + kept S`, and its
+    tokens read `out + reads S`. The columns of `kept` and `reads` are found as if
+    they were values, from an identity matrix as state, and with nothing written.
+    """
+    u_of_values, *others = each
+    rows, heads, keys, width = state.shape
+    nothing = [(0, 0)] * (u_of_values.ndim - 1) + [(0, keys)]
+    start = jnp.where(ring.number == 0, state, 0.0)
+    identity = jnp.broadcast_to(jnp.eye(keys), (rows, heads, keys, keys))
+    last, out = lax.scan(
+        step,
+        jnp.concatenate([start, identity], axis=-1),
+        (jnp.pad(u_of_values, nothing), *others),
+    )
+    (written, kept), (out, reads) = (
+        jnp.split(x, [width], axis=-1) for x in (last, out)
+    )
+    far = 1
+    while far < ring.size:
+        # From the first devices on, shards are put together two by two. Zeros come to
+        # those without a shard so far back: all is written then, and nothing is kept.
+        written_before, kept_before = ring.before((written, kept), far)
+        written, kept = written + kept @ written_before, kept @ kept_before
+        far *= 2
+    is_last = ring.number == ring.size - 1
+    state = lax.psum(jnp.where(is_last, written, 0.0), ring.axis)
+    return state, out + reads @ ring.before(written)
 
 
 def _cut(x, chunk: int, mode: str = "constant"):

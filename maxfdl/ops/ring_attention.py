@@ -19,36 +19,7 @@ from jaxtyping import Array, Float
 
 from maxfdl.ops.attention_block import BlockAttention, merged
 from maxfdl.ops.mask import Mask
-
-Axis = str | tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Ring:
-    """The devices along a mesh axis, each with a number.
-
-    Args:
-      axis: Name of the mesh axis.
-      size: n.
-    """
-
-    axis: Axis
-    size: int
-
-    @property
-    def number(self) -> jax.Array:
-        """The number of this device."""
-        return lax.axis_index(self.axis)
-
-    def shift(self, tree: Any, by: int) -> Any:
-        """Returns what the device `by` places before this one has."""
-        pairs = [(i, (i + by) % self.size) for i in range(self.size)]
-        return jax.tree.map(lambda x: lax.ppermute(x, self.axis, pairs), tree)
-
-    def mirrored(self, tree: Any) -> Any:
-        """Returns what the device has that is as far from the other end."""
-        pairs = [(i, self.size - 1 - i) for i in range(self.size)]
-        return jax.tree.map(lambda x: lax.ppermute(x, self.axis, pairs), tree)
+from maxfdl.ops.ring import Ring
 
 
 def to_pairs(tree: Any, ring: Ring) -> Any:

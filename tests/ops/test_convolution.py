@@ -1,12 +1,18 @@
 """Causal convolution against its sum written out, in float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from maxfdl.errors import UserError
 from maxfdl.ops import convolution
 from maxfdl.ops.mask import NOWHERE, Places
+from maxfdl.sharding.mesh import MeshShape
+from maxfdl.sharding.rules import AxisRules
+from maxfdl.sharding.sharding import Sharding
 
 ROWS, WIDTH = 2, 4
 causal_convolution = jax.jit(convolution.causal_convolution)
@@ -130,3 +136,43 @@ def test_sums_are_float32_and_results_in_the_type_of_the_inputs():
     wholes = (z.astype(jnp.float32) for z in (x, kernel))
     expected, _ = causal_convolution(*wholes, one_document(9))
     np.testing.assert_array_equal(y, expected.astype(jnp.bfloat16))
+
+
+# On a mesh.
+
+
+def of_shards(context, tensor):
+    shape = MeshShape(fsdp=1, context=context, tensor=tensor)
+    mesh = shape.build(jax.devices()[: context * tensor])
+    return functools.partial(
+        convolution.convolution_of_shards,
+        sharding=Sharding(mesh, AxisRules()),
+        channels=("kv_heads", "head_dim"),
+    )
+
+
+def test_taps_reach_into_the_shard_before():
+    """Documents begin at, before and after the first token of a shard of four."""
+    x, kernel = inputs(16, 2, 3)
+    places = packed([[1] * 4 + [2] * 6 + [3] * 6, [1] * 7 + [2] * 4 + [3] * 5])
+    # Only segments say where the last document begins.
+    places = Places(places.positions.at[1, 11:].add(11), places.segment_ids)
+
+    def plain(x, kernel, places):
+        return convolution.causal_convolution(x, kernel, places)[0]
+
+    def run(convolve):
+        y, backward = jax.vjp(lambda *given: convolve(*given, places), x, kernel)
+        return y, *backward(jnp.cos(jnp.arange(y.size)).reshape(y.shape))
+
+    for found, expected in zip(
+        jax.jit(lambda: run(of_shards(4, 2)))(), run(plain), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+def test_taps_that_reach_beyond_it_are_refused():
+    x, kernel = inputs(8, 2, 3)
+    words = r"width 4 .* sequence \(8\) in 4 shards .* at least 3 tokens; "
+    with pytest.raises(UserError, match=words):
+        of_shards(4, 2)(x, kernel, one_document(8))

@@ -1,5 +1,7 @@
 """The gated delta rule against its recurrence, token by token, in float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,9 @@ import pytest
 from maxfdl.ops.cost import count_flops
 from maxfdl.ops.delta_rule import GatedDeltaRule, LogUniform, log_decay
 from maxfdl.ops.mask import NOWHERE, Places
+from maxfdl.sharding.mesh import MeshShape
+from maxfdl.sharding.rules import AxisRules
+from maxfdl.sharding.sharding import Sharding
 
 CHUNKED = GatedDeltaRule(chunk=16)
 RULE = jax.jit(CHUNKED)
@@ -279,3 +284,18 @@ def test_rates_are_uniform_before_the_logarithm():
     assert drawn.min() >= 0.5 and drawn.max() <= 4.0
     quarters = np.quantile(drawn, [0.25, 0.5, 0.75])
     np.testing.assert_allclose(quarters, [1.375, 2.25, 3.125], atol=0.08)
+
+
+# On a mesh.
+
+
+@pytest.mark.parametrize("lengths", [[17, 15], [3, 29]])
+def test_devices_that_share_a_row_hand_on_its_state(lengths):
+    shape = MeshShape(fsdp=2, context=4)
+    sharding = Sharding(shape.build(jax.devices()[:8]), AxisRules())
+    places, arrays = packed(lengths), inputs(sum(lengths))
+    rule = GatedDeltaRule(chunk=4)
+    on_mesh = functools.partial(rule, sharding=sharding)
+    assert_close(jax.jit(on_mesh)(*arrays, places), RULE(*arrays, places))
+    found, expected = (gradients(each, arrays, places) for each in (on_mesh, rule))
+    assert_close(found, expected, atol=1e-5)
