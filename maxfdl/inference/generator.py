@@ -57,7 +57,7 @@ class Generator:
         stop_tokens: Sequence[int] = (),
         run_length: int = 8,
     ):
-        self.model = model
+        model = self.model = _with_whole_rows(model)
         self.sampler = sampler or Sampler()
         self.stop_tokens = tuple(stop_tokens)
         self.run_length = run_length
@@ -269,6 +269,13 @@ def _compiler_options(model: Model) -> dict[str, Any] | None:
     if not is_packed or jax.default_backend() != "cpu":
         return None
     return {"xla_cpu_prefer_vector_width": 512}
+
+
+def _with_whole_rows(model: Model) -> Model:
+    """Returns the model as it generates: a single token is cut by no mesh axis."""
+    if model.sharding is None:
+        return model
+    return model.on(model.sharding.without("sequence"))
 
 
 def _row_parts(model: Model) -> int:

@@ -31,8 +31,9 @@ class TiledCrossEntropy(CrossEntropy):
     `2 D V` without gradients. Memory: float32 logits of one tile, one kernel in the
     compute type and its gradient in float32.
 
-    Rows are cut along their tokens, so on a mesh each device has the tiles of its own
-    rows; it gathers the kernel once and reduces its gradient once.
+    Tiles are cut along the tokens of rows, so on a mesh each device has those of its
+    own rows, or of its shards of rows; it gathers the kernel once and reduces its
+    gradient once.
 
     Args:
       num_tiles: Tiles of a row; None follows from `tokens_per_tile`.
@@ -110,10 +111,14 @@ def _on_mesh(loss, unembedding, hidden, stored, targets, weights, *, gradients):
     """Runs `_on_device` where the rows lie, whole weights in, summed gradients out."""
     sharding = unembedding.sharding
     on_device = functools.partial(_on_device, loss, unembedding, gradients)
-    if sharding is None or not (axes := sharding.batch_axes()):
+    if sharding is None:
+        return on_device(hidden, stored.astype(unembedding.dtype), targets, weights)
+    tokens = sharding.spec(("batch", "sequence"))
+    axes = tuple(axis for _, names in _cuts(tokens) for axis in names)
+    if not axes:
         return on_device(hidden, stored.astype(unembedding.dtype), targets, weights)
 
-    rows, of_stored = PartitionSpec(axes), sharding.spec(unembedding.axes, only=axes)
+    of_stored = sharding.spec(unembedding.axes, only=axes)
 
     def local(hidden, stored, targets, weights):
         cast = stored.astype(unembedding.dtype)
@@ -135,11 +140,11 @@ def _on_mesh(loss, unembedding, hidden, stored, targets, weights, *, gradients):
         return whole, z_loss, (d_hidden, d_stored)
 
     scalar = PartitionSpec()
-    out_specs = scalar, scalar, (rows, of_stored) if gradients else None
+    out_specs = scalar, scalar, (tokens, of_stored) if gradients else None
     return jax.shard_map(
         local,
         mesh=sharding.mesh,
-        in_specs=(rows, of_stored, rows, rows),
+        in_specs=(tokens, of_stored, tokens, tokens),
         out_specs=out_specs,
         axis_names=set(axes),
         check_vma=False,

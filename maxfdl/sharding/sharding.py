@@ -59,6 +59,16 @@ class Sharding:
         mesh = cast(jax.sharding.Mesh, jax.sharding.get_abstract_mesh())
         return dataclasses.replace(self, mesh=mesh, alone=(*self.alone, axis))
 
+    def without(self, dim: str) -> "Sharding":
+        """Returns the sharding in which the mesh axes that cut `dim` cut nothing."""
+        axes = getattr(self.rules, dim)
+        left = {
+            name: tuple(axis for axis in getattr(self.rules, name) if axis not in axes)
+            for name in dims()
+        }
+        rules = dataclasses.replace(self.rules, **left)
+        return dataclasses.replace(self, rules=rules)
+
     def size(self, axis: str) -> int:
         """Returns the devices along a mesh axis: 1 where the mesh lacks it."""
         return self.mesh.shape.get(axis, 1)

@@ -1,6 +1,7 @@
 """Generation with caches, against the forward pass without."""
 
 import functools
+import math
 
 import fiddle as fdl
 import jax
@@ -165,14 +166,18 @@ def test_lengths_are_rounded_up_to_a_few_sizes():
 
 @pytest.mark.parametrize(
     "shape",
-    [dict(fsdp=1, tensor=1), dict(fsdp=8, tensor=1), dict(fsdp=4, tensor=2)],
+    [
+        dict(fsdp=1, tensor=1),
+        dict(fsdp=8, tensor=1),
+        dict(fsdp=2, tensor=2, context=2),
+    ],
     ids=str,
 )
 def test_a_mesh_gives_the_tokens_of_one_device(shape):
     model, variables = made()
     expected = generate(model, variables, PROMPTS, max_new_tokens=10)
     experiment = graph.build(tiny.experiment(functools.partial(mesh, **shape)))
-    devices = jax.devices()[: shape["fsdp"] * shape["tensor"]]
+    devices = jax.devices()[: math.prod(shape.values())]
     trainer = experiment.make_trainer(experiment.make_sharding(devices))
     places = {k: trainer.state_shardings()[k] for k in ("params", "state")}
     placed = jax.device_put(variables, places)

@@ -21,13 +21,13 @@ from maxfdl.sharding.sharding import Sharding
 ROWS, TOKENS, WIDTH, VOCAB = 8, 13, 16, 37  # 37 is divisible by nothing
 
 
-def problem(dtype=jnp.float32, vocab=VOCAB, rows=ROWS):
+def problem(dtype=jnp.float32, vocab=VOCAB, rows=ROWS, tokens=TOKENS):
     rng = np.random.default_rng(0)
     return {
-        "hidden": jnp.asarray(rng.normal(size=(rows, TOKENS, WIDTH)), dtype),
+        "hidden": jnp.asarray(rng.normal(size=(rows, tokens, WIDTH)), dtype),
         "weights": jnp.float32(rng.normal(size=(WIDTH, vocab))),
-        "targets": jnp.int32(rng.integers(0, vocab, (rows, TOKENS))),
-        "token_weights": jnp.float32(rng.integers(0, 3, (rows, TOKENS)) / 2),
+        "targets": jnp.int32(rng.integers(0, vocab, (rows, tokens))),
+        "token_weights": jnp.float32(rng.integers(0, 3, (rows, tokens)) / 2),
     }
 
 
@@ -140,13 +140,15 @@ def test_bfloat16_sums_in_float32(fsdp):
     assert relative(d_hidden, expected[1]) < 2 * 2**-9
 
 
-@pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2)], ids=str)
+@pytest.mark.parametrize(
+    "mesh", [(8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 1, 2), (1, 2, 2, 2)], ids=str
+)
 @pytest.mark.parametrize("tied", [False, True], ids=["own", "tied"])
 def test_a_mesh_changes_nothing(mesh, tied):
     loss = TiledCrossEntropy(num_tiles=4, z_loss=0.1)
-    data, fsdp, tensor = mesh
-    sharding = on_mesh(data=data, fsdp=fsdp, tensor=tensor)
-    inputs = problem(vocab=38)
+    data, fsdp, context, tensor = mesh
+    sharding = on_mesh(data=data, fsdp=fsdp, context=context, tensor=tensor)
+    inputs = problem(vocab=38, tokens=TOKENS + 1)
     alone = value_and_gradients(loss, inputs, tied=tied)
     inputs = placed(inputs, sharding)
     spread = value_and_gradients(loss, inputs, tied=tied, sharding=sharding)
