@@ -36,6 +36,11 @@ def layer_norm(epsilon: float, use_bias: bool = True) -> fdl.Partial:
     return fdl.Partial(nnx.LayerNorm, epsilon=epsilon, use_bias=use_bias)
 
 
+def zero_centred_layer_norm(epsilon: float) -> fdl.Partial:
+    """The norm of GPT-3 in Paxml and MaxText: its scale is 1 + a parameter."""
+    return fdl.Partial(nnx.ZeroCentredLayerNorm, epsilon=epsilon)
+
+
 def per_head(norm: fdl.Partial) -> fdl.Partial:
     """A norm of queries or keys, each head by itself."""
     return fdl.Partial(nnx.PerHead, norm=norm)

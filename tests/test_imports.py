@@ -54,16 +54,19 @@ LIBRARY = {
     | {"sharding", "layers.frozen", "model", "data", "optim", "checkpoint", "train"},
     "tensors": WORDS
     | {"ops.initializers", "ops.state", "layers.parameter", "layers.checks", "model"}
-    | {"sharding", "outside", "data.tokenizers", "ops.codec", "ops.numbers"},
+    | {"sharding", "outside", "data.tokenizers", "ops.codec", "ops.numbers"}
+    | {"layers.embedding", "layers.head"},
     "run": WORDS
     | {"files", "ops", "layers.sinks", "sharding", "data", "checkpoint", "train"}
     | {"experiment", "inference", "outside", "terminal"}
-    | {"tensors.hugging_face.folder", "tensors.weights"},
+    | {"tensors.hugging_face.folder", "tensors.maxtext", "tensors.weights"}
+    | {"layers.frozen", "optim"},
 }
 KNOW_FIDDLE = {
     "graph": WORDS | {"outside"},
     "mutations": WORDS | LIBRARY.keys() | {"graph"},
     "hf": WORDS | LIBRARY.keys() | {"graph", "mutations"},
+    "maxtext": WORDS | LIBRARY.keys() | {"graph", "mutations"},
     "gguf": WORDS | {"files", "outside", "data.tokenizers", "tensors", "hf"},
     "commandline": WORDS | {"graph", "run.processes", "terminal"},
     "terminal": WORDS,
@@ -75,10 +78,19 @@ KNOW_FIDDLE = {
     ENTRY_POINTS,
     WORDS
     | LIBRARY.keys()
-    | {"graph", "hf", "gguf", "commandline", "report", "saved_graph", "saved_run"},
+    | {
+        "graph",
+        "hf",
+        "maxtext",
+        "gguf",
+        "commandline",
+        "report",
+        "saved_graph",
+        "saved_run",
+    },
 )
 ALLOWED = LIBRARY | KNOW_FIDDLE
-ABOVE_CONFIGS = ENTRY_POINTS | {"hf", "report.zoo"}
+ABOVE_CONFIGS = ENTRY_POINTS | {"hf", "maxtext", "report.zoo"}
 BELOW_CONFIGS = LIBRARY.keys() | {"graph", "mutations"}
 DYNAMIC_IMPORTS = {
     "maxfdl/graph/names.py",  # experiments and mutations that a command names

@@ -11,7 +11,7 @@ from maxfdl.errors import UserError
 from maxfdl.layers.checks import check_head
 from maxfdl.layers.context import Context
 from maxfdl.layers.layer import Layer, Maker, Weight, with_parts
-from maxfdl.layers.parameter import Parameter
+from maxfdl.layers.parameter import DType, Parameter
 from maxfdl.layers.product import make_kernel, packed_kernel
 from maxfdl.markers import FromParent
 from maxfdl.ops.codec import Codec, PackedKernel
@@ -52,11 +52,17 @@ class Head(Layer):
 
 
 class TiedHead(Layer):
-    """The embedding table, transposed (Press & Wolf 2017)."""
+    """The embedding table, transposed (Press & Wolf 2017).
+
+    Args:
+      rounded: Type that the table is rounded to before the product, whatever type that
+        is in: MaxText rounds to bfloat16. None uses the table as it is stored.
+    """
 
     check_config = staticmethod(check_head)
 
     dot: MatrixProduct
+    rounded: DType | None = None
     scale: float = 1.0
     soft_cap: float | None = None
     features: Annotated[int, FromParent]
@@ -64,7 +70,10 @@ class TiedHead(Layer):
     dtype: Annotated[str, FromParent]
 
     def __call__(self, table_VD: Weight, context: Context) -> Unembedding:
-        return _unembedding(self, table_VD.stored, table_VD.declared, context)
+        table = table_VD.stored
+        if self.rounded is not None:
+            table = table.astype(self.rounded)
+        return _unembedding(self, table, table_VD.declared, context)
 
 
 def _unembedding(

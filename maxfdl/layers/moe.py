@@ -43,6 +43,7 @@ class Router(Layer):
       use_bias: Whether logits have a bias, a parameter that starts at 0.
       use_selection_bias: Whether scores have one that decides the choice alone. It is
         state, `selection_bias`, and starts at 0.
+      count_padding: Whether `load` is that of padding, too, as in MaxText.
       num_experts: E.
     """
 
@@ -52,6 +53,7 @@ class Router(Layer):
     initializer: Initializer
     use_bias: bool = False
     use_selection_bias: bool = False
+    count_padding: bool = False
     num_experts: Annotated[int, FromParent]
     features: Annotated[int, FromParent]
 
@@ -80,6 +82,8 @@ class Router(Layer):
         logits_BTE = checkpoint_name(logits_BTE, "router_logits")
         choice = self.routing(logits_BTE, selection_bias)
         mask_BT = balance.counted(context.places)
+        if self.count_padding:
+            mask_BT = jnp.ones_like(mask_BT)
         tokens = jnp.sum(mask_BT, dtype=jnp.float32)
         counts = balance.expert_counts(choice.experts, mask_BT, self.num_experts)
         shares = balance.probability_sums(choice.scores, mask_BT)

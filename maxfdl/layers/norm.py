@@ -10,7 +10,12 @@ from maxfdl.layers.layer import Layer, Maker, Module, with_parts
 from maxfdl.layers.parameter import Parameter
 from maxfdl.markers import FromParent
 from maxfdl.ops.initializers import Constant
-from maxfdl.ops.norm import layer_norm, rms_norm, zero_centred_rms_norm
+from maxfdl.ops.norm import (
+    layer_norm,
+    rms_norm,
+    zero_centred_layer_norm,
+    zero_centred_rms_norm,
+)
 
 
 class RMSNorm(Layer):
@@ -64,13 +69,28 @@ class LayerNorm(Layer):
 
     def make(self, maker: Maker):
         maker.parameter("scale", norm_scale(self.features, 1.0))
-        bias = Parameter((self.features,), ("norm",), Constant(0.0), "bias")
-        maker.parameter("bias", bias if self.use_bias else None)
+        maker.parameter("bias", norm_bias(self.features) if self.use_bias else None)
 
     @with_parts
     def __call__(self, parts, x: jax.Array, context: Context) -> jax.Array:
         bias = None if parts.bias is None else parts.bias.ready(context)
         return layer_norm(x, parts.scale.ready(context), bias, self.epsilon)
+
+
+class ZeroCentredLayerNorm(Layer):
+    """Mean and variance norm with a bias, whose `offset` is added to a scale of 1."""
+
+    epsilon: float = 1e-5
+    features: Annotated[int, FromParent]
+
+    def make(self, maker: Maker):
+        maker.parameter("offset", norm_scale(self.features, 0.0))
+        maker.parameter("bias", norm_bias(self.features))
+
+    @with_parts
+    def __call__(self, parts, x: jax.Array, context: Context) -> jax.Array:
+        offset, bias = parts.offset.ready(context), parts.bias.ready(context)
+        return zero_centred_layer_norm(x, offset, bias, self.epsilon)
 
 
 class PerHead(Layer):
@@ -107,3 +127,8 @@ class AcrossHeads(Layer):
 def norm_scale(features: int, start: float) -> Parameter:
     """Returns the declaration of a norm's scale, all of which starts as one number."""
     return Parameter((features,), ("norm",), Constant(start), "scale")
+
+
+def norm_bias(features: int) -> Parameter:
+    """Returns the declaration of a norm's bias, which starts at 0."""
+    return Parameter((features,), ("norm",), Constant(0.0), "bias")

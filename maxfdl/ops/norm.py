@@ -45,3 +45,13 @@ def layer_norm(
     if bias is not None:
         normed = normed + bias.astype(jnp.float32)
     return normed.astype(x.dtype)
+
+
+def zero_centred_layer_norm(
+    x: Float[Array, "... D"],
+    offset: Float[Array, " D"],
+    bias: Float[Array, " D"],
+    epsilon: float,
+) -> Float[Array, "... D"]:
+    """`layer_norm` with scale `1 + offset`: that of GPT-3 in Paxml and MaxText."""
+    return layer_norm(x, 1.0 + offset.astype(jnp.float32), bias, epsilon)

@@ -13,6 +13,7 @@ import optax
 from jaxtyping import Array, Float
 
 from maxfdl.layers.parameter import Parameter
+from maxfdl.optim.matrices import is_matrix, matrix_shape
 from maxfdl.optim.transforms import UpdateRule, problems_of_shares
 
 Coefficients = tuple[tuple[float, float, float], ...]
@@ -50,9 +51,10 @@ class Muon(UpdateRule):
       rest: Rule of the other parameters.
       momentum: Share of the past in the average.
       nesterov: Whether to use Nesterov momentum.
-      scale: `spectral` is `sqrt(max(1, O / I))`; `rms` is `0.2 sqrt(max(I, O))`, which
-        makes updates as large as Adam's, for one learning rate and decay for all (Liu
-        et al. 2025, https://arxiv.org/abs/2502.16982).
+      scale: `spectral` is `sqrt(max(1, O / I))`; `rms` is `rms sqrt(max(I, O))`, which
+        at 0.2 makes updates as large as Adam's, for one learning rate and decay for all
+        (Liu et al. 2025, https://arxiv.org/abs/2502.16982).
+      rms: Root of the mean square of an update's numbers, with the scale `rms`.
       coefficients: (a, b, c) of each step of the iteration.
     """
 
@@ -61,10 +63,13 @@ class Muon(UpdateRule):
     nesterov: bool = True
     scale: Literal["spectral", "rms"] = "spectral"
     coefficients: Coefficients = STANDARD
+    rms: float = 0.2
 
     @staticmethod
     def check_config(node):
         yield from problems_of_shares(node, "Muon", "momentum")
+        if node.rms <= 0:
+            yield f"Muon rms ({node.rms}) must be positive."
 
     @property
     def squares(self) -> frozenset[str]:
@@ -117,33 +122,55 @@ class Muon(UpdateRule):
         factor = (
             math.sqrt(max(1.0, outputs / inputs))
             if self.scale == "spectral"
-            else 0.2 * math.sqrt(max(inputs, outputs))
+            else self.rms * math.sqrt(max(inputs, outputs))
         )
         return factor * x.reshape(momentum.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class CorrectedMuon(Muon):
+    """Muon whose average is freed of its start at 0, as Adam's is: that of Optax.
+
+    Early Nesterov directions differ from those of `Muon`, where gradient and average
+    have other shares; later ones become the same. MaxText trains with this one.
+    """
+
+    def _of_matrices(self, parameters: dict) -> optax.GradientTransformation:
+        b = self.momentum
+
+        def init(params):
+            zeros = lambda p: jnp.zeros(p.shape, jnp.float32)  # noqa: E731
+            return CountedState(jnp.zeros((), jnp.int32), jax.tree.map(zeros, params))
+
+        def update(updates, state, params=None):
+            grads = jax.tree.map(lambda g: g.astype(jnp.float32), updates)
+            mean = jax.tree.map(
+                lambda m, g: b * m + (1.0 - b) * g, state.momentum, grads
+            )
+            count = state.count + 1
+            now, ahead = (1.0 - b ** (count + i).astype(jnp.float32) for i in (0, 1))
+            looked = jax.tree.map(lambda m: m / now, mean)
+            if self.nesterov:
+                looked = jax.tree.map(
+                    lambda m, g: b * m / ahead + (1.0 - b) * g / now, mean, grads
+                )
+            directions = jax.tree.map(self._direction, parameters, looked)
+            return directions, CountedState(count, mean)
+
+        return optax.GradientTransformation(init, update)
+
+
+class CountedState(NamedTuple):
+    """The number of updates, and the averages, a tree like the parameters."""
+
+    count: Any
+    momentum: Any
 
 
 class MomentumState(NamedTuple):
     """The averages, a tree like the parameters."""
 
     momentum: Any
-
-
-def is_matrix(parameter: Parameter) -> bool:
-    """Returns whether a parameter maps hidden features to hidden features."""
-    apart = {"vocab", "taps"} & set(parameter.axes)
-    return (
-        parameter.role == "kernel"
-        and 0 < parameter.contracted < len(parameter.shape) - parameter.batched
-        and not apart
-    )
-
-
-def matrix_shape(parameter: Parameter) -> tuple[int, int]:
-    """Returns I and O of each of the matrices that a kernel holds."""
-    dims = parameter.shape[parameter.batched :]
-    return math.prod(dims[: parameter.contracted]), math.prod(
-        dims[parameter.contracted :]
-    )
 
 
 def orthogonalised(

@@ -150,6 +150,17 @@ class WarmupCosine(FromWarmup):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PeriodicCosine(WarmupCosine):
+    """A cosine that rises again once it has fallen, as MaxText's does.
+
+    MaxText's schedule of S steps, W of them warm-up, falls for `S - W - 1` steps.
+    """
+
+    def progress(self, after: jax.Array, left: int) -> jax.Array:
+        return after / (self.decay_steps or left)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class WarmupLinear(FromWarmup):
     """A line: `f + (1 - f) (1 - p)` for p from 0 to 1."""
 

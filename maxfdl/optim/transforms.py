@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from maxfdl.layers.parameter import Parameter
+from maxfdl.optim.matrices import is_matrix
+
 
 class UpdateRule:
     """Base: turns gradients into directions, which are scaled by minus the rate."""
@@ -43,11 +46,15 @@ class Adam(UpdateRule):
     """Bias-corrected first moment over the root of the second (Kingma & Ba 2015).
 
     State: two arrays per parameter, or the second alone if b1 is 0.
+
+    Args:
+      nesterov: Whether the first moment looks one step ahead (Dozat 2016, NAdam).
     """
 
     b1: float = 0.9
     b2: float = 0.95
     epsilon: float = 1e-8
+    nesterov: bool = False
 
     @staticmethod
     def check_config(node):
@@ -66,7 +73,9 @@ class Adam(UpdateRule):
                 eps_in_sqrt=False,
                 bias_correction=True,
             )
-        return optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.epsilon)
+        return optax.scale_by_adam(
+            b1=self.b1, b2=self.b2, eps=self.epsilon, nesterov=self.nesterov
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,17 +220,33 @@ class WeightDecay(ByRole):
     Args:
       rate: Decay per unit of learning rate.
       kernel, embedding, scale, bias: Share of the rate that each role has.
+      matrix: Share of the kernels that Muon takes as matrices, see
+        `maxfdl.optim.matrices`; None: that of all kernels.
     """
 
     rate: float = 0.1
     scale: float = 0.0
     bias: float = 0.0
+    matrix: float | None = None
 
     @staticmethod
     def check_config(node):
         yield from ByRole.check_config(node)
         if node.rate < 0:
             yield f"WeightDecay rate ({node.rate}) must not be negative."
+        if node.matrix is not None and node.matrix < 0:
+            yield f"WeightDecay matrix ({node.matrix}) must not be negative."
+
+    def of(self, parameters: dict) -> dict:
+        def share(parameter: Parameter, by_role: float) -> float:
+            apart = self.matrix is not None and is_matrix(parameter)
+            return self.matrix if apart else by_role  # type: ignore
+
+        return jax.tree.map(share, parameters, super().of(parameters))
+
+    @property
+    def largest(self) -> float:
+        return max(super().largest, self.matrix or 0.0)
 
     def transform(self, parameters: dict) -> optax.GradientTransformation:
         rates = jax.tree.map(lambda share: self.rate * share, self.of(parameters))

@@ -40,6 +40,10 @@ class Layout:
     def to_theirs(self, ours: Arrays, declared: Declared, config: Config) -> Arrays:
         raise NotImplementedError
 
+    def of_moment(self, order: int) -> "Layout":
+        """Returns the layout of an optimizer's moments: first (1) or second (2)."""
+        return self
+
 
 @dataclasses.dataclass(frozen=True)
 class AsDeclared(Layout):

@@ -93,7 +93,7 @@ def match(
         ("of another shape", misshapen),
         ("of a type that is not read", unreadable),
     )
-    problems = [f"  {what}: {_listed(names)}" for what, names in parts if names]
+    problems = [f"  {what}: {listed(names)}" for what, names in parts if names]
     if problems:
         raise UserError(
             f"{path} does not hold the tensors of its config.json:\n"
@@ -148,7 +148,7 @@ def _left_over(
     return sorted(set(tensors.names()) - used)
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     more = len(names) - _MOST_NAMED
     rest = f" and {more:,} more" if more > 0 else ""
     return ", ".join(names[:_MOST_NAMED]) + rest

@@ -156,7 +156,7 @@ def bind(table: NameTable, leaves: Leaves) -> list[Binding]:
     Raises:
       UserError: If a parameter is in no row, such as one that a mutation added.
     """
-    layers = list(_layers(leaves))
+    layers = list(layers_of(leaves))
     places = [((), None, None), *layers]
     bindings = [
         binding
@@ -165,18 +165,23 @@ def bind(table: NameTable, leaves: Leaves) -> list[Binding]:
         if ("{layer}" in _tuple(row.theirs)[0]) == (number is not None)
         for binding in _bindings(row, leaves, stack, repeat, number)
     ]
-    bound = {(slot.collection, slot.path) for b in bindings for slot in b.slots}
-    missing = [
-        "/".join(key[1])
-        for key, declared in leaves.items()
-        if key not in bound and not _is_written_by_layers(declared)
-    ]
+    missing = unbound(leaves, bindings)
     if missing:
         raise UserError(
             f"Hugging Face's {table.model_types[0]} has no tensor for"
             f" {', '.join(missing)}; save the run as a checkpoint instead."
         )
     return bindings
+
+
+def unbound(leaves: Leaves, bindings: list[Binding]) -> list[str]:
+    """Returns the paths of arrays that have no binding, and need one."""
+    bound = {(slot.collection, slot.path) for b in bindings for slot in b.slots}
+    return [
+        "/".join(key[1])
+        for key, declared in leaves.items()
+        if key not in bound and not _is_written_by_layers(declared)
+    ]
 
 
 def _is_written_by_layers(declared: Declaration) -> bool:
@@ -206,7 +211,7 @@ def _bindings(row, leaves, stack, repeat, number) -> Iterator[Binding]:
         yield Binding(tuple(names), slots, row.layout)
 
 
-def _layers(leaves: Leaves) -> Iterator[tuple[tuple[str, ...], int, int]]:
+def layers_of(leaves: Leaves) -> Iterator[tuple[tuple[str, ...], int, int]]:
     """Yields (path of the stacked layer, repeat, number) of each layer, in order."""
     cycles: dict[int, dict[int, int]] = {}
     for (_, path), parameter in leaves.items():

@@ -432,6 +432,9 @@ CASES = {
     ),
     "Transformer": Case(transformer, {}, logits_beside_embedding),
     "UnitRMSNorm": Case(lambda family: family.UnitRMSNorm, _WIDTH, on_vectors),
+    "ZeroCentredLayerNorm": Case(
+        lambda family: family.ZeroCentredLayerNorm, _WIDTH, on_vectors
+    ),
     "ZeroCentredRMSNorm": Case(
         lambda family: family.ZeroCentredRMSNorm, _WIDTH, on_vectors
     ),

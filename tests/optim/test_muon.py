@@ -3,18 +3,19 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from maxfdl.layers.parameter import Parameter
 from maxfdl.ops.initializers import Constant
 from maxfdl.optim.adafactor import Adafactor
+from maxfdl.optim.matrices import is_matrix, matrix_shape
 from maxfdl.optim.muon import (
     DEEPSEEK_V4,
     DION,
     STANDARD,
+    CorrectedMuon,
     Muon,
-    is_matrix,
-    matrix_shape,
     orthogonalised,
 )
 from maxfdl.optim.optimizer import Optimizer
@@ -139,3 +140,32 @@ def test_embeddings_heads_vectors_and_convolutions_are_not():
     to_one = kernel(4)
     assert not any(map(is_matrix, (table, scale, head, taps, to_one)))
     assert is_matrix(kernel(4, 8))
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_the_corrected_average_is_that_of_optax(nesterov):
+    parameters = {"kernel": kernel(6, 4)}
+    rng = np.random.default_rng(0)
+    ours = CorrectedMuon(rest=Adam(), nesterov=nesterov).transform(parameters)
+    dims = {"kernel": optax.contrib.MuonDimensionNumbers()}
+    theirs = optax.contrib.scale_by_muon(
+        nesterov=nesterov, weight_dimension_numbers=dims
+    )
+    params = {"kernel": jnp.zeros((6, 4))}
+    states = ours.init(params), theirs.init(params)
+    for _ in range(3):
+        grads = {"kernel": jnp.asarray(rng.normal(size=(6, 4)), jnp.float32)}
+        directions, our_state = ours.update(grads, states[0], params)
+        expected, their_state = theirs.update(grads, states[1], params)
+        states = our_state, their_state
+        scale = max(1.0, 4 / 6) ** 0.5
+        np.testing.assert_allclose(
+            directions["kernel"], scale * expected["kernel"], atol=2e-6
+        )
+
+
+def test_matrices_may_decay_by_a_share_of_their_own():
+    parameters = {"kernel": kernel(6, 4), "head": kernel(4, 8, axes=("embed", "vocab"))}
+    decay = WeightDecay(rate=0.1, matrix=0.5)
+    assert decay.of(parameters) == {"kernel": 0.5, "head": 1.0}
+    assert WeightDecay(rate=0.1).of(parameters) == {"kernel": 1.0, "head": 1.0}

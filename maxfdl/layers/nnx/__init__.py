@@ -18,6 +18,7 @@ from maxfdl.layers.nnx.norm import (
     PerHead,
     RMSNorm,
     UnitRMSNorm,
+    ZeroCentredLayerNorm,
     ZeroCentredRMSNorm,
 )
 from maxfdl.layers.nnx.stack import Stack
@@ -55,5 +56,6 @@ __all__ = [
     "TiedHead",
     "Transformer",
     "UnitRMSNorm",
+    "ZeroCentredLayerNorm",
     "ZeroCentredRMSNorm",
 ]

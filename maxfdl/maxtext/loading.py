@@ -1,0 +1,86 @@
+"""Loads a checkpoint of MaxText as a graph, a model, its variables and the state."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import fiddle as fdl
+import jax
+
+from fdl_configs.maxtext import experiment
+from maxfdl import graph
+from maxfdl.experiment import Experiment
+from maxfdl.model import Model
+from maxfdl.mutations.family import to_linen
+from maxfdl.run.maxtext_state import maxtext_state
+from maxfdl.sharding.mesh import MeshShape
+from maxfdl.sharding.sharding import Sharding
+from maxfdl.tensors.maxtext.folder import MaxTextFolder
+from maxfdl.tensors.maxtext.layout import layout_of
+from maxfdl.tensors.maxtext.reading import read_maxtext
+from maxfdl.tensors.weights import Variables
+from maxfdl.train.program import Program
+
+Backend = Literal["nnx", "linen"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A checkpoint of MaxText, loaded.
+
+    Args:
+      config: An experiment that trains on as MaxText would have, on random tokens.
+      model: Its model.
+      variables: The weights.
+      state: The training state of `config`, with MaxText's moments and step; its arrays
+        may be those of `variables`. None where the checkpoint has parameters alone.
+    """
+
+    config: fdl.Config[Experiment]
+    model: Model
+    variables: Variables
+    state: dict[str, Any] | None
+
+
+def load(
+    folder: str | pathlib.Path,
+    backend: Backend = "nnx",
+    *,
+    options: Mapping[str, Any] | None = None,
+    sharding: Sharding | None = None,
+) -> Loaded:
+    """Reads a checkpoint that MaxText wrote, of Linen or NNX, scanned or not.
+
+    Host memory holds one array at a time.
+
+    Args:
+      folder: The checkpoint: of a run (whose newest step it is), of one step, or a
+        folder with `checkpoint/` and `config.json`.
+      backend: Family of layers here, whichever MaxText had.
+      options: MaxText's options, where no config.json beside the checkpoint has them.
+      sharding: Mesh and rules; None puts all on one device.
+
+    Raises:
+      UserError: If there is no such checkpoint; if it is of a decoder or an optimizer
+        that there is not here; or if arrays are missing, too many or of other shapes.
+    """
+    found = MaxTextFolder(folder, options)
+    config: Any = experiment(found.options)
+    config.init_from = str(found.path)
+    if backend == "linen":
+        config = to_linen(config)
+    elif backend != "nnx":
+        raise ValueError(f"backend ({backend}) must be 'nnx' or 'linen'.")
+    made: Experiment = graph.build(config)
+    network: Any = made.model
+    if not layout_of(found.items, found.options).whole:
+        model = made.make_model(sharding)
+        variables = read_maxtext(found, model, network, sharding)
+        return Loaded(config, model, variables, None)
+    alone = MeshShape(data=1, fsdp=1, tensor=1).build(jax.devices()[:1])
+    trainer = made.make_trainer(sharding or Sharding(alone, made.sharding))
+    program = Program(trainer, made.batch_size, made.sequence_length)
+    state = maxtext_state(program, found, network)
+    variables = {name: state[name] for name in ("params", "state")}
+    return Loaded(config, trainer.model, variables, state)

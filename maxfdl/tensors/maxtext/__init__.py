@@ -1,0 +1,1 @@
+"""Checkpoints of MaxText: names, layouts and files. Nothing here knows graphs."""

@@ -1,0 +1,329 @@
+"""What MaxText calls the parameters of each kind of decoder, and how it stacks layers.
+
+Rows are those of `maxfdl.tensors.table`, with paths in MaxText's tree in place of
+names: `{layer}` is the path of a layer or a stack of layers, `{kind}` tells two layers
+apart that are one in MaxText.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from maxfdl.errors import UserError, did_you_mean
+from maxfdl.tensors.layouts import Layout
+from maxfdl.tensors.maxtext.layouts import Joined, Plus, Same, Side, Times
+from maxfdl.tensors.maxtext.options import Options
+from maxfdl.tensors.table import Names, Row
+
+LAYER = "{layer}/"
+SAME = Same()
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Layers under one path of MaxText.
+
+    Args:
+      path: The path.
+      layers: Their numbers, counted over the whole decoder.
+      is_stack: Whether they are one stack; if not, there is one layer.
+      kind: Suffix of the names of its parts.
+      has_rngs: Whether the random streams of NNX are kept here, and not in an earlier
+        group that shares them.
+    """
+
+    path: str
+    layers: tuple[int, ...]
+    is_stack: bool
+    kind: str = ""
+    has_rngs: bool = True
+
+
+Grouping = Callable[[int, Options, bool], list[Group]]
+"""From number of layers, options, and whether layers are scanned, to groups."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Naming:
+    """The names of one kind of decoder.
+
+    Args:
+      rows: All parameters; rows of paths that a model lacks do not count.
+      groups: How its layers are grouped.
+      rngs: Where in a group the random streams of NNX are kept.
+    """
+
+    rows: tuple[Row, ...]
+    groups: Grouping
+    rngs: str = "self_attention"
+
+
+def _row(theirs: str, ours: Names, layout: Layout = SAME, **more) -> Row:
+    return Row(theirs, ours, layout, **more)
+
+
+def _scale(theirs: str, ours: str) -> tuple[Row, Row]:
+    """Rows of a norm's scale, which ours may keep without its 1."""
+    return (
+        _row(f"{theirs}/scale", f"{ours}/scale"),
+        _row(f"{theirs}/scale", f"{ours}/offset", Plus(1.0)),
+    )
+
+
+def _offset(theirs: str, ours: str) -> tuple[Row, Row, Row]:
+    """Rows of a norm with a bias, whose scale is kept without its 1."""
+    return (
+        _row(f"{theirs}/scale", f"{ours}/offset"),
+        _row(f"{theirs}/scale", f"{ours}/scale", Plus(-1.0)),
+        _row(f"{theirs}/bias", f"{ours}/bias"),
+    )
+
+
+QUERY = Times("query", turned=(0,))
+KEY = Times("", turned=(0,))
+QKV = Times("query", which=(0,), turned=(0, 1), inner=Side(-3))
+
+EMBEDDING = _row("token_embedder/embedding", "embedding/table", Times("embedding"))
+OUTSIDE = (
+    EMBEDDING,
+    *_scale("decoder/decoder_norm", "final_norm"),
+    _row("decoder/logits_dense/kernel", "head/kernel"),
+)
+PRE_NORMS = (
+    *_scale(f"{LAYER}pre_self_attention_layer_norm", "attention_norm"),
+    *_scale(f"{LAYER}post_self_attention_layer_norm", "mlp_norm"),
+)
+
+
+def attention(name: str = "self_attention") -> tuple[Row, ...]:
+    """Rows of grouped-query attention under `name`, with projections apart or fused."""
+    path = f"{LAYER}{name}"
+    layouts = {"query": QUERY, "key": KEY, "value": SAME}
+    arrays = ("kernel", "bias")
+    return (
+        *(
+            _row(f"{path}/{part}/{array}", f"attention/{part}/{array}", layout)
+            for part, layout in layouts.items()
+            for array in arrays
+        ),
+        *(
+            _row(
+                f"{path}/qkv_proj/{array}",
+                tuple(f"attention/{part}/{array}" for part in layouts),
+                QKV,
+            )
+            for array in arrays
+        ),
+        _row(f"{path}/out/kernel", "attention/out/kernel"),
+        _row(f"{path}/out/bias", "attention/out/bias"),
+        *_scale(f"{path}/query_norm", "attention/query_norm/norm"),
+        *_scale(f"{path}/key_norm", "attention/key_norm/norm"),
+        _row(f"{path}/sinks", "attention/sinks/scores"),
+    )
+
+
+def mlp(name: str = "mlp", ours: str = "mlp") -> tuple[Row, ...]:
+    """Rows of a gated layer, with its two first projections apart or fused."""
+    path, both = f"{LAYER}{name}", (f"{ours}/gate/kernel", f"{ours}/up/kernel")
+    return (
+        _row(f"{path}/wi_0/kernel", f"{ours}/gate/kernel"),
+        _row(f"{path}/wi_1/kernel", f"{ours}/up/kernel"),
+        _row(f"{path}/wi/kernel", both, Side(-2)),
+        _row(f"{path}/wo/kernel", f"{ours}/down/kernel"),
+        *(
+            _row(f"{path}/{theirs}/bias", f"{ours}/{each}/bias")
+            for theirs, each in (("wi_0", "gate"), ("wi_1", "up"), ("wo", "down"))
+        ),
+    )
+
+
+def experts(name: str) -> tuple[Row, ...]:
+    """Rows of a mixture of experts."""
+    path = f"{LAYER}{name}"
+    pairs = (("wi_0", "gate"), ("wi_1", "up"), ("wo", "down"))
+    return (
+        _row(f"{path}/gate/kernel", "mlp/router/kernel"),
+        _row(f"{path}/gate/bias", "mlp/router/bias"),
+        _row(f"{path}/gate/bias", "mlp/router/selection_bias", state=True),
+        *(_row(f"{path}/{a}", f"mlp/experts/{b}/kernel") for a, b in pairs),
+        *(_row(f"{path}/{a}_bias", f"mlp/experts/{b}/bias") for a, b in pairs),
+    )
+
+
+LATENT_ATTENTION = (
+    _row(f"{LAYER}self_attention/query/kernel", "attention/query/kernel"),
+    _row(f"{LAYER}self_attention/wq_a/kernel", "attention/query/down/kernel"),
+    *_scale(f"{LAYER}self_attention/q_norm", "attention/query/norm"),
+    _row(f"{LAYER}self_attention/wq_b/kernel", "attention/query/up/kernel"),
+    _row(
+        f"{LAYER}self_attention/wkv_a/kernel",
+        ("attention/latent/kernel", "attention/rope_key/kernel"),
+        Joined(),
+    ),
+    *_scale(f"{LAYER}self_attention/kv_norm", "attention/latent_norm"),
+    _row(
+        f"{LAYER}self_attention/wkv_b/kernel",
+        ("attention/key/kernel", "attention/value/kernel"),
+        Joined(),
+    ),
+    _row(f"{LAYER}self_attention/out/kernel", "attention/out/kernel"),
+)
+GPT3 = (
+    EMBEDDING,
+    _row("decoder/position_embedder/embedding", "position_embedding/table"),
+    *_offset("decoder/decoder_norm", "final_norm"),
+    _row("decoder/logits_dense/kernel", "head/kernel"),
+    *_offset(f"{LAYER}pre_self_attention_norm", "attention_norm"),
+    *_offset(f"{LAYER}mlp/mlp_layer_norm", "mlp_norm"),
+    *attention(),
+    *(
+        _row(f"{LAYER}mlp/{theirs}/{part}", f"mlp/{ours}/{part}")
+        for theirs, ours in (("wi", "up"), ("wo", "down"))
+        for part in ("kernel", "bias")
+    ),
+)
+
+
+def _gemma(kind: str = "") -> tuple[Row, ...]:
+    return (
+        *OUTSIDE,
+        *_scale(f"{LAYER}pre_self_attention_norm{kind}", "attention_norm"),
+        *_scale(f"{LAYER}post_self_attention_norm{kind}", "attention_post_norm"),
+        *_scale(f"{LAYER}pre_ffw_norm{kind}", "mlp_norm"),
+        *_scale(f"{LAYER}post_ffw_norm{kind}", "mlp_post_norm"),
+        *attention(f"self_attention{kind}"),
+        *mlp(f"mlp{kind}"),
+    )
+
+
+def _plain(count: int, options: Options, scanned: bool) -> list[Group]:
+    if scanned:
+        return [Group("decoder/layers", tuple(range(count)), True)]
+    return [Group(f"decoder/layers_{i}", (i,), False) for i in range(count)]
+
+
+def _in_cycles(count: int, options: Options, scanned: bool) -> list[Group]:
+    """Scanned blocks of several layers, each a stack of its own."""
+    return _cycles(count, options["inhomogeneous_layer_cycle_interval"], scanned)
+
+
+def _cycles(count: int, cycle: int, scanned: bool) -> list[Group]:
+    """Layers after the last whole cycle are in a block that is no stack."""
+    if not scanned or cycle == 1:
+        return _plain(count, {}, scanned)
+    whole = count // cycle * cycle
+    block, after = "decoder/layers/layers_", "decoder/layers_remainder/layers_"
+    stacks = [
+        Group(f"{block}{i}", tuple(range(i, whole, cycle)), True, has_rngs=not i)
+        for i in range(cycle if whole else 0)
+    ]
+    rest = [
+        Group(f"{after}{i}", (whole + i,), False, has_rngs=not i)
+        for i in range(count - whole)
+    ]
+    return stacks + rest
+
+
+_GEMMA3_CYCLE = 6  # five layers with a window, and one without
+
+
+def _gemma3_groups(count: int, options: Options, scanned: bool) -> list[Group]:
+    return _cycles(count, _GEMMA3_CYCLE, scanned)
+
+
+def _in_pairs(count: int, options: Options, scanned: bool) -> list[Group]:
+    """Gemma 2: a layer of MaxText is two, one with a window and one without."""
+    kinds = ("_local", "_global")
+    pairs = _plain(count // 2, options, scanned)
+    return [
+        Group(
+            each.path, tuple(2 * i + k for i in each.layers), each.is_stack, kind, not k
+        )
+        for each in pairs
+        for k, kind in enumerate(kinds)
+    ]
+
+
+def _dense_first(count: int, options: Options, scanned: bool) -> list[Group]:
+    dense = options["first_num_dense_layers"]
+    parts = (("dense_layers", range(dense)), ("moe_layers", range(dense, count)))
+    if scanned:
+        return [
+            Group(f"decoder/{name}", tuple(each), True) for name, each in parts if each
+        ]
+    return [
+        Group(f"decoder/{name}_{i}", (number,), False)
+        for name, each in parts
+        for i, number in enumerate(each)
+    ]
+
+
+_LLAMA = Naming(OUTSIDE + PRE_NORMS + attention() + mlp(), _plain)
+_BLOCK = "DeepSeekMoeBlock_0"
+
+NAMINGS: dict[str, Naming] = {
+    "default": _LLAMA,
+    "llama2": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "qwen3_moe": Naming(
+        OUTSIDE + PRE_NORMS + attention() + experts("moe_block"), _plain, "moe_block"
+    ),
+    "mixtral": Naming(
+        OUTSIDE + PRE_NORMS + attention() + experts("MoeBlock_0"), _plain, "MoeBlock_0"
+    ),
+    "deepseek": Naming(
+        OUTSIDE
+        + PRE_NORMS
+        + LATENT_ATTENTION
+        + mlp()
+        + experts(f"{_BLOCK}/MoeBlock_0")
+        + mlp(f"{_BLOCK}/shared_experts", "mlp/shared"),
+        _dense_first,
+        f"{_BLOCK}/MoeBlock_0",
+    ),
+    "gemma": Naming(_gemma(), _plain, ""),
+    "gemma2": Naming(_gemma("{kind}"), _in_pairs, ""),
+    "gemma3": Naming(_gemma(), _gemma3_groups, ""),
+    "gpt3": Naming(GPT3, _plain),
+    "gpt_oss": Naming(
+        OUTSIDE + PRE_NORMS + attention("GptOssAttention") + experts("GptOssMlp"),
+        _in_cycles,
+        "GptOssAttention",
+    ),
+}
+"""The names of each `decoder_block`."""
+
+FOLDED = frozenset({"default", "llama2", "mistral", "mixtral", "gemma", "gemma2"})
+"""Decoders that keep the scale of attention's scores inside the query kernels."""
+
+
+def naming_of(options: Options) -> Naming:
+    """Returns the names of the decoder that options describe.
+
+    Raises:
+      UserError: If it is none that is known here.
+    """
+    block = options["decoder_block"]
+    if block not in NAMINGS:
+        raise UserError(
+            f"MaxText's decoder_block ({block}) must be one of {', '.join(NAMINGS)}."
+            f"{did_you_mean(block, NAMINGS)}"
+        )
+    return NAMINGS[block]
+
+
+def rows_for(naming: Naming, options: Options) -> Sequence[Row]:
+    """Returns the rows that count where projections are fused, or are not."""
+    fused = {"qkv_proj": options["fused_qkv"], "wi": options["fused_mlp"]}
+    apart = {"query": "qkv_proj", "key": "qkv_proj", "value": "qkv_proj"}
+    apart |= {"wi_0": "wi", "wi_1": "wi"}
+
+    def counts(row: Row) -> bool:
+        assert isinstance(row.theirs, str)
+        part = row.theirs.split("/")[-2]
+        if part in fused and not isinstance(row.ours, str):
+            return fused[part]
+        return not fused.get(apart.get(part, ""), False)
+
+    return [row for row in naming.rows if counts(row)]

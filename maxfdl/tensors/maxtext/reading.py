@@ -1,0 +1,208 @@
+"""Reads a checkpoint of MaxText into a model's variables, one array at a time."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from maxfdl.errors import UserError
+from maxfdl.model import Model
+from maxfdl.ops.state import Declaration
+from maxfdl.sharding.room import check_room
+from maxfdl.sharding.sharding import Sharding
+from maxfdl.tensors.arrays import Arrays
+from maxfdl.tensors.finite import Inspection
+from maxfdl.tensors.layouts import Config
+from maxfdl.tensors.matching import listed, their_shapes
+from maxfdl.tensors.maxtext.binding import bind
+from maxfdl.tensors.maxtext.folder import MaxTextFolder
+from maxfdl.tensors.maxtext.form import form_of, maxtext_form
+from maxfdl.tensors.maxtext.items import Key
+from maxfdl.tensors.maxtext.layout import CheckpointLayout, layout_of
+from maxfdl.tensors.maxtext.moments import moments_of
+from maxfdl.tensors.source import tell
+from maxfdl.tensors.table import Binding, Leaves, leaves_of, stored_leaves_of
+
+Variables = dict[str, Any]
+Moments = dict[str, dict[str, Any]]
+"""Trees like the parameters by the name of a moment."""
+
+
+class MaxTextSource:
+    """The arrays of a checkpoint that are the variables of a model.
+
+    Args:
+      folder: The checkpoint.
+      model: The network.
+      network: The factory that it is made by.
+
+    Attributes:
+      bindings: What each array is in the model.
+      layout: How the checkpoint is laid out.
+      config: That of the layouts of the bindings.
+
+    Raises:
+      UserError: If the arrays are not those of the model, listing all that differ.
+    """
+
+    def __init__(self, folder: MaxTextFolder, model: Model, network: functools.partial):
+        self.folder, options = folder, folder.options
+        self.layout: CheckpointLayout = layout_of(folder.items, options)
+        self.config: Config = form_of(network).to(maxtext_form(options))
+        self.bindings = bind(leaves_of(model), options, self.layout)
+        _check(folder, self.bindings, self.layout, self.config)
+
+    def read(self, binding: Binding) -> list[np.ndarray]:
+        """Returns our arrays of a binding."""
+        theirs = [self.folder.items.read(self.key(binding))]
+        return binding.to_ours(theirs, self.config)
+
+    def read_moment(self, binding: Binding, key: Key, order: int) -> list[np.ndarray]:
+        """Returns the moments of our arrays, which lie at `key`."""
+        layout = binding.layout.of_moment(order)
+        theirs = [self.folder.items.read(key)]
+        return layout.to_ours(theirs, binding.declared, self.config)
+
+    def key(self, binding: Binding) -> Key:
+        return _key(binding, self.layout)
+
+
+def read_maxtext(
+    folder: MaxTextFolder,
+    model: Model,
+    network: functools.partial,
+    sharding: Sharding | None = None,
+    *,
+    allow_non_finite: bool = False,
+) -> Variables:
+    """Returns the variables of `model` with the weights of a checkpoint.
+
+    Args:
+      folder: The checkpoint.
+      model: The network.
+      network: The factory that it is made by.
+      sharding: Mesh and rules; None puts all on one device.
+      allow_non_finite: Whether to read weights that are not finite.
+
+    Raises:
+      UserError: If the arrays are not those of the model, listing all that differ; if
+        the mesh does not divide them; or if one is not finite.
+    """
+    arrays = Arrays(stored_leaves_of(model), model, sharding)
+    source = MaxTextSource(folder, model, network)
+    check_room(arrays.abstract(), f"the weights in {folder.path} need")
+    inspection = Inspection(allow_non_finite)
+    for binding in source.bindings:
+        where = folder.items.where(source.key(binding))
+        for slot, values in zip(binding.slots, source.read(binding), strict=True):
+            inspection.look(where, np.ascontiguousarray(values), arrays.dtype(slot))
+            arrays.fill(slot, values)
+    tell(inspection.remarks)
+    return arrays.nested()
+
+
+def read_moments(
+    source: MaxTextSource, model: Model, sharding: Sharding | None
+) -> Moments:
+    """Returns the moments of a checkpoint, by their names in our optimizers.
+
+    Those are float32, as optimizers compute; parameters that another rule moves have
+    no leaf in the tree of a moment.
+
+    Raises:
+      UserError: If the checkpoint has no moments, or lacks some.
+    """
+    options = source.folder.options
+    plan = moments_of(options, source.layout)
+    found: Moments = {}
+    entries = source.folder.items.entries
+    for name, order in plan.orders.items():
+        bindings = [b for b in source.bindings if plan.has(name, b)]
+        keys = [plan.key(name, source.key(b)) for b in bindings]
+        missing = [
+            "/".join(map(str, key))
+            for key in keys
+            if key not in entries or not entries[key].is_array
+        ]
+        if missing:
+            raise UserError(
+                f"{source.folder.path} lacks the optimizer's {listed(missing)}; read"
+                " the parameters alone."
+            )
+        arrays = Arrays(_of(bindings, model), model, sharding)
+        for binding, key in zip(bindings, keys, strict=True):
+            values = source.read_moment(binding, key, order)
+            for slot, x in zip(binding.slots, values, strict=True):
+                arrays.fill(slot, x)
+        found[name] = arrays.nested()["params"]
+    return found
+
+
+def read_count(source: MaxTextSource) -> int:
+    """Returns the number of steps that were taken."""
+    return int(source.folder.items.read(("step",)))
+
+
+def _of(bindings: Sequence[Binding], model: Model) -> Leaves:
+    """Returns the leaves of some parameters, as those of moments in float32."""
+    own = {slot.path for b in bindings for slot in b.slots}
+    return {
+        key: _float32(declared)
+        for key, declared in leaves_of(model).items()
+        if key[0] == "params" and key[1] in own
+    }
+
+
+def _float32(declared: Any) -> Declaration:
+    return dataclasses.replace(declared, dtype="float32")
+
+
+def _key(binding: Binding, layout: CheckpointLayout) -> Key:
+    (name,) = binding.theirs
+    return layout.key(binding.slots[0].collection, name)
+
+
+def _check(
+    folder: MaxTextFolder,
+    bindings: list[Binding],
+    layout: CheckpointLayout,
+    config: Config,
+) -> None:
+    """Refuses a checkpoint whose arrays are not those that bindings need."""
+    items, path = folder.items, folder.path
+    arrays = set(items.arrays())
+    shapes = {
+        _key(binding, layout): shape
+        for binding in bindings
+        for shape in their_shapes([binding], config).values()
+    }
+    missing = [key for key in shapes if key not in arrays]
+    found = {key: items.spec(key)[0] for key in shapes if key in arrays}
+    misshapen = [
+        f"{_shown(key)} {list(shape)} (must be {list(shapes[key])})"
+        for key, shape in found.items()
+        if shape != shapes[key]
+    ]
+    weights = {key for key in arrays if key[0] not in ("opt_state", "step")}
+    extra = [key for key in weights - shapes.keys() if not _is_stream(key)]
+    parts = {
+        "missing": [_shown(key) for key in missing],
+        "in no place of the model": sorted(map(_shown, extra)),
+        "of another shape": misshapen,
+    }
+    problems = [f"  {what}: {listed(names)}" for what, names in parts.items() if names]
+    if problems:
+        raise UserError(
+            f"{path} does not hold the arrays of its options:\n" + "\n".join(problems)
+        )
+
+
+def _is_stream(key: Key) -> bool:
+    """Says whether an array belongs to a random stream of NNX."""
+    return key[0] == "nnx_aux" and "rngs" in key
+
+
+def _shown(key: Key) -> str:
+    return "/".join(map(str, key))
