@@ -1,5 +1,6 @@
 """How MaxText's options train: optimizer, schedule, and what keeps experts balanced."""
 
+import re
 from typing import Any
 
 import fiddle as fdl
@@ -9,8 +10,9 @@ from fdl_configs.hf_parts import layers_of
 from maxfdl.errors import UserError
 from maxfdl.optim.muon import CorrectedMuon
 from maxfdl.optim.optimizer import Optimizer
-from maxfdl.optim.schedules import PeriodicCosine, WarmupStableDecay
+from maxfdl.optim.schedules import PeriodicCosine, WarmupCosine, WarmupStableDecay
 from maxfdl.optim.transforms import Adam, AdamPax, ClipByGlobalNorm, Sgd, WeightDecay
+from maxfdl.tensors.maxtext.names import naming_of, rows_for
 from maxfdl.tensors.maxtext.options import Options, only
 from maxfdl.train.auxiliary import SequenceBalance
 from maxfdl.train.router import SelectionBias
@@ -23,7 +25,6 @@ def optimizer(options: Options) -> fdl.Partial:
       UserError: If it is one that there is not here.
     """
     only(options, "adam_eps_root", 0.0)
-    only(options, "adamw_mask", [])
     threshold = options["gradient_clipping_threshold"]
     clip = fdl.Config(ClipByGlobalNorm, max_norm=threshold) if threshold > 0 else None
     rule, decay = _rule(options), _decay(options)
@@ -68,6 +69,8 @@ def _decay(options: Options) -> fdl.Config | None:
         return None
     rate = options["adam_weight_decay"]
     decay = fdl.Config(WeightDecay, rate=rate, scale=1.0, bias=1.0)
+    for role in _masked(options):
+        setattr(decay, role, 0.0)
     if options["opt_type"] == "muon" and options["muon_weight_decay"] != rate:
         if not rate:
             raise UserError(
@@ -77,6 +80,37 @@ def _decay(options: Options) -> fdl.Config | None:
             )
         decay.matrix = options["muon_weight_decay"] / rate
     return decay
+
+
+def _masked(options: Options) -> list[str]:
+    """Returns the roles of parameters that MaxText's `adamw_mask` excludes from decay.
+
+    Raises:
+      UserError: If it excludes some parameters of a role and not others.
+    """
+    patterns = options["adamw_mask"]
+    by_role: dict[str, set[bool]] = {}
+    for row in rows_for(naming_of(options), options) if patterns else ():
+        ours = row.ours if isinstance(row.ours, str) else row.ours[0]
+        role = _ROLES.get(ours.rpartition("/")[2])
+        if role is not None and not row.state:
+            found = any(re.search(each, f"params/{row.theirs}") for each in patterns)
+            by_role.setdefault(role, set()).add(found)
+    if any(len(found) > 1 for found in by_role.values()):
+        raise UserError(
+            f"MaxText's adamw_mask ({patterns}) must exclude all norms, all biases or"
+            " all embeddings from decay: there are no shares of single parameters here."
+        )
+    return [role for role, found in by_role.items() if True in found]
+
+
+_ROLES = {
+    "kernel": "kernel",
+    "table": "embedding",
+    "scale": "scale",
+    "bias": "bias",
+    "scores": "bias",
+}
 
 
 def _schedule(options: Options) -> fdl.Config:
@@ -128,3 +162,110 @@ def updates(options: Options) -> list[fdl.Config]:
     if not (options["routed_bias"] and rate):
         return []
     return [fdl.Config(SelectionBias, rate=rate)]
+
+
+def training_options(run: Any, maxtext: str) -> dict[str, Any]:
+    """Returns the options of MaxText that train as an experiment does.
+
+    Args:
+      run: The graph of the experiment.
+      maxtext: Version of the MaxText that is to go on.
+
+    Raises:
+      UserError: If MaxText has no such optimizer, schedule or loss.
+    """
+    written = {
+        "maxtext": maxtext,
+        "max_target_length": run.sequence_length,
+        "global_batch_size_to_train_on": run.batch_size,
+        "init_weights_seed": run.seed,
+        **_optimizer_options(run.optimizer),
+        **_schedule_options(run.optimizer.schedule, run.steps),
+    }
+    for change in run.trainer.__arguments__.get("updates", ()):
+        if fdl.get_callable(change) is SelectionBias:
+            written["routed_bias_update_rate"] = change.rate
+    sparse = [layer for layer in layers_of(run.model) if moe.is_moe(layer)]
+    for term in run.loss.__arguments__.get("auxiliary", ()):
+        if fdl.get_callable(term) is not SequenceBalance:
+            raise _nothing_like(fdl.get_callable(term).__name__)
+        known = {
+            "maxtext": maxtext,
+            "num_experts_per_tok": sparse[0].mlp.router.routing.k,
+        }
+        weight = term.coefficient * len(sparse) / balance_factor(known)
+        written["load_balance_loss_weight"] = weight
+    return written
+
+
+def _optimizer_options(node: Any) -> dict[str, Any]:
+    clip, decay = node.clip, node.weight_decay
+    rule, written = (
+        node.rule,
+        {"gradient_clipping_threshold": clip.max_norm if clip else 0.0},
+    )
+    kind = fdl.get_callable(rule)
+    adam = rule
+    if kind in (Adam, AdamPax):
+        if getattr(rule, "nesterov", False):
+            raise _nothing_like("Adam with nesterov")
+        written["opt_type"] = "adamw" if kind is Adam else "adam_pax"
+    elif kind is Sgd:
+        return written | {"opt_type": "sgd"}
+    elif kind is CorrectedMuon:
+        adam = rule.rest
+        written |= {
+            "opt_type": "muon",
+            "muon_beta": rule.momentum,
+            "muon_consistent_rms": rule.rms if rule.scale == "rms" else None,
+        }
+    else:
+        raise _nothing_like(kind.__name__)
+    rate = decay.rate if decay else 0.0
+    written |= {
+        "adam_b1": adam.b1,
+        "adam_b2": adam.b2,
+        "adam_eps": adam.epsilon,
+        "adam_weight_decay": rate,
+        "adamw_mask": _mask(decay) if decay else [],
+    }
+    if kind is CorrectedMuon:
+        share = decay.matrix if decay and decay.matrix is not None else 1.0
+        written["muon_weight_decay"] = rate * share
+    return written
+
+
+_MASKS = {"scale": "scale$", "bias": "bias$", "embedding": "embedding$"}
+"""Patterns of MaxText's paths of the parameters of a role."""
+
+
+def _mask(decay: Any) -> list[str]:
+    """Returns the patterns of parameters that do not decay."""
+    shares = {role: getattr(decay, role) for role in (*_MASKS, "kernel")}
+    if shares.pop("kernel") != 1.0 or not set(shares.values()) <= {0.0, 1.0}:
+        raise _nothing_like(f"WeightDecay with shares {shares}")
+    return [_MASKS[role] for role, share in shares.items() if not share]
+
+
+def _schedule_options(schedule: Any, steps: int) -> dict[str, Any]:
+    kind, warmup = fdl.get_callable(schedule), schedule.warmup_steps
+    if not issubclass(kind, WarmupCosine):
+        raise _nothing_like(kind.__name__)
+    fall = schedule.decay_steps
+    total = steps if fall is None else warmup + fall + 1
+    return {
+        "learning_rate": schedule.peak,
+        "lr_schedule_type": "cosine",
+        "learning_rate_final_fraction": schedule.final_fraction,
+        # MaxText rounds the product down.
+        "warmup_steps_fraction": (warmup + 0.5) / total if warmup else 0.0,
+        "learning_rate_schedule_steps": total,
+        "steps": total,
+    }
+
+
+def _nothing_like(what: str) -> UserError:
+    return UserError(
+        f"MaxText has nothing like {what} of this experiment; save the parameters"
+        " alone, without state."
+    )

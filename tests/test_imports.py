@@ -66,7 +66,7 @@ KNOW_FIDDLE = {
     "graph": WORDS | {"outside"},
     "mutations": WORDS | LIBRARY.keys() | {"graph"},
     "hf": WORDS | LIBRARY.keys() | {"graph", "mutations"},
-    "maxtext": WORDS | LIBRARY.keys() | {"graph", "mutations"},
+    "maxtext": WORDS | LIBRARY.keys() | {"graph", "mutations", "hf"},
     "gguf": WORDS | {"files", "outside", "data.tokenizers", "tensors", "hf"},
     "commandline": WORDS | {"graph", "run.processes", "terminal"},
     "terminal": WORDS,

@@ -38,12 +38,12 @@ def describe(
             f"family ({family}) must be one of {', '.join(FAMILIES)}."
             f"{did_you_mean(family, FAMILIES)}"
         )
-    plain = _plain(model)
+    plain = plain_network(model)
     known = sorted(FAMILIES.values(), key=_has_experts)
     if first is not None:
         known.sort(key=lambda each: each != family_of(first))
     for each in known if family is None else [FAMILIES[family]]:
-        config = _config_of(each, plain)
+        config = config_of(each, plain)
         if config is not None:
             return config
     raise UserError(
@@ -55,10 +55,10 @@ def describe(
 
 def same_network(model: fdl.Partial, config: Config) -> bool:
     """Says whether a normalised config.json is that of `model`."""
-    return family_of(config["model_type"]).from_hf(config) == _plain(model)
+    return family_of(config["model_type"]).from_hf(config) == plain_network(model)
 
 
-def _config_of(family: Family, plain: fdl.Partial) -> Config | None:
+def config_of(family: Family, plain: fdl.Partial) -> Config | None:
     try:
         config = normalised(family.to_hf(plain))
         return config if family.from_hf(config) == plain else None
@@ -72,7 +72,7 @@ def _has_experts(family: Family) -> bool:
     return any("{expert}" in str(row.theirs) for row in rows)
 
 
-def _plain(model: fdl.Partial) -> fdl.Partial:
+def plain_network(model: fdl.Partial) -> fdl.Partial:
     """Returns the graph with defaults for all that does not change the weights."""
     plain: Any = with_layers_of(model, "nnx")
     for field in ("dtype", "param_dtype"):

@@ -7,6 +7,7 @@
 """
 
 from maxfdl.maxtext.loading import Loaded, load
+from maxfdl.maxtext.saving import save
 from maxfdl.tensors.maxtext.folder import MaxTextFolder
 
-__all__ = ["Loaded", "MaxTextFolder", "load"]
+__all__ = ["Loaded", "MaxTextFolder", "load", "save"]

@@ -17,7 +17,7 @@ from maxfdl.run.maxtext_state import maxtext_state
 from maxfdl.sharding.mesh import MeshShape
 from maxfdl.sharding.sharding import Sharding
 from maxfdl.tensors.maxtext.folder import MaxTextFolder
-from maxfdl.tensors.maxtext.layout import layout_of
+from maxfdl.tensors.maxtext.layout import layout_of, stored_type
 from maxfdl.tensors.maxtext.reading import read_maxtext
 from maxfdl.tensors.weights import Variables
 from maxfdl.train.program import Program
@@ -68,6 +68,7 @@ def load(
     found = MaxTextFolder(folder, options)
     config: Any = experiment(found.options)
     config.init_from = str(found.path)
+    config.model.param_dtype = stored_type(found.items)
     if backend == "linen":
         config = to_linen(config)
     elif backend != "nnx":

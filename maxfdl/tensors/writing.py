@@ -152,7 +152,7 @@ def _weights(
         if len(kept) == len(packed):
             theirs = converted(convert, kept)
         else:
-            theirs = convert([_fetch(model, held, slot) for slot in binding.slots])
+            theirs = convert([fetch(model, held, slot) for slot in binding.slots])
         yield from zip(binding.theirs, theirs, strict=True)
 
 
@@ -161,12 +161,12 @@ def their_tensors(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yields each tensor of Hugging Face, by name, from a tree like `variables`."""
     for binding in bind(table_of(config["model_type"]), leaves_of(model)):
-        ours = [_fetch(model, Held(variables), slot) for slot in binding.slots]
+        ours = [fetch(model, Held(variables), slot) for slot in binding.slots]
         theirs = binding.to_theirs(ours, config)
         yield from zip(binding.theirs, theirs, strict=True)
 
 
-def _fetch(model: Model, held: Held, slot: Slot) -> np.ndarray:
+def fetch(model: Model, held: Held, slot: Slot) -> np.ndarray:
     """Returns the values at a slot, on the host; those of a packed kernel unpacked."""
     rounded = _rounded(model, held, slot)
     if rounded is None:

@@ -114,7 +114,14 @@ class ItemsWriter:
         self._arrays: list[dict[str, Any]] = []
         path.mkdir(parents=True, exist_ok=True)
 
-    def write(self, key: Key, values: np.ndarray, *, random: str | None = None) -> None:
+    def write(
+        self,
+        key: Key,
+        values: np.ndarray,
+        *,
+        kind: str = "jax.Array",
+        random: str | None = None,
+    ) -> None:
         """Writes an array; `random` names the kind of random keys that it holds."""
         chunks = _chunks(values)
         spec = _spec(self._path, key, use_ocdbt=True, use_zarr3=True) | {
@@ -124,9 +131,7 @@ class ItemsWriter:
         }
         store = _tensorstore().open(spec, create=True, open=False).result()
         store.write(values).result()
-        self._add(
-            key, value_type="jax.Array", skip_deserialize=False, write_shape=chunks
-        )
+        self._add(key, value_type=kind, skip_deserialize=False, write_shape=chunks)
         self._arrays.append(
             {
                 "array_metadata": {

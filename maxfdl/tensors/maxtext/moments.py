@@ -43,7 +43,11 @@ class OptimizerLayout:
             return False
         if self.matrices is None:
             return True
-        return (name in self.matrices) == _is_matrix(binding)
+        return self.is_matrix(name) == _is_matrix(binding)
+
+    def is_matrix(self, name: str) -> bool:
+        """Says whether the moment `name` is one of the matrices alone."""
+        return self.matrices is not None and name in self.matrices
 
     def key(self, name: str, parameter: Key) -> Key:
         """Returns where the moment `name` of the parameter `params/params/...` is."""
