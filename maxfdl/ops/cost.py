@@ -2,14 +2,15 @@
 
 The count is of matrix products only, as the field counts model FLOPs: a product of
 [m, k] and [k, n] is 2 m k n. A `scan` body counts once per trip, which XLA's own
-`cost_analysis` does not do. An op that runs a kernel, or that is worth less than the
-products it is written with (causal attention needs half of its scores), declares its
-cost by `declare_flops`.
+`cost_analysis` does not do, and that of a `shard_map` once per part that its arguments
+are cut into. An op that runs a kernel, or that is worth less than the products it is
+written with (causal attention needs half of its scores), declares its cost by
+`declare_flops`.
 """
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 
@@ -28,26 +29,74 @@ def declare_flops(function: Callable, flops: int) -> Callable:
 
 def count_flops(function: Callable, *args) -> int:
     """Returns the FLOPs of `function(*args)`; arguments may be abstract."""
-    return _count(jax.make_jaxpr(function)(*args).jaxpr)
+    return _count(jax.make_jaxpr(function)(*args).jaxpr, _declared)
 
 
-def _count(jaxpr) -> int:
-    return sum(_count_equation(eqn) for eqn in jaxpr.eqns)
+def count_written(function: Callable, *args) -> int:
+    """Returns the FLOPs of the products that `function` is written with.
+
+    What ops declare does not count, so gradients and what is computed again count as
+    they are; of attention kernels, see `attention_kernel_flops`.
+    """
+    return _count(jax.make_jaxpr(function)(*args).jaxpr, _of_kernel)
 
 
-def _count_equation(eqn) -> int:
-    params = eqn.params
-    declared = _DECLARED.search(str(params.get("name", "")))
-    if declared:
-        return int(declared.group(1))
-    if eqn.primitive.name == "dot_general":
+def attention_kernel_flops(
+    name: str, q: Sequence[int], k: Sequence[int], v: Sequence[int]
+) -> int | None:
+    """Returns the FLOPs of a kernel of splash attention, None of any other.
+
+    Half of the scores count, which a causal mask leaves, and no recomputation inside a
+    kernel, as `DotProductAttention` says. There is one kernel forward, and two that
+    share the products of the backward pass: `dq` and `dkv`.
+
+    Args:
+      name: Of the kernel.
+      q, k, v: Shapes, [..., H, T, K], [..., G, T, K] and [..., G, T, V].
+    """
+    part = re.match(r"splash_m[hq]a_(fwd|dq|dkv)_", name)
+    if part is None:
+        return None
+    width, of_value = k[-1], v[-1]
+    products = {"fwd": width + of_value, "dq": width, "dkv": width + 2 * of_value}
+    return math.prod(q[:-1]) * k[-2] * products[part.group(1)]
+
+
+def _count(jaxpr, known) -> int:
+    return sum(_count_equation(eqn, known) for eqn in jaxpr.eqns)
+
+
+def _count_equation(eqn, known: Callable) -> int:
+    """Counts one equation; `known` returns the cost of those that it knows."""
+    params, name = eqn.params, eqn.primitive.name
+    cost = known(eqn)
+    if cost is not None:
+        return cost
+    if name == "dot_general":
         contract = params["dimension_numbers"][0][0]
         depth = math.prod(eqn.invars[0].aval.shape[dim] for dim in contract)
         return 2 * math.prod(eqn.outvars[0].aval.shape) * depth
-    if eqn.primitive.name == "cond":
-        return max(_count(branch.jaxpr) for branch in params["branches"])
-    trips = params["length"] if eqn.primitive.name == "scan" else 1
-    return trips * sum(_count(inner) for inner in _inner_jaxprs(params))
+    if name == "cond":
+        return max(_count(branch.jaxpr, known) for branch in params["branches"])
+    times = params["length"] if name == "scan" else 1
+    if name == "shard_map":
+        axes = set(jax.tree.leaves([*map(tuple, params["in_specs"])]))
+        times = math.prod(params["mesh"].shape[axis] for axis in axes)
+    return times * sum(_count(inner, known) for inner in _inner_jaxprs(params))
+
+
+def _declared(eqn) -> int | None:
+    found = _DECLARED.search(str(eqn.params.get("name", "")))
+    return int(found.group(1)) if found else None
+
+
+def _of_kernel(eqn) -> int | None:
+    if eqn.primitive.name == "ragged_dot_general":  # each row meets one kernel
+        return 2 * eqn.invars[0].aval.size * eqn.outvars[0].aval.shape[-1]
+    if eqn.primitive.name == "pallas_call":
+        wide = [v.aval.shape for v in eqn.invars if v.aval.dtype.kind in "fV"]
+        return attention_kernel_flops(str(eqn.params["name"]), *wide[:3]) or 0
+    return None
 
 
 def _inner_jaxprs(params):

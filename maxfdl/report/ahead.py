@@ -58,12 +58,14 @@ class Ahead:
       num_slices: Slices that the devices are in.
       compile_seconds, compile_cpu_seconds: What it took to trace and compile it.
       refusal: Why the compiler gave up for want of memory; None if it did not. Then
-        what follows, but for `model_flops`, is not known.
+        what follows is not known, but for `memory_bytes` and `peak_bytes`.
       argument_bytes: State and batch.
       temp_bytes: What the step needs beside them.
       peak_bytes: All that it needs; of a refusal, what the compiler says that it would.
       memory_bytes: What the device has; None if that is not known.
       model_flops: Of the formula: three times the matrix products forward.
+      written_flops: Of all products that the step is written with: the gradients, and
+        what is computed again.
       flops: That the program computes, recomputation included.
       unknown_kernels: What may compute more that is not counted.
       hbm_bytes: Moved to and from main memory, estimated.
@@ -79,6 +81,7 @@ class Ahead:
     compile_seconds: float
     compile_cpu_seconds: float
     model_flops: float
+    written_flops: float
     memory_bytes: float | None = None
     refusal: str | None = None
     argument_bytes: int | None = None
@@ -154,6 +157,7 @@ def compile_ahead(name: str, program: Program) -> tuple[Ahead, CompiledStep | No
         compile_seconds=time.perf_counter() - started,
         compile_cpu_seconds=time.process_time() - cpu_started,
         model_flops=program.model_flops() / mesh.size,
+        written_flops=program.written_flops() / mesh.size,
         memory_bytes=_memory_of(device, mesh.size),
         refusal=refusal,
         peak_bytes=None if refusal is None else _needed(refusal),

@@ -122,10 +122,11 @@ def _fits(report: Ahead) -> str:
 
 def _flops(report: Ahead) -> str:
     assert report.flops is not None
-    text = (
-        f"{quantity(report.flops)} ({report.flops / report.model_flops:.3f} of the"
-        f" model's {quantity(report.model_flops)})"
-    )
+    of_step = report.flops / report.written_flops
+    of_model = report.flops / report.model_flops
+    text = f"{quantity(report.flops)} ({of_step:.3f} of the step's formula"
+    text += f" {quantity(report.written_flops)}, {of_model:.3f} of the model's"
+    text += f" {quantity(report.model_flops)})"
     if report.unknown_kernels:
         text += f"; not those of {', '.join(report.unknown_kernels)}"
     return text

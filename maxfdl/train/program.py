@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maxfdl.ops.cost import count_flops
+from maxfdl.ops.cost import count_flops, count_written
 from maxfdl.ops.target import tracing_for
 from maxfdl.sharding.room import check_room
 from maxfdl.sharding.sharding import Sharding
@@ -170,6 +170,16 @@ class Program:
         """
         variables = self.abstract_state()
         return 3 * count_flops(self.trainer.evaluate, variables, self.abstract_batch())
+
+    def written_flops(self) -> int:
+        """Returns the FLOPs of all products that one step is written with.
+
+        Recomputation counts. What XLA computes beyond it, it has added.
+        """
+        with tracing_for(self.sharding.mesh.devices.flat[0].platform):
+            return count_written(
+                self.trainer.step, self.abstract_state(), self.abstract_batch()
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import Mesh, PartitionSpec
 
 from maxfdl.ops.attention import DotProductAttention
-from maxfdl.ops.cost import count_flops, declare_flops
+from maxfdl.ops.cost import count_flops, count_written, declare_flops
 from maxfdl.ops.dot import Dot
 from maxfdl.ops.mask import Causal, Mask, Places
 
@@ -92,6 +94,49 @@ def test_a_declared_cost_stands_for_whatever_is_inside():
     assert count_flops(declared, A, B) == 1234
     assert count_flops(lambda a, b: declared(a, b) + a @ b, A, B) == 1234 + PRODUCT
     assert (declared(A, B) == A @ B).all()
+
+
+def test_a_shard_map_counts_every_part_and_no_repetition():
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("a", "b"))
+    rows, whole = PartitionSpec("a"), PartitionSpec()
+    product = jax.shard_map(
+        jnp.matmul, mesh=mesh, in_specs=(rows, whole), out_specs=rows
+    )
+    assert count_flops(product, jnp.ones((2 * M, K)), B) == 2 * PRODUCT
+
+
+def test_what_is_written_counts_whatever_is_declared():
+    declared = declare_flops(jnp.matmul, 1234)
+    assert count_written(declared, A, B) == PRODUCT
+    gradients = jax.grad(lambda a, b: jnp.sum(declared(a, b) ** 2), (0, 1))
+    assert count_written(gradients, A, B) == 3 * PRODUCT
+
+
+def test_a_ragged_product_and_its_gradients_count_one_kernel_a_row():
+    rows, kernels = jnp.ones((8, K)), jnp.ones((2, K, N))
+
+    def loss(rows, kernels):
+        return jnp.sum(lax.ragged_dot(rows, kernels, jnp.array([3, 5])) ** 2)
+
+    assert count_written(loss, rows, kernels) == 2 * 8 * K * N
+    assert count_written(jax.grad(loss, (0, 1)), rows, kernels) == 3 * 2 * 8 * K * N
+
+
+def test_a_kernel_of_attention_counts_half_of_its_scores_and_twice_that_backward():
+    rows, tokens, heads, width = 2, 128, 4, 128
+    q = jnp.ones((rows, tokens, heads, width))
+    kv = jnp.ones((rows, tokens, 2, width))
+    places = Places(jnp.broadcast_to(jnp.arange(tokens), (rows, tokens)), None)
+    mask = Mask.within(Causal(), places)
+
+    def loss(q, k, v):
+        return jnp.sum(DotProductAttention("tokamax")(q, k, v, mask))
+
+    forward = 2 * rows * tokens**2 * heads * width
+    assert count_written(loss, q, kv, kv) == forward
+    # The backward pass has a few more, of outputs and their gradients.
+    gradients = count_written(jax.grad(loss, (0, 1, 2)), q, kv, kv)
+    assert gradients == pytest.approx(3 * forward, rel=0.01)
 
 
 def test_causal_attention_counts_half_of_its_scores():

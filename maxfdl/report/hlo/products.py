@@ -3,6 +3,7 @@
 import math
 import re
 
+from maxfdl.ops.cost import attention_kernel_flops
 from maxfdl.report.hlo.text import Instruction, arrays, shape
 
 _OF_PRODUCTS = r"tpu_custom_call|__cublas|__cudnn|triton|mosaic_gpu"
@@ -61,29 +62,16 @@ def _products(inputs: int, kernel: int, outputs: int, window: str, place: int) -
 def flops_of_kernel(instruction: Instruction, operands: list[str]) -> int | None:
     """Returns the FLOPs behind a custom call; None if it may have some not known here.
 
-    Attention costs what `DotProductAttention` says: half of the scores, which a causal
-    mask leaves, and no recomputation inside a kernel. Splash attention has one kernel
-    forward and two backward, `dq` and `dkv`.
+    See `maxfdl.ops.cost.attention_kernel_flops`.
     """
     kernel = instruction.name
     target = instruction.attribute(r'custom_call_target="([^"]*)"') or ""
     if not re.match(_OF_PRODUCTS, target) or kernel.startswith(_WITHOUT_PRODUCTS):
         return 0
     if is_ragged_dot(instruction):
-        *_, (_, (rows, depth)), _ = map(_only_array, operands)
-        return 2 * rows * depth * shape(instruction.type)[-1]
-    attention = re.match(r"splash_m[hq]a_(fwd|dq|dkv)_", kernel)
-    if attention:
-        wide = [dims for dtype, dims in map(_only_array, operands) if "f" in dtype]
-        queries, keys, values = wide[:3]
-        *_, tokens, width = keys
-        widths = {
-            "fwd": width + values[-1],
-            "dq": width,
-            "dkv": width + 2 * values[-1],
-        }
-        return math.prod(queries[:-1]) * tokens * widths[attention.group(1)]
-    return None
+        return 2 * math.prod(shape(operands[-2])) * shape(instruction.type)[-1]
+    wide = [dims for type_ in operands for dtype, dims in arrays(type_) if "f" in dtype]
+    return attention_kernel_flops(kernel, *wide[:3]) if len(wide) > 2 else None
 
 
 def is_ragged_dot(instruction: Instruction) -> bool:
@@ -93,8 +81,3 @@ def is_ragged_dot(instruction: Instruction) -> bool:
     """
     is_call = instruction.opcode == "custom-call"
     return is_call and instruction.name.startswith("ragged-dot-none")
-
-
-def _only_array(type_: str) -> tuple[str, list[int]]:
-    (found,) = arrays(type_)
-    return found
