@@ -48,6 +48,8 @@ class Experiment:
       batch_size: Sequences in the global batch of one step.
       ramp_up: Smaller batches to begin with; None has whole ones from the start.
       sequence_length: Tokens in a sequence.
+      hang_seconds: How long a step may take before the stacks of all threads are
+        printed; after twice that the process ends. None: as long as it likes.
     """
 
     holds_all: ClassVar[bool] = True
@@ -70,6 +72,7 @@ class Experiment:
     batch_size: int
     ramp_up: BatchRampUp | None = None
     sequence_length: int
+    hang_seconds: Annotated[float | None, Operational] = 1800.0
 
     @staticmethod
     def check_config(node):
@@ -84,6 +87,8 @@ class Experiment:
                 yield f"Experiment {field} ({value}) must be positive."
             elif value >= 2**31:
                 yield f"Experiment {field} ({value}) must be below 2**31."
+        if node.hang_seconds is not None and not node.hang_seconds > 0:
+            yield f"Experiment hang_seconds ({node.hang_seconds}) must be positive."
         if not -(2**63) <= node.seed < 2**63:
             yield f"Experiment seed ({node.seed}) must fit into 64 bits."
         table = getattr(node.model, "position_embedding", None)

@@ -15,7 +15,7 @@ from maxfdl.mutations.family import to_linen, to_nnx
 from maxfdl.mutations.fp8 import disable_fp8, enable_fp8
 from maxfdl.mutations.freeze import freeze, unfreeze
 from maxfdl.mutations.gradient_accumulation import gradient_accumulation
-from maxfdl.mutations.guards import loss_scale, skip_spikes
+from maxfdl.mutations.guards import go_back, loss_scale, skip_spikes
 from maxfdl.mutations.mesh import mesh
 from maxfdl.mutations.moments import moment_storage
 from maxfdl.mutations.multi_token_prediction import multi_token_prediction
@@ -53,6 +53,7 @@ __all__ = [
     "disable_fp8",
     "enable_fp8",
     "freeze",
+    "go_back",
     "gradient_accumulation",
     "king_james",
     "learning_rate_by_role",

@@ -7,7 +7,7 @@ import fiddle as fdl
 from maxfdl.graph import copy, nodes_of, swap
 from maxfdl.mutations.fields import put
 from maxfdl.mutations.roles import is_trainer
-from maxfdl.train.guard import SkipNonFinite, SkipSpikes
+from maxfdl.train.guard import GoBack, SkipNonFinite, SkipSpikes
 from maxfdl.train.loss_scale import LossScale
 
 C = TypeVar("C", bound=fdl.Buildable)
@@ -29,6 +29,22 @@ def skip_spikes(cfg: C, *, window: int = 128, deviations: float = 6.0) -> C:
             swap(trainer.guard, SkipSpikes, window=window, deviations=deviations)
         else:
             swap(trainer.guard, SkipNonFinite)
+    return out
+
+
+def go_back(cfg: C, *, steps: int = 0, times: int = 3) -> C:
+    """Goes back to an earlier checkpoint after too many skipped steps in a row.
+
+    The data goes on, so that what came between is passed over. See
+    `maxfdl.train.guard.GoBack`. `go_back(times=0)` is the inverse, which ends the run.
+
+    Raises:
+      MutationError: If there is no trainer.
+    """
+    out = copy(cfg)
+    for trainer in nodes_of(out, is_trainer):
+        policy = fdl.Config(GoBack, steps=steps, times=times)
+        put(trainer.guard, "then", policy if times else None)
     return out
 
 

@@ -45,6 +45,10 @@ class LookAhead:
         self._left -= 1
         return batch
 
+    def expect(self, more: int) -> None:
+        """Says that so many more batches will be asked for."""
+        self._left += more
+
     def _read(self) -> None:
         try:
             batch = next(self._batches)

@@ -26,6 +26,7 @@ from maxfdl.run.saves import Progress, Saves
 from maxfdl.run.signals import StopRequest
 from maxfdl.run.step_log import StepLog
 from maxfdl.run.step_programs import StepPrograms
+from maxfdl.run.watchdog import Watchdog
 from maxfdl.train.program import Program
 from maxfdl.train.trainer import State
 
@@ -57,6 +58,7 @@ class _Course:
       last: The step that it ends after, unless it is stopped.
       was_evaluated: Whether an earlier start wrote an evaluation after `first`.
       reached: Whether an evaluation has found the goal reached.
+      returns: How often this start has gone back to an earlier checkpoint.
     """
 
     experiment: Experiment
@@ -67,11 +69,13 @@ class _Course:
     saves: Saves
     evaluation: Evaluation
     log: StepLog
+    watchdog: Watchdog
     now: Progress
     first: int
     last: int
     was_evaluated: bool
     reached: bool = False
+    returns: int = 0
 
     def rescuing(self) -> contextlib.AbstractContextManager:
         """Saves what is trained if anything raises inside, see `Saves.rescuing`."""
@@ -150,6 +154,8 @@ def _prepare(
     if isinstance(data, TextData) and jax.process_index() == 0:
         directory.write_tokenizer(data.tokenizer)
 
+    watchdog = Watchdog(experiment.hang_seconds)
+    closing.callback(watchdog.close)
     evaluation = Evaluation(program, data, experiment.steps)
     writer = experiment.metrics(directory=directory.path)
     closing.callback(writer.close)
@@ -171,6 +177,7 @@ def _prepare(
         saves=saves,
         evaluation=evaluation,
         log=StepLog(program, writer, first, experiment, batches),
+        watchdog=watchdog,
         now=now,
         first=first,
         last=last,
@@ -189,21 +196,24 @@ def _train(course: _Course, stop: StopRequest) -> None:
     while now.step < course.last and not (stop.reached(now.step) or course.reached):
         step = now.step + 1
         run_step = course.steps.at(step)
-        batch = run_step.program.place(next(now.batches))
-        if profile:
-            profile.before(step, now.state)
-        now.state, metrics = run_step.call(now.state, batch)
-        now.step = step
-        stop.began()
-        if shares_cores:
-            jax.block_until_ready(metrics)
-        if profile:
-            profile.after(step, now.state)
-        log.add(step, metrics)
+        with course.watchdog.step(step):
+            batch = run_step.program.place(next(now.batches))
+            if profile:
+                profile.before(step, now.state)
+            now.state, metrics = run_step.call(now.state, batch)
+            now.step = step
+            stop.began()
+            if shares_cores:
+                jax.block_until_ready(metrics)
+            if profile:
+                profile.after(step, now.state)
+            log.add(step, metrics)
+            if course.has_given_up or step == course.last:
+                log.flush()  # the step under way may be a good one, or the last bad one
         if course.has_given_up:
-            log.flush()  # the step under way may be a good one
-            if course.has_given_up:
-                break
+            if _has_gone_back(course):
+                continue
+            break
         if saves.due(step):
             saves.save(now)
         if step < course.last and course.evaluation.due(step):
@@ -219,6 +229,32 @@ def _train(course: _Course, stop: StopRequest) -> None:
     if course.first < now.step == course.last and not course.has_given_up:
         if course.evaluation.due(now.step):
             _evaluate(course, write=True)
+
+
+def _has_gone_back(course: _Course) -> bool:
+    """Goes back to an earlier checkpoint, if the guard asks for it and there is one."""
+    now, program = course.now, course.program
+    policy = program.trainer.guard.then
+    if policy is None or course.returns == policy.times:
+        return False
+    left_at = now.step
+    first_rejected = left_at - course.log.skipped_in_a_row + 1
+    before = first_rejected - policy.steps
+    state = course.saves.restore_before(before, program.as_saved)
+    if state is None:
+        say(f"no checkpoint is older than step {before}: the run cannot go back")
+        return False
+    now.state = program.resumed(state)
+    now.step = int(now.state["step"])
+    course.returns += 1
+    if isinstance(now.batches, LookAhead):
+        now.batches.expect(left_at - now.step)
+    course.log.go_back(now.step)
+    say(
+        f"went back from step {left_at} to step {now.step}; the data goes on, so that"
+        " what came between is passed over"
+    )
+    return True
 
 
 def _evaluate(course: _Course, *, write: bool) -> None:

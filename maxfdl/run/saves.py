@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 
-from maxfdl.checkpoint.checkpointer import Abstract, Checkpointer
+from maxfdl.checkpoint.checkpointer import Abstract, Checkpointer, NoData
 from maxfdl.checkpoint.failure import SaveError, gist
-from maxfdl.checkpoint.steps import check_room
+from maxfdl.checkpoint.steps import check_room, steps_in
 from maxfdl.errors import UserError
 from maxfdl.experiment import Experiment
 from maxfdl.run.directory import RunDirectory
@@ -64,6 +64,17 @@ class Saves:
         """
         assert self._checkpointer
         return self._checkpointer.restore(step, abstract_state, batches)
+
+    def restore_before(self, step: int, abstract_state: Abstract) -> State | None:
+        """Returns the newest state on disk that has seen fewer steps than `step`, or
+        None if there is none. The batches stay where they are."""
+        if self._checkpointer is None:
+            return None
+        self._checkpointer.wait()
+        older = [s for s in steps_in(self._checkpointer.directory) if s < step]
+        if not older:
+            return None
+        return self._checkpointer.restore(older[-1], abstract_state, NoData())
 
     def due(self, step: int) -> bool:
         return self._checkpointer is not None and self._checkpointer.wants(step)

@@ -49,6 +49,14 @@ class StepLog:
         """Times steps from now on: what came since `step` was no training."""
         self._clock = (step, time.perf_counter())
 
+    def go_back(self, step: int) -> None:
+        """Forgets what was reported after `step`."""
+        self._writer.close()
+        self._writer.truncate_after(step)
+        self._writer.open()
+        self.skipped_in_a_row = self._skipped = 0
+        self.restart_clock(step)
+
     def add(self, step: int, metrics: Metrics) -> None:
         """Takes the metrics of a step under way and reports those of one before."""
         self.flush()

@@ -28,14 +28,41 @@ class Proposal(NamedTuple):
     reach: jax.Array
 
 
+@dataclasses.dataclass(frozen=True)
+class GoBack:
+    """After too many rejected steps in a row, a run goes back to an earlier checkpoint.
+
+    Its weights and the state of its optimizer are restored, but not its place in the
+    data: what came between is passed over, as PaLM did after spikes (Chowdhery et al.
+    2022, https://arxiv.org/abs/2204.02311, section 5.1).
+
+    Args:
+      steps: The checkpoint is at least so many steps older than the first of the
+        rejected steps.
+      times: How often one start of a run may do so, before it stops.
+    """
+
+    steps: int = 0
+    times: int = 3
+
+    @staticmethod
+    def check_config(node):
+        if node.steps < 0 or node.times < 1:
+            yield (
+                f"GoBack steps ({node.steps}) must not be negative, and times"
+                f" ({node.times}) must be at least 1."
+            )
+
+
 class Guard:
     """Base: accepts or rejects a step; its state holds counts of rejected ones.
 
-    The run ends after `stop_after` rejected steps in a row. The state must have the
-    keys `skipped` and `skipped_in_a_row`.
+    After `stop_after` rejected steps in a row the run goes back as `then` says, or ends
+    if that is None. The state must have the keys `skipped` and `skipped_in_a_row`.
     """
 
     stop_after: int
+    then: GoBack | None
 
     @staticmethod
     def check_in(node, root):
@@ -80,10 +107,12 @@ class SkipNonFinite(Guard):
     Args:
       stop_after: Consecutive rejected steps that end the run.
       loss_scale: Scale of the loss in the backward pass; None is no scaling.
+      then: What happens after so many rejected steps; None ends the run.
     """
 
     stop_after: Annotated[int, Operational] = 10
     loss_scale: LossScale | None = None
+    then: Annotated[GoBack | None, Operational] = None
 
     @staticmethod
     def check_config(node):

@@ -240,6 +240,11 @@ CASES = {
         decides="updates of the layers' state",
         undo=_selection_bias,
     ),
+    "go_back": Case(
+        call="go_back(steps=2)",
+        decides="what follows rejected steps",
+        undo=lambda cfg: "go_back(times=0)",
+    ),
     "skip_spikes": Case(
         call="skip_spikes(window=16)",
         decides="which steps count",

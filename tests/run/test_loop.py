@@ -1,5 +1,6 @@
 """What a run does when something fails: nothing that was trained is lost."""
 
+import itertools
 import json
 
 import jax
@@ -12,6 +13,7 @@ from maxfdl.checkpoint.checkpointer import Checkpointer
 from maxfdl.data.stream import SavedBatches
 from maxfdl.errors import UserError
 from maxfdl.experiment import Experiment
+from maxfdl.mutations import go_back
 from maxfdl.run.directory import RunDirectory
 from maxfdl.run.evaluation import Evaluation
 from maxfdl.run.loop import RunOptions, run
@@ -232,6 +234,76 @@ def test_an_evaluation_that_a_kill_cut_short_is_made_up_for(whole, tmp_path):
     for _ in range(2):  # once, and not again
         train(tmp_path)
         assert lines(tmp_path, "eval_loss") == lines(whole[0], "eval_loss")
+
+
+def spoiled(patch, spoil):
+    """Batches of which some are spoiled; where that gives None, the next is taken."""
+    calls = itertools.count(1)
+
+    def next_of(self):
+        batch = None
+        while batch is None:
+            batch = spoil(next(calls), next_batch(self))
+        return batch
+
+    patch.setattr(SavedBatches, "__next__", next_of)
+
+
+def is_bad(call):
+    return BAD - 1 <= call < BAD + 3
+
+
+def without_weight(call, batch):
+    weights = batch["weights"]
+    return {**batch, "weights": weights * np.nan} if is_bad(call) else batch
+
+
+def test_a_run_goes_back_and_passes_over_the_data_that_it_could_not_take(
+    tmp_path, capsys
+):
+    config = go_back(experiment(), steps=1)
+    config.trainer.guard.stop_after, config.checkpoint.every_steps = 3, 1
+    config.checkpoint.keep = 9
+    with pytest.MonkeyPatch.context() as patch:
+        spoiled(patch, without_weight)
+        state = train(tmp_path / "went_back", config)
+    said = capsys.readouterr().out
+    assert "went back from step 6 to step 1; the data goes on" in said
+
+    # Step 2 is taken anew, with the batch that comes after the bad ones.
+    with pytest.MonkeyPatch.context() as patch:
+        passed_over = lambda call: call == 2 or is_bad(call)  # noqa: E731
+        spoiled(patch, lambda call, batch: None if passed_over(call) else batch)
+        expected = train(tmp_path / "expected", experiment())
+    assert_same_bits(state, expected)
+    found = lines(tmp_path / "went_back")
+    assert found == lines(tmp_path / "expected")
+
+
+def test_a_run_that_cannot_go_back_ends_as_ever(tmp_path, capsys):
+    config = go_back(experiment())
+    config.trainer.guard.stop_after = 3
+    with pytest.MonkeyPatch.context() as patch:
+        spoiled(patch, without_weight)
+        with pytest.raises(UserError, match="the last 4 steps, up to step 6, changed"):
+            train(tmp_path, config)
+    assert "no checkpoint is older than step 3" in capsys.readouterr().out
+
+
+def test_a_run_goes_back_only_so_often(tmp_path):
+    config = go_back(experiment(), times=2)
+    config.trainer.guard.stop_after, config.checkpoint.every_steps = 2, 1
+    with pytest.MonkeyPatch.context() as patch:
+        spoiled(
+            patch,
+            lambda call, batch: (
+                {**batch, "weights": batch["weights"] * np.nan}
+                if call >= BAD
+                else batch
+            ),
+        )
+        with pytest.raises(UserError, match="the last 3 steps, up to step 6, changed"):
+            train(tmp_path, config)
 
 
 @pytest.mark.parametrize("trainer", [{"eval_batches": 1}, {"sample_tokens": 4}])
