@@ -179,7 +179,7 @@ def _from_run(folder: pathlib.Path) -> Any:
     from maxfdl.run.directory import TOKENIZER
     from maxfdl.saved_run import read_run
 
-    run = read_run(folder, FLAGS.trust, FLAGS.allow_non_finite)
+    run = read_run(folder, FLAGS.trust, FLAGS.allow_non_finite, one_by_one=True)
     run = run.changed(commandline.changed_by_flags)
     model = run.experiment.make_model()
     tokenizer = _tokenizer(

@@ -7,9 +7,10 @@
 
 Formats are `int8`, `int4`, `fp8`, `fp8_block` and `mxfp4`: see
 `maxfdl.tensors.hugging_face.quantization.formats.plan`. Of a folder, one tensor after
-the other is read, stored and written; of a run, one array, which holds a kernel of all
-layers of a stack. Its weights are those that the newest checkpoint evaluates; where
-that is an average, all are read. Embedding, head, routers and norms stay in their type.
+the other is read, stored and written; of a run, one kernel of one layer
+(checkpoints of earlier versions hold all layers of a stack in one chunk, and are read
+so). Its weights are those that the newest checkpoint evaluates; where that is an
+average, all are read. Embedding, head, routers and norms stay in their type.
 transformers reads the folder, and so do `--from_hf` and `hf.load`.
 
 With `--calibrate_steps`, codes are chosen by GPTQ for the inputs that products have on

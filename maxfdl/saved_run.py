@@ -9,9 +9,11 @@ from typing import Any
 import jax
 
 from maxfdl import graph
-from maxfdl.checkpoint.checkpointer import Checkpointer, ReadArray
+from maxfdl.checkpoint.checkpointer import Checkpointer
+from maxfdl.checkpoint.load import StepReader
 from maxfdl.errors import UserError
 from maxfdl.experiment import Experiment
+from maxfdl.layers.on_disk import OnDisk, in_memory
 from maxfdl.layers.packing import stored_as
 from maxfdl.layers.parameter import map_parameters, wholes
 from maxfdl.model import Model
@@ -20,7 +22,6 @@ from maxfdl.saved_graph import saved_graph
 from maxfdl.sharding.mesh import MeshShape
 from maxfdl.sharding.room import check_room, on_one_device
 from maxfdl.sharding.sharding import Sharding
-from maxfdl.tensors.on_disk import OnDisk
 from maxfdl.train.trainer import Trainer
 
 
@@ -44,9 +45,11 @@ class SavedRun:
         """Returns the run with a changed graph, and its weights as that stores them.
 
         The weights of this one are used up, so that memory holds one kernel twice.
+        Those on disk are read, and kernels that are packed layer by layer.
 
         Raises:
-          UserError: If the changed graph has other weights, or other state.
+          UserError: If the changed graph has other weights, or other state, or if its
+            weights do not fit into memory.
         """
         config = change(graph.copy(self.config))
         experiment: Experiment = graph.build(config)
@@ -56,10 +59,12 @@ class SavedRun:
                 "The changes must leave the weights and the state of the run as they"
                 " are, but for how they are stored."
             )
+        needed = jax.eval_shape(new.init, jax.random.key(0))
+        check_room(on_one_device(needed), "the weights of the run need")
         params = stored_as(
             new.parameters(), old.parameters(), self.variables.pop("params")
         )
-        variables = {**self.variables, "params": params}
+        variables = {**jax.tree.map(in_memory, self.variables), "params": params}
         return SavedRun(config, experiment, self.step, variables)
 
 
@@ -91,8 +96,9 @@ def read_run(
     wanted = {name: part for name, part in parts.items() if jax.tree.leaves(part)}
     computed = parts.keys() != {"params", "state"}
     if one_by_one and not computed:
-        read = checkpointer.reader(step, wanted, allow_non_finite=allow_non_finite)
-        return SavedRun(config, experiment, step, {**parts, **_on_disk(wanted, read)})
+        reader = checkpointer.reader(step, wanted, allow_non_finite=allow_non_finite)
+        there = _on_disk(wanted, reader)
+        return SavedRun(config, experiment, step, {**parts, **there})
     check_room(on_one_device(wanted), f"the weights of {folder} need")
     as_saved = functools.partial(trainer.as_saved, wanted)
     saved = {
@@ -155,9 +161,14 @@ def _open(folder: pathlib.Path, trust: Sequence[str]) -> _Opened:
     return _Opened(config, experiment, trainer, checkpointer, step, parts)
 
 
-def _on_disk(abstract: Any, read: ReadArray) -> Any:
+def _on_disk(abstract: Any, reader: StepReader) -> Any:
     def leaf(path: Any, leaf: jax.ShapeDtypeStruct) -> OnDisk:
         keys = [key.key for key in path]
-        return OnDisk(leaf, lambda: read(keys, leaf))
+        in_parts = reader.is_in_parts(keys)
+        return OnDisk(
+            leaf,
+            read=functools.partial(reader.read, keys),
+            read_part=functools.partial(reader.read_part, keys) if in_parts else None,
+        )
 
     return jax.tree_util.tree_map_with_path(leaf, abstract)

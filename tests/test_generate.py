@@ -259,7 +259,7 @@ def test_a_run_keeps_the_template_and_stop_tokens_of_the_folder_that_it_tuned(
     RunDirectory(run_dir).write_tokenizer(tokenizer)
     expected = tokenizer.encode("<s>the<pad>")
     shutil.rmtree(folder)
-    monkeypatch.setattr(saved_run, "read_run", lambda *_: RUN)
+    monkeypatch.setattr(saved_run, "read_run", lambda *_, **__: RUN)
     with flagsaver.flagsaver(prompt="the", chat=True, trust=[]):
         writer = command._from_run(run_dir)
         assert command._prompt(writer) == expected
@@ -267,7 +267,7 @@ def test_a_run_keeps_the_template_and_stop_tokens_of_the_folder_that_it_tuned(
 
 
 def test_a_run_without_text_has_no_tokenizer(tmp_path, monkeypatch):
-    monkeypatch.setattr(saved_run, "read_run", lambda *_: RUN)
+    monkeypatch.setattr(saved_run, "read_run", lambda *_, **__: RUN)
     with flagsaver.flagsaver(trust=[]), pytest.raises(UserError) as error:
         command._from_run(tmp_path)
     assert str(error.value) == (

@@ -55,7 +55,7 @@ LIBRARY = {
     "tensors": WORDS
     | {"ops.initializers", "ops.state", "layers.parameter", "layers.checks", "model"}
     | {"sharding", "outside", "data.tokenizers", "ops.codec", "ops.numbers"}
-    | {"layers.embedding", "layers.head"},
+    | {"layers.embedding", "layers.head", "layers.on_disk"},
     "run": WORDS
     | {"files", "ops", "layers.sinks", "sharding", "data", "checkpoint", "train"}
     | {"experiment", "inference", "outside", "terminal"}

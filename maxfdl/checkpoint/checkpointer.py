@@ -4,18 +4,17 @@ import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, Any
 
-import jax
-
+from maxfdl.checkpoint.chunks import saving_context
 from maxfdl.checkpoint.failure import (
     SaveError,
     gist,
     import_orbax,
     storage_problem,
 )
-from maxfdl.checkpoint.load import check_fits, load_array, load_step
+from maxfdl.checkpoint.load import StepReader, check_fits, load_step
 from maxfdl.checkpoint.processes import gather, say
 from maxfdl.checkpoint.record import (
     DamagedCheckpointError,
@@ -31,9 +30,6 @@ from maxfdl.markers import FromParent, Operational
 
 Abstract = Any | Callable[[Structure], Any]
 """What a state looks like: a tree, or a function of the leaves that were saved."""
-
-ReadArray = Callable[[Sequence[str], jax.ShapeDtypeStruct], jax.Array]
-"""Reads the array of a state under the keys given, of the shape and type given."""
 
 
 class NoData:
@@ -183,10 +179,8 @@ class Checkpointer:
         )
         return state
 
-    def reader(self, step: int, abstract_part: Any, **how: bool) -> ReadArray:
-        """Returns what reads single arrays of a step, for tools that hold no more.
-
-        There is no falling back: arrays of two steps belong to no state.
+    def reader(self, step: int, abstract_part: Any, **how: bool) -> StepReader:
+        """Returns what reads single arrays of a step.
 
         Args:
           step: One of the steps on disk.
@@ -197,26 +191,20 @@ class Checkpointer:
           UserError: If these are not the leaves that were saved; when an array is read,
             if it is damaged, or not finite.
         """
+
+        def refuse(error: DamagedCheckpointError) -> UserError:
+            return UserError(
+                f"Checkpoint step {step} in {self.directory} is damaged ({error}); take"
+                " it away to use the one before, or put back a copy."
+            )
+
         path = self.directory / str(step)
-
-        def read(keys: Sequence[str], abstract: jax.ShapeDtypeStruct) -> jax.Array:
-            try:
-                return load_array(path, record, keys, abstract, **how)
-            except DamagedCheckpointError as error:
-                raise self._damaged(step, error) from error
-
         try:
             record = read_record(path)
         except DamagedCheckpointError as error:
-            raise self._damaged(step, error) from error
+            raise refuse(error) from error
         check_fits(path, record, abstract_part, whole=False)
-        return read
-
-    def _damaged(self, step: int, error: Exception) -> UserError:
-        return UserError(
-            f"Checkpoint step {step} in {self.directory} is damaged ({error}); take it"
-            " away to use the one before, or put back a copy."
-        )
+        return StepReader(path, record, refuse, **how)
 
     def graph(self, step: int) -> str:
         """Returns the experiment as it was saved with `step`, as JSON."""
@@ -263,6 +251,7 @@ class Checkpointer:
                 ),
                 preservation_policy=training.preservation_policies.LatestN(self.keep),
                 cleanup_tmp_directories=True,
+                context=saving_context(),
             )
         return self._writer
 

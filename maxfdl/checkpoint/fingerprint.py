@@ -4,10 +4,12 @@ Orbax does not checksum tensor data: a flipped bit on disk restores as another n
 """
 
 import collections
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from maxfdl.sharding.memory import HOST, on_device
 
@@ -53,6 +55,33 @@ def fingerprint(tree: Any) -> list[Fingerprint]:
     return [Fingerprint(int(sum_), bool(ok)) for sum_, ok in jax.device_get(found)]
 
 
+_BLOCK = 2**20  # bytes, of which a few copies are made
+
+
+def fingerprint_in_blocks(array: np.ndarray, at: tuple[int, ...] = ()) -> Fingerprint:
+    """Returns the fingerprint of an array in NumPy, or that of what a larger one holds
+    at an index of its first dims.
+
+    Looks at some rows at a time, so that little memory is needed.
+    """
+    if not array.ndim:
+        array, at = array[None], at[:-1]  # one row
+    rows = max(1, _BLOCK // max(1, array[:1].nbytes))
+    blocks = []
+    for start in range(0, len(array), rows):
+        block = array[start : start + rows][(None,) * len(at)]
+        sum_, ok = _looked_at_rows(block, (*at, start))
+        blocks.append(Fingerprint(int(sum_), bool(ok)))
+    return of_parts(blocks)
+
+
+def of_parts(parts: Iterable[Fingerprint]) -> Fingerprint:
+    """Returns the fingerprint of an array, of those of all its parts."""
+    parts = list(parts)
+    checksum = sum(part.checksum for part in parts) % 2**32
+    return Fingerprint(checksum, all(part.finite for part in parts))
+
+
 def _devices(leaf: Any) -> frozenset[Any]:
     return frozenset(leaf.devices()) if isinstance(leaf, jax.Array) else frozenset()
 
@@ -67,11 +96,22 @@ def _looked_at(leaves: list[jax.Array]) -> list[tuple[jax.Array, jax.Array]]:
     return [(_checksum(array), _is_finite(array)) for array in arrays]
 
 
-def _checksum(array: jax.Array) -> jax.Array:
+@jax.jit
+def _looked_at_rows(rows: Any, first: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
+    return _checksum(rows, first), _is_finite(rows)
+
+
+def _checksum(array: jax.Array, first: tuple[Any, ...] = ()) -> jax.Array:
+    """Returns the part of the checksum that is due to a part of an array.
+
+    `first` is where it begins, along the first dims.
+    """
     bits = _bits(array)
     weights = jnp.zeros(bits.shape, jnp.uint32)
     for dim in range(bits.ndim):
         position = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, dim)
+        if dim < len(first):
+            position += jnp.asarray(first[dim], jnp.uint32)
         weights += (position + 1) * jnp.uint32(_STRIDES[dim % len(_STRIDES)])
     return jnp.sum(bits * (2 * weights + 1), dtype=jnp.uint32)
 

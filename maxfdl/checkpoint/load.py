@@ -1,12 +1,15 @@
 """Loading one step, with every check that it is what was saved and what is wanted."""
 
+import contextlib
 import gc
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
+from maxfdl.checkpoint.chunks import SavedArray
 from maxfdl.checkpoint.failure import gist, import_orbax
 from maxfdl.checkpoint.processes import gather
 from maxfdl.checkpoint.record import (
@@ -57,23 +60,58 @@ def load_step(
     raise DamagedCheckpointError(problem)
 
 
-def load_array(
-    path: pathlib.Path,
-    record: Record,
-    keys: Sequence[str],
-    abstract: jax.ShapeDtypeStruct,
-    *,
-    allow_non_finite: bool = False,
-) -> jax.Array:
-    """Returns the array of the state under `keys`, without any other.
+class StepReader:
+    """Reads single arrays of one step, for tools that hold no more in memory.
 
-    Raises:
-      DamagedCheckpointError: As `load_step`.
+    There is no falling back to an older step: arrays of two steps belong to no state.
+
+    Args:
+      path: The directory of the step.
+      record: The record in it.
+      refuse: From what is damaged to the error for the user.
+      allow_non_finite: Whether values may be NaN or infinite.
     """
-    part: Any = abstract
-    for key in reversed(keys):
-        part = {key: part}
-    return load_only(path, record, part, allow_non_finite=allow_non_finite)
+
+    def __init__(
+        self,
+        path: pathlib.Path,
+        record: Record,
+        refuse: Callable[[DamagedCheckpointError], Exception],
+        allow_non_finite: bool = False,
+    ):
+        self._path = path
+        self._record = record
+        self._refuse = refuse
+        self._allow_non_finite = allow_non_finite
+        self._arrays: dict[tuple[str, ...], SavedArray] = {}
+
+    def read(self, keys: Sequence[str]) -> np.ndarray:
+        """Returns the array under `keys`."""
+        with self._refused():
+            return self._array(keys).read()
+
+    def is_in_parts(self, keys: Sequence[str]) -> bool:
+        """Says whether each index of the first dim of that array can be read alone."""
+        with self._refused():
+            return self._array(keys).is_in_parts
+
+    def read_part(self, keys: Sequence[str], index: int) -> np.ndarray:
+        """Returns what that array holds at an index of its first dim."""
+        with self._refused():
+            return self._array(keys).read_part(index)
+
+    def _array(self, keys: Sequence[str]) -> SavedArray:
+        key, allow = tuple(keys), self._allow_non_finite
+        if key not in self._arrays:
+            self._arrays[key] = SavedArray(self._path, self._record, keys, allow)
+        return self._arrays[key]
+
+    @contextlib.contextmanager
+    def _refused(self) -> Iterator[None]:
+        try:
+            yield
+        except DamagedCheckpointError as error:
+            raise self._refuse(error) from error
 
 
 def load_only(

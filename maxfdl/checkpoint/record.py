@@ -105,13 +105,21 @@ def check_arrays(record: Record, state: Any, *, allow_non_finite: bool) -> None:
     """Raises DamagedCheckpointError unless `state`, or a part, is what was saved, and
     finite if it must be."""
     for path, leaf in describe_leaves(state).items():
-        if leaf != record.leaves[path]:
-            raise DamagedCheckpointError(f"{path} has changed since it was written")
-        if not (leaf["finite"] or allow_non_finite):
-            raise DamagedCheckpointError(
-                f"{path} holds values that are not finite; generate and convert read"
-                " them with --allow_non_finite"
-            )
+        check_leaf(record, path, leaf, allow_non_finite)
+
+
+def check_leaf(
+    record: Record, path: str, leaf: dict[str, Any], allow_non_finite: bool
+) -> None:
+    """Raises DamagedCheckpointError unless `leaf` describes the array that was saved
+    under `path`, and it is finite if it must be."""
+    if leaf != record.leaves[path]:
+        raise DamagedCheckpointError(f"{path} has changed since it was written")
+    if not (leaf["finite"] or allow_non_finite):
+        raise DamagedCheckpointError(
+            f"{path} holds values that are not finite; generate and convert read them"
+            " with --allow_non_finite"
+        )
 
 
 def _seal(values: dict[str, Any]) -> str:

@@ -1,29 +1,15 @@
 """Variables of which some arrays lie on disk until they are wanted."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
+from maxfdl.layers.on_disk import OnDisk
 from maxfdl.tensors.table import Binding, Slot
 
-
-@dataclasses.dataclass(frozen=True)
-class OnDisk:
-    """An array that is not read yet. To `jax.tree` it is a leaf.
-
-    Args:
-      abstract: Its shape and type.
-      read: Reads it.
-    """
-
-    abstract: jax.ShapeDtypeStruct
-    read: Callable[[], jax.Array]
-
-    @property
-    def dtype(self) -> Any:
-        return self.abstract.dtype
+Index = tuple[int, ...]
 
 
 class Held:
@@ -35,7 +21,7 @@ class Held:
 
     def __init__(self, variables: Mapping[str, Any]):
         self._variables = variables
-        self._read: dict[int, jax.Array] = {}
+        self._read: dict[int, tuple[int | None, Any]] = {}
 
     def leaf(self, slot: Slot, suffix: str = "") -> Any:
         """Returns what is at a slot, or beside it, where the name has the suffix."""
@@ -45,14 +31,30 @@ class Held:
             node = node[each]
         return node[f"{name}{suffix}"]
 
-    def array(self, slot: Slot, suffix: str = "") -> jax.Array:
-        """Returns that as an array; what is read is held until `in_order` goes on."""
+    def array(
+        self, slot: Slot, suffix: str = ""
+    ) -> tuple[jax.Array | np.ndarray, Index]:
+        """Returns an array that holds what `leaf` is asked for, and its index there.
+
+        Of an array on disk that is the part of one layer, if that can be read alone.
+        What is read is held until another part of it is, or `in_order` goes on.
+        """
         leaf = self.leaf(slot, suffix)
         if not isinstance(leaf, OnDisk):
-            return leaf
-        if id(leaf) not in self._read:
-            self._read[id(leaf)] = leaf.read()
-        return self._read[id(leaf)]
+            return leaf, slot.index
+        read_part = leaf.read_part
+        if read_part is None or not slot.index:
+            return self._once(leaf, None, leaf.read), slot.index
+        first, *rest = slot.index
+        return self._once(leaf, first, lambda: read_part(first)), tuple(rest)
+
+    def _once(self, leaf: OnDisk, part: int | None, read: Callable[[], Any]) -> Any:
+        which, array = self._read.pop(id(leaf), (None, None))
+        if array is None or which != part:
+            del array  # memory holds one part
+            array = read()
+        self._read[id(leaf)] = part, array
+        return array
 
     def in_order(self, bindings: list[Binding]) -> Any:
         """Yields bindings such that each array on disk is read once.

@@ -184,8 +184,10 @@ def _rounded(model: Model, held: Held, slot: Slot) -> Rounded | None:
 
 
 def _part(held: Held, slot: Slot, suffix: str = "") -> np.ndarray:
-    leaf = held.array(slot, suffix)
-    return np.asarray(_take(_everywhere(leaf))(leaf, slot.index))
+    array, index = held.array(slot, suffix)
+    if isinstance(array, np.ndarray):
+        return array[index]
+    return np.asarray(_take(_everywhere(array))(array, index))
 
 
 def _dtype(model: Model, held: Held, slot: Slot) -> np.dtype:

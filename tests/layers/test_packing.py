@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from maxfdl.layers.on_disk import OnDisk
 from maxfdl.layers.packing import stored_as
 from maxfdl.layers.parameter import Parameter, packed, wholes
 from maxfdl.ops.codec import Codec
@@ -55,6 +56,26 @@ def test_kernels_are_packed_unpacked_and_packed_in_another_way():
     as_int8 = stored_as(INT8, INT4, values(INT4))
     expected = stored_as(INT8, plain, {"layer": {**unpacked["layer"]}})
     jax.tree.map(np.testing.assert_array_equal, as_int8, expected)
+
+
+def test_a_kernel_on_disk_is_packed_layer_by_layer():
+    plain = declared()
+    whole = values(plain)
+    kernel, read = whole["layer"]["kernel"], []
+
+    def read_part(i):
+        read.append(i)
+        return np.asarray(kernel[i])
+
+    def all_of_it():
+        raise AssertionError("all layers are read at once")
+
+    given = values(plain)
+    given["layer"]["kernel"] = OnDisk(kernel, all_of_it, read_part)
+    given["layer"]["bias"] = OnDisk(kernel, lambda: np.asarray(whole["layer"]["bias"]))
+    found = stored_as(INT4, plain, given)
+    assert read == [0, 1]
+    jax.tree.map(np.testing.assert_array_equal, found, stored_as(INT4, plain, whole))
 
 
 def test_values_are_taken_out_as_they_are_packed():
