@@ -47,7 +47,8 @@ class OnMesh:
         num_experts: int,
         sharding: Sharding,
     ) -> "OnMesh":
-        peers = Peers(*sharding.axes_of_tokens(), sharding.axes_of_experts())
+        together = dataclasses.replace(sharding, apart=())
+        peers = Peers(*together.axes_of_tokens(), sharding.axes_of_experts())
 
         def of_device(experts_BTk):
             return sent(dispatch, experts_BTk, num_experts, peers)

@@ -1,8 +1,14 @@
 """Rows that travel to the devices that hold their experts, and back.
 
 This runs on each device apart, inside a `shard_map`. The mesh axes that cut the experts
-join n devices, each with E / n neighbouring experts. Letters: M rows here, in the order
-of experts; R rows that this device has room for; D width; S = E / n experts here.
+join n devices, each with E / n neighbouring experts. Rows travel by one
+`ragged_all_to_all` each way, which receives them in the order of experts; XLA:CPU has
+none, and gathers the rows of all devices instead. Shared experts do not depend on it:
+XLA for TPUs runs it in the background, beside them, with the flag
+`xla_tpu_enable_async_ragged_all_to_all`.
+
+Letters: M rows here, in the order of experts; R rows that this device has room for; D
+width; S = E / n experts here.
 """
 
 import dataclasses

@@ -88,7 +88,8 @@ class Peers:
     """Mesh axes over which a dispatch runs, on each device apart.
 
     Args:
-      batch, sequence: Axes that cut the rows of a batch and their tokens.
+      batch, sequence: Axes that cut the rows of a batch and their tokens, those along
+        which devices run apart included.
       experts: Axes that cut the experts, between which tokens travel.
     """
 
@@ -177,9 +178,8 @@ class Capacity(Dispatch):
 
     Copies take the rows in the order of the tokens, and those that find none left are
     dropped (Lepikhin et al. 2020, https://arxiv.org/abs/2006.16668). N counts all
-    tokens of the call, on whatever devices they are, and so does the order: a mesh
-    drops what one device does. Only where replicas or microbatches run apart does each
-    count its own.
+    tokens of a batch, on whatever devices they are, and so does the order: a mesh drops
+    what one device does. Microbatches and the replicas of DiLoCo count their own.
 
     Args:
       factor: Rows per expert, in units of what an even spread needs.

@@ -20,7 +20,7 @@ from maxfdl.train.program import Program
 
 STEPS, ROWS, LENGTH = 3, 8, 32
 TOLERANCE = 1e-5
-SIZES = {"data": 4, "fsdp": 4, "tensor": 2}
+SIZES = {"data": 4, "fsdp": 4, "tensor": 2, "expert": 4}
 """Devices along an axis that is alone or the first of two; the second has 2."""
 NETWORKS = {
     "dense": "llama2",

@@ -204,8 +204,12 @@ def collective_of(
     kind = instruction.kind
     if kind not in KINDS:
         return None
-    if kind in ("collective-permute", "ragged-all-to-all"):
-        types = types[:1]  # The others are buffers and offsets.
+    if kind == "collective-permute":
+        types = types[:1]  # The others are buffers.
+    if kind == "ragged-all-to-all":
+        # Of what is sent and where it is received, one is as large as all that may
+        # come; the other, on average over devices, is what travels.
+        types = [min(types[:2], key=num_bytes)]
     groups = groups_of(instruction, module.num_devices)
     payload = sum(map(num_bytes, types))
     if kind == "all-gather":
