@@ -35,6 +35,10 @@ class Exchange:
       executions: How often one of them runs in a step.
       payload_bytes: Of the whole arrays, over all executions.
       wire_bytes: That the device sends, over all executions.
+      overlapped_wire_bytes: Of these, what asynchronous ones send that have products
+        between their start and their end.
+      beside_flops: Of those products, over all executions; one that stands beside two
+        collectives counts twice.
     """
 
     kind: str
@@ -45,6 +49,8 @@ class Exchange:
     executions: float
     payload_bytes: float
     wire_bytes: float
+    overlapped_wire_bytes: float
+    beside_flops: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,6 +209,8 @@ def _exchanges(
             executions=sum(each.times for each in together),
             payload_bytes=sum(each.times * each.payload for each in together),
             wire_bytes=sum(each.wire for each in together),
+            overlapped_wire_bytes=sum(each.wire for each in together if each.beside),
+            beside_flops=sum(each.times * each.beside for each in together),
         )
         for key, together in alike.items()
     ]

@@ -143,7 +143,16 @@ def _table(report: Ahead) -> list[str]:
     """Returns the collectives, a line each."""
     if not report.collectives:
         return [] if report.refusal else ["no collectives"]
-    head = ["collective", "over", "group", "runs", "payload", "wire", "where"]
+    head = [
+        "collective",
+        "over",
+        "group",
+        "runs",
+        "payload",
+        "wire",
+        "overlapped",
+        "where",
+    ]
     rows = [head, *(_columns(each) for each in report.collectives)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["", *("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)]
@@ -157,8 +166,17 @@ def _columns(each: Exchange) -> list[str]:
         "?" if math.isnan(each.executions) else f"{each.executions:,.0f}",
         _bytes(each.payload_bytes),
         _bytes(each.wire_bytes),
+        _overlap(each),
         f"{'in a loop' if each.in_loop else 'outside of loops'}, {each.network}",
     ]
+
+
+def _overlap(each: Exchange) -> str:
+    """Returns which part of the bytes is sent while products run, and their FLOPs."""
+    if not each.overlapped_wire_bytes:
+        return "none"
+    part = each.overlapped_wire_bytes / each.wire_bytes
+    return f"{part:.0%} beside {quantity(each.beside_flops)} FLOPs"
 
 
 def _bytes(number: float | None) -> str:

@@ -45,9 +45,15 @@ def devices_of(topology: str, num_slices: int = 1) -> list[jax.Device]:
 
     from jax.experimental import topologies
 
+    # A slice may be a part of a host, which libtpu takes to have 2x2 chips.
+    sizes = map(int, topology.partition(":")[2].split("x"))
+    of_host = [*map(min, sizes, (2, 2, 1)), 1][:3]
     try:
         described = topologies.get_topology_desc(
-            platform="tpu", topology_name=topology, num_slices=num_slices
+            platform="tpu",
+            topology_name=topology,
+            num_slices=num_slices,
+            chips_per_host_bounds=of_host,
         )
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0].removeprefix("INVALID_ARGUMENT: ")

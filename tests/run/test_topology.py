@@ -36,5 +36,6 @@ def test_without_libtpu_the_extra_is_named(monkeypatch):
 def test_libtpu_refuses_in_a_sentence_what_no_slice_is():
     pytest.importorskip("libtpu")
     assert len(devices_of("v5e:4x4", num_slices=2)) == 32
+    assert len(devices_of("v6e:1x1")) == 1  # a part of a host
     with pytest.raises(UserError, match="v5e:3x5 is refused by libtpu .*; give the"):
         devices_of("v5e:3x5")

@@ -16,8 +16,12 @@ from maxfdl.report.hlo.products import (
     flops_of_dot,
     flops_of_kernel,
 )
+from maxfdl.report.hlo.schedule import ends
 from maxfdl.report.hlo.text import KINDS, Instruction, Module, num_bytes
 from maxfdl.report.hlo.traffic import Traffic
+
+_BLOCKS = ("call", "conditional", "while")
+"""What runs computations with a schedule of their own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +40,8 @@ class Collective:
       channel: Its number. An asynchronous collective stands in several fusions, which
         all have the same.
       through_host: Whether the host runs it, over the data-centre network.
+      beside: FLOPs of the products that run, in the order of the program, between its
+        start and its end; 0 of one that everything waits for.
     """
 
     kind: str
@@ -46,6 +52,7 @@ class Collective:
     groups: Groups = dataclasses.field(default=(), compare=False, repr=False)
     channel: int | None = dataclasses.field(default=None, compare=False)
     through_host: bool = False
+    beside: float = dataclasses.field(default=0, compare=False)
 
     @property
     def wire(self) -> float:
@@ -99,6 +106,11 @@ class Program:
         flops = self.flops and self.flops * times
         return Program(flops, tuple(inside), traffic, self.unknown)
 
+    def beside(self, flops: float) -> "Program":
+        """Returns the program whose collectives have so many FLOPs beside them."""
+        beside = tuple(dataclasses.replace(c, beside=flops) for c in self.collectives)
+        return dataclasses.replace(self, collectives=beside)
+
     def without(self, channels: set[int]) -> "Program":
         """Returns the program without the collectives that have these numbers."""
         left = tuple(c for c in self.collectives if c.channel not in channels)
@@ -127,14 +139,20 @@ class _Costs:
           in_fusion: Whether it is a fusion, whose instructions pass each other their
             results on the chip.
         """
-        program, exchanged = Program(), set()
-        for instruction in self.module.computations[computation].values():
-            cost = self._of_instruction(instruction, computation)
-            if instruction.opcode in ("fusion", "async-start"):
-                cost = cost.without(exchanged)
-                exchanged |= {c.channel for c in cost.collectives} - {None}
+        instructions = [*self.module.computations[computation].values()]
+        costs = [self._of_instruction(each, computation) for each in instructions]
+        fused = [
+            {c.channel for c in cost.collectives if c.channel} if _is_part(each) else ()
+            for each, cost in zip(instructions, costs, strict=True)
+        ]
+        program, exchanged = Program(), set[int]()
+        for place, end in enumerate(ends(instructions, fused)):
+            cost = costs[place].without(exchanged.intersection(fused[place]))
+            exchanged |= {*fused[place]}
+            if instructions[place].opcode not in _BLOCKS:
+                cost = cost.beside(sum(c.flops for c in costs[place + 1 : end + 1]))
             if not in_fusion:
-                moved = self.traffic.of(instruction, computation)
+                moved = self.traffic.of(instructions[place], computation)
                 cost = dataclasses.replace(cost, traffic=cost.traffic + moved)
             program += cost
         return _with_scatter(program) if _is_scatter(computation) else program
@@ -234,6 +252,11 @@ def _slices(instruction: Instruction) -> int:
     target = instruction.attribute(r'_xla_megascale_target="\{([\d,:]+)\}')
     ranges = [each.split(":") for each in (target or "1:2").split(",")]
     return sum(int(ends[-1]) - int(ends[0]) + 1 for ends in ranges)
+
+
+def _is_part(instruction: Instruction) -> bool:
+    """Returns whether it may be one part of a collective of several."""
+    return instruction.opcode in ("fusion", "async-start")
 
 
 def _is_scatter(computation: str) -> bool:

@@ -220,4 +220,38 @@ calls=%start
 def test_an_asynchronous_collective_counts_once_and_the_product_beside_it_too():
     program = hlo.read(ASYNCHRONOUS)
     assert program.collectives == (hlo.Collective("all-gather", 4 * 64 * 128, 4),)
-    assert program.flops == 2 * 64**3
+    assert program.flops == program.collectives[0].beside == 2 * 64**3
+
+
+SCHEDULED = """\
+HloModule jit_f, num_partitions=4
+
+ENTRY %main (p: f32[64,64]) -> f32[64,64] {
+  %p = f32[64,64]{1,0} parameter(0)
+  %waits = f32[64,64]{1,0} all-to-all(%p), channel_id=1, replica_groups={{0,1,2,3}}
+  %begun = (f32[64,64]{1,0}, f32[64,64]{1,0}) collective-permute-start(%waits), \
+channel_id=2, source_target_pairs={{0,1},{1,0}}
+  %sent = (f32[64,64]{1,0}, u32[], token[]) send(%p, %p), channel_id=3, \
+frontend_attributes={_xla_host_transfer_rendezvous="r",_xla_megascale_target=\
+"{1:4}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %received = (f32[64,64]{1,0}, u32[], token[]) recv(%p), channel_id=4, \
+frontend_attributes={_xla_host_transfer_rendezvous="r",_xla_megascale_target=\
+"{1:4}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %one = f32[64,64]{1,0} convolution(%p, %p), dim_labels=bf_io->bf
+  %ended = f32[64,64]{1,0} collective-permute-done(%begun)
+  %two = f32[64,64]{1,0} convolution(%one, %ended), dim_labels=bf_io->bf
+  %sent-done = token[] send-done(%sent), channel_id=3
+  %received-done = (f32[64,64]{1,0}, token[]) recv-done(%received), channel_id=4
+  ROOT %three = f32[64,64]{1,0} convolution(%two, %two), dim_labels=bf_io->bf
+}
+"""
+
+
+def test_what_runs_between_start_and_end_stands_beside_a_collective():
+    found = hlo.read(SCHEDULED).collectives
+    product = 2 * 64**3
+    assert [(c.kind, c.beside, c.group) for c in found] == [
+        ("all-to-all", 0, 4),
+        ("collective-permute", product, 2),
+        ("all-reduce", 2 * product, 4),  # between four slices, by the host
+    ]
