@@ -23,6 +23,11 @@ _TILES = (1, 8)
 _FEW = (2, 4, 8)
 """Sizes that are tried of the axes beside fsdp."""
 
+Mutations = tuple[str, ...]
+
+Choice = dict[str, Mutations]
+"""What was chosen, by what there was to choose: `mesh`, `remat`, `tiling`."""
+
 Make = Callable[[Sequence[str]], fdl.Buildable]
 """Returns the graph with these mutations, written as calls: `remat(policy=full)`."""
 
@@ -37,7 +42,7 @@ class Trial:
       refusal: Why it cannot run on these devices, and was not compiled.
     """
 
-    mutations: tuple[str, ...]
+    mutations: Mutations
     report: Ahead | None = None
     refusal: str | None = None
 
@@ -59,12 +64,17 @@ def trials(make: Make, devices: Sequence[jax.Device], budget: int) -> Iterator[T
     if first is None:
         return
     yield first
-    chosen: dict[str, str] = {}
+    chosen: Choice = {}
     if first.report is None or not first.report.fits:
         # The mesh is chosen among steps that have room, if there are any.
-        chosen = {"remat": "remat(policy=full)"}
-    for name, options in search.choices(make(())):
+        chosen = {"remat": ("remat(policy=full)",)}
+    choices = search.choices(make(()))
+    for name, options in choices:
+        # Meshes are many; half of the budget is for the other choices.
+        kept = budget // 2 if name == choices[0][0] else 0
         for option in options:
+            if search.left <= kept:
+                break
             trial = search.attempt(chosen | {name: option})
             if trial is not None:
                 yield trial
@@ -94,15 +104,13 @@ class _Search:
     def __init__(self, make: Make, devices: Sequence[jax.Device], budget: int):
         self._make = make
         self._devices = devices
-        self._left = budget
+        self.left = budget
         self._seen: set[str] = set()
-        self._done: list[tuple[dict[str, str], Trial]] = []
+        self._done: list[tuple[Choice, Trial]] = []
 
-    def attempt(self, choice: dict[str, str]) -> Trial | None:
-        """Compiles a choice; returns None if it was tried, or nothing is left."""
-        mutations = tuple(choice.values())
-        if not self._left:
-            return None
+    def attempt(self, choice: Choice) -> Trial | None:
+        """Compiles a choice; returns None if it was tried already."""
+        mutations = tuple(text for texts in choice.values() for text in texts)
         try:
             config = self._make(mutations)
             text = graph.as_text(config)
@@ -110,7 +118,7 @@ class _Search:
                 return None
             self._seen.add(text)
             program = program_of(graph.build(config), self._devices)
-            self._left -= 1
+            self.left -= 1
             report, _ = compile_ahead(getattr(config, "name", "?"), program)
             trial = Trial(mutations, report)
         except UserError as error:
@@ -118,32 +126,38 @@ class _Search:
         self._done.append((choice, trial))
         return trial
 
-    def best_choice(self) -> dict[str, str] | None:
+    def best_choice(self) -> Choice | None:
         """Returns the choice of the best trial so far, if any was compiled."""
         compiled = [(c, t) for c, t in self._done if t.report is not None]
         return min(compiled, key=lambda pair: _rank(pair[1]))[0] if compiled else None
 
-    def choices(self, config: fdl.Buildable) -> list[tuple[str, list[str]]]:
+    def choices(self, config: fdl.Buildable) -> list[tuple[str, list[Mutations]]]:
         """Returns what is chosen in turn, and the mutations to choose from."""
         return [
             ("mesh", [*_meshes(config, self._devices)]),
-            ("remat", [f"remat(policy={policy})" for policy in _REMAT]),
-            ("tiling", [f"vocab_tiling(num_tiles={tiles})" for tiles in _TILES]),
+            ("remat", [(f"remat(policy={policy})",) for policy in _REMAT]),
+            ("tiling", [(f"vocab_tiling(num_tiles={tiles})",) for tiles in _TILES]),
         ]
 
 
-def _meshes(config: fdl.Buildable, devices: Sequence[jax.Device]) -> Iterator[str]:
+def _meshes(
+    config: fdl.Buildable, devices: Sequence[jax.Device]
+) -> Iterator[Mutations]:
     """Yields meshes of all devices: fsdp alone, and with one more axis."""
     count = len(devices)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    yield f"mesh(fsdp={count})"
+    yield (f"mesh(fsdp={count})",)
     if slices > 1:
-        yield f"mesh(data={slices},fsdp={count // slices})"
-    axes = ["tensor", "data"]
+        yield (f"mesh(data={slices},fsdp={count // slices})",)
+    axes = ["tensor", "data", "context", "stage"]
     made = [fdl.get_callable(node) for _, node in graph.iterate(config.model)]
     if any(isinstance(each, type) and issubclass(each, MoE) for each in made):
-        axes.append("expert")
-    for axis in axes:
-        for size in _FEW:
-            if count % size == 0 and size != slices:
-                yield f"mesh(fsdp={count // size},{axis}={size})"
+        axes.insert(0, "expert")
+    for size in _FEW:
+        for axis in axes:
+            if count % size or (axis, size) == ("data", slices):
+                continue
+            mesh = f"mesh(fsdp={count // size},{axis}={size})"
+            # Twice as many microbatches as stages: a third of a step is bubble.
+            pipeline = f"pipeline(stages={size},microbatches={2 * size})"
+            yield (mesh, pipeline) if axis == "stage" else (mesh,)

@@ -63,11 +63,17 @@ def test_it_goes_on_from_the_best_and_names_it(costs):
 
 def test_it_compiles_no_graph_twice_and_no_more_than_the_budget(costs):
     found = tried()
-    texts = [graph.as_text(make(trial.mutations)) for trial in found]
+    texts = [graph.as_text(make(t.mutations)) for t in found if t.report]
     assert len(set(texts)) == len(texts)
     assert found[0].mutations == ()
-    few = [trial for trial in tried(budget=3) if trial.report is not None]
-    assert len(few) == 3
+
+
+def test_half_of_the_budget_is_kept_for_what_comes_after_the_mesh(costs):
+    found = [trial for trial in tried(budget=8) if trial.report is not None]
+    assert len(found) == 8
+    meshes = {text for t in found for text in t.mutations if text.startswith("mesh")}
+    assert meshes == {"mesh(fsdp=8)", "mesh(fsdp=4,tensor=2)", "mesh(fsdp=4,data=2)"}
+    assert "vocab_tiling(num_tiles=8)" in found[-1].mutations
 
 
 def test_a_graph_that_cannot_run_so_is_told_and_costs_nothing(costs, monkeypatch):
@@ -79,12 +85,15 @@ def test_a_graph_that_cannot_run_so_is_told_and_costs_nothing(costs, monkeypatch
         return fits(experiment, devices)
 
     monkeypatch.setattr(search, "program_of", program_of)
-    found = tried(budget=6)
-    refused = [trial for trial in found if trial.report is None]
-    assert [trial.refusal for trial in refused] == [
-        "kernel: dim 'heads' of size 4 cannot be cut into 8."
-    ]
-    assert len(found) == 7
+    found = tried()
+    refused = {trial.mutations[1]: trial for trial in found if trial.report is None}
+    assert "cannot be cut into 8" in refused["mesh(fsdp=1,tensor=8)"].refusal
+    assert "pipeline stages (8)" in refused["mesh(fsdp=1,stage=8)"].refusal
+    best = search.best(found)
+    assert best is not None and best.mutations[1] == "mesh(fsdp=2,tensor=4)"
+    # A budget that is exactly that of the others is enough.
+    compiled = len(found) - len(refused)
+    assert len([t for t in tried(budget=2 * compiled) if t.report]) == compiled
 
 
 def test_nothing_is_best_where_nothing_fits(costs):
