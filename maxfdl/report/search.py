@@ -17,6 +17,7 @@ from maxfdl import graph
 from maxfdl.errors import UserError
 from maxfdl.layers.moe import MoE
 from maxfdl.report.ahead import Ahead, compile_ahead, program_of
+from maxfdl.train.program import Program
 
 _REMAT = ("none", "dots_no_batch", "attention_out", "full")
 _TILES = (1, 8)
@@ -113,11 +114,10 @@ class _Search:
         mutations = tuple(text for texts in choice.values() for text in texts)
         try:
             config = self._make(mutations)
-            text = graph.as_text(config)
-            if text in self._seen:
-                return None
-            self._seen.add(text)
             program = program_of(graph.build(config), self._devices)
+            if (key := _key(config, program)) in self._seen:
+                return None
+            self._seen.add(key)
             self.left -= 1
             report, _ = compile_ahead(getattr(config, "name", "?"), program)
             trial = Trial(mutations, report)
@@ -138,6 +138,13 @@ class _Search:
             ("remat", [(f"remat(policy={policy})",) for policy in _REMAT]),
             ("tiling", [(f"vocab_tiling(num_tiles={tiles})",) for tiles in _TILES]),
         ]
+
+
+def _key(config: fdl.Buildable, program: Program) -> str:
+    """Returns a text that graphs share which compile to the same step."""
+    config = graph.copy(config)
+    config.mesh = str(program.sharding.mesh.shape)  # in which no axis is -1
+    return graph.as_text(config)
 
 
 def _meshes(

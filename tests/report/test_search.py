@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 import jax
 import pytest
@@ -29,10 +30,11 @@ def costs(monkeypatch):
     tensor is fast, and tiles are slow."""
 
     def program_of(experiment, devices):
-        experiment.make_sharding(devices)
-        return experiment
+        sharding = experiment.make_sharding(devices)
+        return types.SimpleNamespace(sharding=sharding, experiment=experiment)
 
-    def compile_ahead(name, experiment):
+    def compile_ahead(name, program):
+        experiment = program.experiment
         remat = experiment.model.keywords["decoder"].keywords["stacks"][0]
         sizes = experiment.mesh.sizes(8)
         tiles = getattr(experiment.loss.cross_entropy, "num_tiles", 1)
@@ -65,6 +67,10 @@ def test_it_compiles_no_graph_twice_and_no_more_than_the_budget(costs):
     found = tried()
     texts = [graph.as_text(make(t.mutations)) for t in found if t.report]
     assert len(set(texts)) == len(texts)
+    # The graph itself has all devices along fsdp, as `mesh(fsdp=8)` says in full.
+    full = functools.partial(make, base=("remat(policy=full)",))
+    found = [*search.trials(full, jax.devices(), 50)]
+    assert [t for t in found if t.mutations == ("mesh(fsdp=8)",)] == []
     assert found[0].mutations == ()
 
 
