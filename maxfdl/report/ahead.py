@@ -39,6 +39,7 @@ class Exchange:
         between their start and their end.
       beside_flops: Of those products, over all executions; one that stands beside two
         collectives counts twice.
+      source: What the largest of them was written as: JAX's name stack.
     """
 
     kind: str
@@ -51,6 +52,7 @@ class Exchange:
     wire_bytes: float
     overlapped_wire_bytes: float
     beside_flops: float
+    source: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,6 +213,7 @@ def _exchanges(
             wire_bytes=sum(each.wire for each in together),
             overlapped_wire_bytes=sum(each.wire for each in together if each.beside),
             beside_flops=sum(each.times * each.beside for each in together),
+            source=max(together, key=lambda each: each.payload).source,
         )
         for key, together in alike.items()
     ]

@@ -1,6 +1,7 @@
 """The report of a compiled step as lines that a person reads."""
 
 import math
+import re
 from collections.abc import Sequence
 
 from maxfdl.report.ahead import Ahead, Exchange
@@ -8,6 +9,9 @@ from maxfdl.report.search import Trial
 from maxfdl.report.text import devices_text
 from maxfdl.run.progress import duration, quantity
 from maxfdl.sharding.room import size_text
+
+# Parts of a name stack that every layer has.
+_BLOCKS = {"while", "body", "closed_call", "checkpoint", "rematted_computation"}
 
 _BOUNDS = {
     "compute": "matrix products",
@@ -152,6 +156,7 @@ def _table(report: Ahead) -> list[str]:
         "wire",
         "overlapped",
         "where",
+        "largest from",
     ]
     rows = [head, *(_columns(each) for each in report.collectives)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -168,7 +173,19 @@ def _columns(each: Exchange) -> list[str]:
         _bytes(each.wire_bytes),
         _overlap(each),
         f"{'in a loop' if each.in_loop else 'outside of loops'}, {each.network}",
+        _origin(each.source),
     ]
+
+
+def _origin(source: str) -> str:
+    """Returns what says most of a name stack: the direction, and functions by name."""
+    direction = ""
+    if "rematted_computation" in source:
+        direction = "recomputed "
+    elif "transpose(" in source:
+        direction = "backward "
+    parts = re.sub(r"\b(?:transpose|jvp|vmap|jit)\(|\)", "", source).split("/")
+    return direction + "/".join([p for p in parts[1:] if p and p not in _BLOCKS])
 
 
 def _overlap(each: Exchange) -> str:

@@ -42,6 +42,8 @@ class Collective:
       through_host: Whether the host runs it, over the data-centre network.
       beside: FLOPs of the products that run, in the order of the program, between its
         start and its end; 0 of one that everything waits for.
+      source: What it was written as: JAX's name stack, such as
+        `jit(step)/jvp()/while/body/dot_general`.
     """
 
     kind: str
@@ -53,6 +55,7 @@ class Collective:
     channel: int | None = dataclasses.field(default=None, compare=False)
     through_host: bool = False
     beside: float = dataclasses.field(default=0, compare=False)
+    source: str = dataclasses.field(default="", compare=False, repr=False)
 
     @property
     def wire(self) -> float:
@@ -212,13 +215,16 @@ def collective_of(
       module: Where it stands.
       types: Of its operands.
     """
-    channel = int(instruction.attribute(r"channel_id=(\d+)") or 0) or None
+    named = dict(
+        channel=int(instruction.attribute(r"channel_id=(\d+)") or 0) or None,
+        source=instruction.attribute(r'op_name="([^"]*)"') or "",
+    )
     if between := between_slices(instruction):
         if instruction.opcode == "recv":  # the other half of a send
             return None
         group = _slices(instruction)
         size = num_bytes(types[0]) * (group if between == "all-gather" else 1)
-        return Collective(between, size, group, channel=channel, through_host=True)
+        return Collective(between, size, group, through_host=True, **named)
     kind = instruction.kind
     if kind not in KINDS:
         return None
@@ -232,7 +238,7 @@ def collective_of(
     payload = sum(map(num_bytes, types))
     if kind == "all-gather":
         payload *= len(groups[0])
-    return Collective(kind, payload, len(groups[0]), groups=groups, channel=channel)
+    return Collective(kind, payload, len(groups[0]), groups=groups, **named)
 
 
 def between_slices(instruction: Instruction) -> str | None:
