@@ -17,7 +17,9 @@ from maxfdl.layers.parameter import Parameter, map_parameters
 from maxfdl.sharding.mesh import MeshShape
 from maxfdl.sharding.room import bytes_on_host, bytes_per_device
 from maxfdl.sharding.sharding import Sharding
+from maxfdl.train.diloco import DiLoCo
 from maxfdl.train.program import Program
+from maxfdl.train.trainer import State, Trainer
 
 _BATCH_AXES = ("batch", "sequence")
 
@@ -45,6 +47,22 @@ class ParameterFacts:
 
 
 @dataclasses.dataclass(frozen=True)
+class ReplicaFacts:
+    """The replicas of DiLoCo.
+
+    Args:
+      count: How many there are.
+      bytes_per_device: By name, what they have of their own in the memory of a device:
+        a part of the state.
+      bytes_sent_per_step: Mean bytes that one gives to exchanges.
+    """
+
+    count: int
+    bytes_per_device: dict[str, int]
+    bytes_sent_per_step: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Facts:
     """What a run takes.
 
@@ -56,6 +74,7 @@ class Facts:
       state_bytes_per_device: By top-level name of the train state, what lies in the
         memory of a device.
       state_bytes_on_host: Likewise, what lies in that of its host.
+      replicas: Of DiLoCo; None for the standard trainer.
       flops_per_step: Of the matrix products forward and backward (three times the
         forward pass); causal attention counts half, recomputation does not count.
     """
@@ -67,6 +86,7 @@ class Facts:
     batch_sharding: Spec
     state_bytes_per_device: dict[str, int]
     state_bytes_on_host: dict[str, int]
+    replicas: ReplicaFacts | None
     flops_per_step: int
 
     @property
@@ -98,7 +118,7 @@ class Facts:
         return self.flops_per_step / self.tokens_per_step
 
     def as_json(self) -> dict[str, Any]:
-        """Returns fields and totals as what JSON holds."""
+        """Returns fields and totals as what JSON holds; `replicas` if there are any."""
         by_memory = ("state_bytes_per_device", "state_bytes_on_host")
         states = {name: getattr(self, name) for name in by_memory}
         totals = (
@@ -109,9 +129,12 @@ class Facts:
             "tokens_per_step",
             "flops_per_token",
         )
+        fields = dataclasses.asdict(self)
+        if self.replicas is None:
+            del fields["replicas"]
         return {
             **{name: getattr(self, name) for name in totals},
-            **dataclasses.asdict(self),
+            **fields,
             **{k: {**v, "total": sum(v.values())} for k, v in states.items()},
         }
 
@@ -136,7 +159,19 @@ def facts_of(experiment: Experiment, devices_here: int) -> Facts:
             k: bytes_per_device(v) - bytes_on_host(v) for k, v in state.items()
         },
         state_bytes_on_host={k: bytes_on_host(v) for k, v in state.items()},
+        replicas=_replicas(trainer, state),
         flops_per_step=program.model_flops(),
+    )
+
+
+def _replicas(trainer: Trainer, state: State) -> ReplicaFacts | None:
+    if not isinstance(trainer, DiLoCo):
+        return None
+    own = state["replicas"].items()
+    return ReplicaFacts(
+        count=trainer.num_replicas,
+        bytes_per_device={k: bytes_per_device(v) - bytes_on_host(v) for k, v in own},
+        bytes_sent_per_step=trainer.bytes_sent_per_step,
     )
 
 

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from maxfdl.report.facts import Facts, ParameterFacts, Spec
+from maxfdl.report.facts import Facts, ParameterFacts, ReplicaFacts, Spec
 from maxfdl.report.modules import Module
+from maxfdl.sharding.mesh import REPLICA
 from maxfdl.sharding.room import size_text
 
 
@@ -50,10 +51,28 @@ def summary(facts: Facts, attention: Sequence[str], platform: str, here: int):
         " attention counted half)",
         f"mesh: {axes} = {devices_text(facts.num_devices)} ({here} {platform} here)",
         f"state per device: {size_text(sum(state.values()))} ({parts}){beside}",
+        *_replicas(facts.replicas, facts.mesh.get(REPLICA, 1)),
         f"batch: {facts.batch_size} x {facts.sequence_length} ="
         f" {facts.tokens_per_step:,} tokens a step, sharded"
         f" {spec_text(facts.batch_sharding)}",
         f"attention: {', '.join(attention) or 'none'} ({platform})",
+    ]
+
+
+def _replicas(facts: ReplicaFacts | None, groups: int) -> list[str]:
+    """Returns a line on the replicas of DiLoCo, if it trains any, in `groups` groups of
+    devices."""
+    if facts is None:
+        return []
+    parts = ", ".join(
+        f"{name} {size_text(size)}"
+        for name in ("params", "masters", "optimizer", "errors", "eager")
+        if (size := facts.bytes_per_device[name])
+    )
+    return [
+        f"replicas: {facts.count}, of which a device has {facts.count // groups}"
+        f" ({parts}); each sends {size_text(round(facts.bytes_sent_per_step))} per step"
+        " on average"
     ]
 
 

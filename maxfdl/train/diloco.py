@@ -310,6 +310,11 @@ class DiLoCo(Trainer):
                 found[f"replica_{replica}/{name}"] = float(value)
         return found | {"bytes_sent": float(self._syncs.bytes_up_to(step))}
 
+    @property
+    def bytes_sent_per_step(self) -> float:
+        """Mean bytes per step that a replica gives to exchanges."""
+        return sum(self._syncs.bytes) / self.sync_period
+
     def as_saved(self, state: State, saved: Shapes) -> State:
         found = saved.get("replicas.tokens")
         if found is None or "replicas" not in state:

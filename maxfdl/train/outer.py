@@ -108,8 +108,8 @@ def mean_delta(
     Args:
       sharding: Of the whole program.
       cuts: Specs of the dims along which the mean is sharded over replicas, a tree like
-        the parameters. A parameter costs one reduce-scatter, or, without such a dim,
-        one all-reduce. Without `exchange` alone.
+        the parameters. A parameter costs one all-reduce, or, with such a dim and no
+        other axis in the mesh, one reduce-scatter. Without `exchange` alone.
       deltas: Of each replica, [R, ...] in float32.
       weights: [R] by which replicas count; 0 leaves one out.
       exchange: How deltas are sent; None sends float32.
@@ -144,9 +144,16 @@ def mean_delta(
         if not is_cut or REPLICA not in cut:
             return psum(x)
         dim = cut.index(REPLICA)
-        return lax.psum_scatter(x, REPLICA, scatter_dimension=dim, tiled=True)
+        if has_no_other_axis:
+            return lax.psum_scatter(x, REPLICA, scatter_dimension=dim, tiled=True)
+        # XLA gathers what other axes shard before a reduce-scatter, and not before an
+        # all-reduce.
+        size = x.shape[dim] // groups
+        start = lax.axis_index(REPLICA) * size
+        return lax.dynamic_slice_in_dim(psum(x), start, size, dim)
 
-    is_cut = sharding.size(REPLICA) > 1
+    groups = sharding.size(REPLICA)
+    is_cut, has_no_other_axis = groups > 1, groups == sharding.mesh.size
     if not is_cut:
         return of_group(deltas, weights, errors)
     apart: Any = PartitionSpec(REPLICA)

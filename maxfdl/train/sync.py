@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from maxfdl.ops.state import States
 from maxfdl.optim.optimizer import Optimizer
@@ -177,11 +178,15 @@ class Syncs:
 
     def bytes_up_to(self, step: int) -> int:
         """Returns the bytes that a replica has given to exchanges up to `step`."""
-        send = self.exchange.bytes if self.exchange else lambda p: 4 * p.size
         return sum(
-            self.number_up_to(step, i) * sum(map(send, jax.tree.leaves(each)))
-            for i, each in enumerate(self._declared)
+            self.number_up_to(step, i) * size for i, size in enumerate(self.bytes)
         )
+
+    @functools.cached_property
+    def bytes(self) -> list[int]:
+        """The bytes that a replica gives to an exchange of each fragment."""
+        send = self.exchange.bytes if self.exchange else lambda p: 4 * p.size
+        return [sum(map(send, jax.tree.leaves(each))) for each in self._declared]
 
     def in_turns(
         self, which: jax.Array, change: Callable[..., Parts], parts: Any
@@ -239,7 +244,7 @@ class Syncs:
         delta = mean_delta(
             self.sharding,
             self.placement.cuts(declared, self.sharding, REPLICA),
-            own,
+            self._split_over_data(own, declared, dims=1) if self._is_split else own,
             seen if self.by_tokens else (seen > 0).astype(jnp.float32),
             self.exchange,
             cut.of_tree(errors, dim=1),
@@ -248,6 +253,8 @@ class Syncs:
         moved, optimizer = self._optimizers[fragment].update(
             delta.mean, states[name], outer, step, delta.is_any
         )
+        if self._is_split:
+            moved = self._split_over_data(moved, declared)
         known, _ = jax.lax.optimization_barrier((delta, after))
         drift = replicas["drift"].at[:, fragment].set(known.norms)
         eager = replicas["eager"]
@@ -294,6 +301,28 @@ class Syncs:
         state = self._merged(parts["state"], sound)
         replicas = {**replicas, "state": jax.tree.map(self._for_each, state)}
         return {**parts, "state": state, "replicas": replicas}
+
+    @property
+    def _is_split(self) -> bool:
+        """Whether each data-parallel device of a replica exchanges a share of the
+        deltas, and what it gives is gathered inside the replica: as ZeRO-1 does it."""
+        return self.exchange is None and self.placement.optimizer == "sharded"
+
+    def _split_over_data(self, tree: Any, declared: Any, dims: int = 0) -> Any:
+        """Returns a tree like a fragment, sharded over `data` where it can be.
+
+        Args:
+          tree: Its arrays.
+          declared: Declarations of the fragment.
+          dims: 1 if a dim that counts replicas comes first.
+        """
+        places = self.placement.of_moments(declared, self.sharding, DATA)
+        replica = REPLICA if self.sharding.size(REPLICA) > 1 else None
+
+        def place(p: NamedSharding) -> NamedSharding:
+            return NamedSharding(p.mesh, PartitionSpec(*[replica][:dims], *p.spec))
+
+        return pinned(tree, jax.tree.map(place, places))
 
     def _seen(self, parts: Parts, fragment: int) -> jax.Array:
         """Returns the tokens that each replica has learnt from since the last sync, 0

@@ -77,6 +77,10 @@ def test_the_summary_says_what_replicas_and_the_outer_optimizer_take():
     lines = summary(facts_of(graph.build(config), 1), ["xla"], "cpu", 1)
     [line] = [line for line in lines if line.startswith("state per device")]
     assert "(params 152.6 KiB, replicas 915.8 KiB, outer 152.6 KiB)" in line
+    assert (
+        "replicas: 2, of which a device has 2 (params 305.2 KiB, optimizer 610.5 KiB);"
+        " each sends 30.5 KiB per step on average" in lines
+    )
 
 
 def test_columns_line_up():
