@@ -43,6 +43,15 @@ def fine_tuning(folder: str, options_file: str | None = None) -> fdl.Config[Expe
     return run
 
 
+def published_experiment(found: MaxTextFolder) -> fdl.Config[Experiment]:
+    """Returns `experiment` with its network in the form of published weights."""
+    run = experiment(found.options)
+    dtype, stored = run.model.dtype, stored_type(found.items)
+    run.model = published_network(found.options)
+    run.model.dtype, run.model.param_dtype = dtype, stored
+    return run
+
+
 def experiment(options: Options) -> fdl.Config[Experiment]:
     """Trains what options describe, as they say."""
     only(options, "z_loss_multiplier", 0.0)

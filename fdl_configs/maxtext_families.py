@@ -390,6 +390,7 @@ def _gpt3_from_hf(config: Config) -> dict[str, Any]:
         "mlp_dim": config["n_inner"],
         "vocab_size": config["vocab_size"],
         "trainable_position_size": config["n_positions"],
+        "max_target_length": config["n_positions"],
         "normalization_layer_epsilon": config["layer_norm_epsilon"],
         "logits_via_embedding": config["tie_word_embeddings"],
         "normalize_embedding_logits": False,

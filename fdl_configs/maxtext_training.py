@@ -189,10 +189,8 @@ def training_options(run: Any, maxtext: str) -> dict[str, Any]:
     for term in run.loss.__arguments__.get("auxiliary", ()):
         if fdl.get_callable(term) is not SequenceBalance:
             raise _nothing_like(fdl.get_callable(term).__name__)
-        known = {
-            "maxtext": maxtext,
-            "num_experts_per_tok": sparse[0].mlp.router.routing.k,
-        }
+        k = sparse[0].mlp.router.routing.k
+        known = {"maxtext": maxtext, "num_experts_per_tok": k}
         weight = term.coefficient * len(sparse) / balance_factor(known)
         written["load_balance_loss_weight"] = weight
     return written
@@ -200,12 +198,11 @@ def training_options(run: Any, maxtext: str) -> dict[str, Any]:
 
 def _optimizer_options(node: Any) -> dict[str, Any]:
     clip, decay = node.clip, node.weight_decay
-    rule, written = (
-        node.rule,
-        {"gradient_clipping_threshold": clip.max_norm if clip else 0.0},
-    )
-    kind = fdl.get_callable(rule)
-    adam = rule
+    written: dict[str, Any] = {
+        "gradient_clipping_threshold": clip.max_norm if clip else 0.0
+    }
+    rule = adam = node.rule
+    kind: Any = fdl.get_callable(rule)
     if kind in (Adam, AdamPax):
         if getattr(rule, "nesterov", False):
             raise _nothing_like("Adam with nesterov")

@@ -89,6 +89,11 @@ class Model:
         self.sharding = sharding
         self._frozen = frozen
 
+    @property
+    def factory(self) -> Any:
+        """The factory of the network, with the fields of its graph as keywords."""
+        return self._make_module
+
     def on(self, sharding: Sharding | None) -> "Model":
         """Returns the same model with its arrays laid out otherwise."""
         other = copy.copy(self)

@@ -79,22 +79,24 @@ def read_run(
     trust: Sequence[str] = (),
     allow_non_finite: bool = False,
     one_by_one: bool = False,
+    whole: bool = False,
 ) -> SavedRun:
     """Returns what the run in `folder` saved last.
 
     With `one_by_one`, arrays are `OnDisk`, to be read when they are wanted, but not
-    those of a run whose weights are computed, as averages are.
+    those of a run whose weights are computed, as averages are. With `whole`, the
+    variables are the whole training state, with the weights that are trained.
 
     Raises:
       UserError: If there is no run, or none that saved anything, or if weights are not
         finite, unless `allow_non_finite`.
     """
-    found = _open(folder, trust)
+    found = _open(folder, trust, whole)
     config, experiment, trainer = found.config, found.experiment, found.trainer
     checkpointer, step, parts = found.checkpointer, found.step, found.parts
     # An empty part holds no leaves, and so is no part of what was saved.
     wanted = {name: part for name, part in parts.items() if jax.tree.leaves(part)}
-    computed = parts.keys() != {"params", "state"}
+    computed = not whole and parts.keys() != {"params", "state"}
     if one_by_one and not computed:
         reader = checkpointer.reader(step, wanted, allow_non_finite=allow_non_finite)
         there = _on_disk(wanted, reader)
@@ -138,10 +140,10 @@ class _Opened:
     checkpointer: Checkpointer
     step: int
     parts: dict[str, Any]
-    """What evaluation reads, as abstract arrays."""
+    """What evaluation reads, or the whole state, as abstract arrays."""
 
 
-def _open(folder: pathlib.Path, trust: Sequence[str]) -> _Opened:
+def _open(folder: pathlib.Path, trust: Sequence[str], whole: bool = False) -> _Opened:
     run = RunDirectory(folder) if folder.is_dir() else None
     config: Any = run and saved_graph(run, trust)
     if run is None or config is None:
@@ -157,7 +159,8 @@ def _open(folder: pathlib.Path, trust: Sequence[str]) -> _Opened:
     alone = MeshShape(data=1, fsdp=1, tensor=1).build(jax.devices()[:1])
     trainer = experiment.make_trainer(Sharding(alone, experiment.sharding))
     abstract = jax.eval_shape(trainer.init)
-    parts = {name: abstract[name] for name in trainer.evaluated_from}
+    names = tuple(abstract) if whole else trainer.evaluated_from
+    parts = {name: abstract[name] for name in names}
     return _Opened(config, experiment, trainer, checkpointer, step, parts)
 
 

@@ -17,6 +17,9 @@ from maxfdl.mutations.dtypes import param_dtype as set_param_dtype
 from maxfdl.mutations.family import to_linen
 from maxfdl.sharding.sharding import Sharding
 from maxfdl.tensors.hugging_face.folder import Folder
+from maxfdl.tensors.on_disk import lazily
+from maxfdl.tensors.source import Source, tell
+from maxfdl.tensors.table import Binding, stored_leaves_of
 from maxfdl.tensors.weights import Variables, read_weights
 
 Backend = Literal["nnx", "linen"]
@@ -36,6 +39,21 @@ class Loaded:
     config: fdl.Config[Experiment]
     model: Model
     variables: Variables
+
+
+def open_folder(folder: str | pathlib.Path) -> Loaded:
+    """Opens a model folder without reading its weights: `variables` are `OnDisk`."""
+    config: Any = fine_tuning(str(folder))
+    model = graph.build(config.backend)(module=graph.build(config.model), sharding=None)
+    found = Folder(folder)
+    source = Source(found, model)
+
+    def read(binding: Binding) -> list[Any]:
+        return binding.to_ours([source.read(x) for x in binding.theirs], found.config)
+
+    tell(source.remarks)
+    leaves = stored_leaves_of(model)
+    return Loaded(config, model, lazily(leaves, model, source.bindings, read))
 
 
 def load(

@@ -18,6 +18,7 @@ from maxfdl.errors import UserError
 from maxfdl.experiment import Experiment
 from maxfdl.hf.calibration import Moments
 from maxfdl.hf.describing import describe, same_network, without_extras
+from maxfdl.hf.restating import as_published
 from maxfdl.layers.linen.module import Module as LinenModule
 from maxfdl.model import LinenModel, Model, NnxModel
 from maxfdl.tensors.hugging_face.config import Config
@@ -93,6 +94,7 @@ def save(
     if is_experiment:
         network = graph.validate(config).model
         source = source or _start(config)
+    network, variables = as_published(network, variables)
     origin = None if source is None else Folder(source)
     described, written = _config(network, origin, family)
     files = pathlib.Path(tokenizer) if tokenizer else origin and origin.path

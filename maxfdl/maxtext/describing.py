@@ -1,4 +1,4 @@
-"""Finds the options of MaxText that describe a graph, and the published form of it."""
+"""Finds the options of MaxText that describe a graph."""
 
 import math
 from typing import Any
@@ -14,7 +14,6 @@ from maxfdl import graph
 from maxfdl.errors import UserError
 from maxfdl.hf.describing import config_of, plain_network
 from maxfdl.layers import nnx
-from maxfdl.mutations.family import with_layers_of
 from maxfdl.tensors.maxtext.layout import CheckpointLayout
 from maxfdl.tensors.maxtext.names import NAMINGS
 from maxfdl.tensors.maxtext.options import Options, resolved
@@ -46,18 +45,6 @@ def options_of(
     types = {"dtype": model.dtype, "weight_dtype": model.param_dtype}
     scan = {"scan_layers": layout.scanned, "param_scan_axis": layout.axis}
     return {**found, **training, **types, **scan}
-
-
-def published(model: fdl.Partial) -> fdl.Partial | None:
-    """Returns a network in the form of published weights, if it is in MaxText's.
-
-    None where no decoder of MaxText is in that form, or no family has the result.
-    """
-    for block in NAMINGS:
-        made = in_published_form(with_layers_of(model, "nnx"), block)
-        if _config_of(plain_network(made)) is not None:
-            return made
-    return None
 
 
 def _is_of(plain: fdl.Partial, options: Options) -> bool:

@@ -18,7 +18,13 @@ from maxfdl.sharding.mesh import MeshShape
 from maxfdl.sharding.sharding import Sharding
 from maxfdl.tensors.maxtext.folder import MaxTextFolder
 from maxfdl.tensors.maxtext.layout import layout_of, stored_type
-from maxfdl.tensors.maxtext.reading import read_maxtext
+from maxfdl.tensors.maxtext.reading import (
+    MaxTextSource,
+    lazy_moments,
+    lazy_variables,
+    read_count,
+    read_maxtext,
+)
 from maxfdl.tensors.weights import Variables
 from maxfdl.train.program import Program
 
@@ -41,6 +47,48 @@ class Loaded:
     model: Model
     variables: Variables
     state: dict[str, Any] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A checkpoint of MaxText whose arrays are read one by one, as they are wanted.
+
+    Args:
+      config: As of `Loaded`, or the graph that was given.
+      variables: The weights, `OnDisk`.
+      moments: Trees like the parameters by name, `OnDisk`; None: there are none.
+      step: Steps that were taken.
+    """
+
+    config: Any
+    variables: Variables
+    moments: dict[str, Any] | None
+    step: int
+
+
+def open_folder(found: MaxTextFolder, config: Any = None) -> Opened:
+    """Opens a checkpoint without reading its arrays.
+
+    Args:
+      found: The checkpoint.
+      config: An experiment with the same network in another form, such as that of
+        published weights; None: the one that MaxText's options describe.
+    """
+    made = _experiment(found) if config is None else config
+    model = graph.build(made.backend)(module=graph.build(made.model), sharding=None)
+    source = MaxTextSource(found, model)
+    variables = lazy_variables(source, model)
+    if not source.layout.whole:
+        return Opened(made, variables, None, 0)
+    return Opened(made, variables, lazy_moments(source, model), read_count(source))
+
+
+def _experiment(found: MaxTextFolder) -> Any:
+    """Returns the experiment that a checkpoint's options describe."""
+    config: Any = experiment(found.options)
+    config.init_from = str(found.path)
+    config.model.param_dtype = stored_type(found.items)
+    return config
 
 
 def load(
@@ -66,22 +114,19 @@ def load(
         that there is not here; or if arrays are missing, too many or of other shapes.
     """
     found = MaxTextFolder(folder, options)
-    config: Any = experiment(found.options)
-    config.init_from = str(found.path)
-    config.model.param_dtype = stored_type(found.items)
+    config = _experiment(found)
     if backend == "linen":
         config = to_linen(config)
     elif backend != "nnx":
         raise ValueError(f"backend ({backend}) must be 'nnx' or 'linen'.")
     made: Experiment = graph.build(config)
-    network: Any = made.model
     if not layout_of(found.items, found.options).whole:
         model = made.make_model(sharding)
-        variables = read_maxtext(found, model, network, sharding)
+        variables = read_maxtext(found, model, sharding)
         return Loaded(config, model, variables, None)
     alone = MeshShape(data=1, fsdp=1, tensor=1).build(jax.devices()[:1])
     trainer = made.make_trainer(sharding or Sharding(alone, made.sharding))
     program = Program(trainer, made.batch_size, made.sequence_length)
-    state = maxtext_state(program, found, network)
+    state = maxtext_state(program, found)
     variables = {name: state[name] for name in ("params", "state")}
     return Loaded(config, trainer.model, variables, state)

@@ -1,6 +1,7 @@
 """Saves a graph and its variables as a checkpoint that MaxText restores."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -66,30 +67,63 @@ def save(
     """
     if layout not in ("linen", "nnx"):
         raise ValueError(f"layout ({layout}) must be 'linen' or 'nnx'.")
-    made: Any = graph.validate(config)
-    is_experiment = issubclass(_callable(made), Experiment)
-    if state is not None and not is_experiment:
-        raise UserError(
-            "state needs the graph of the experiment, whose optimizer it is."
-        )
-    network = made.model if is_experiment else made
-    origin = _origin(made) if is_experiment else None
-    axis = origin.options["param_scan_axis"] if origin else 1
-    laid_out = CheckpointLayout(layout, scanned, axis, whole=state is not None)
-    run = made if state is not None else None
-    options = options_of(network, run, laid_out, origin.options if origin else None)
-    model, factory = _model(network)
-    target = MaxTextTarget(model, factory, options, laid_out)
-    streams = _streams(origin, options, laid_out, model) if state is not None else []
-    moments = None if state is None else _moments(model, state)
+    moments = None
+    if state is not None:
+        if not is_experiment(config):
+            raise UserError(
+                "state must come with the graph of its experiment, and not of a model."
+            )
+        moments = moments_of_state(graph.build(config), state)
     step = 0 if state is None else int(state["step"])
+    write(
+        folder,
+        config,
+        variables,
+        moments,
+        step,
+        CheckpointLayout(layout, scanned),
+        allow_non_finite=allow_non_finite,
+    )
+
+
+def write(
+    folder: str | pathlib.Path,
+    config: fdl.Buildable,
+    variables: Mapping[str, Any],
+    moments: Mapping[str, Any] | None,
+    step: int,
+    layout: CheckpointLayout,
+    *,
+    allow_non_finite: bool = False,
+) -> None:
+    """Writes what `save` does; `variables` and `moments` may be `OnDisk`.
+
+    Args:
+      folder: Where to.
+      config: Graph of the experiment or of its model.
+      variables: The weights.
+      moments: Trees like the parameters by name; None: parameters alone.
+      step: Steps that were taken.
+      layout: How to lay the checkpoint out, but for what `moments` and the origin say.
+      allow_non_finite: Whether to write weights that are not finite.
+    """
+    made: Any = graph.validate(config)
+    network = made.model if is_experiment(made) else made
+    origin = _origin(made) if is_experiment(made) else None
+    axis = origin.options["param_scan_axis"] if origin else layout.axis
+    whole = moments is not None
+    layout = dataclasses.replace(layout, axis=axis, whole=whole)
+    known = origin.options if origin else None
+    options = options_of(network, made if whole else None, layout, known)
+    model = _model(network)
+    target = MaxTextTarget(model, options, layout)
+    streams = _streams(origin, options, layout, model) if whole else []
     path = pathlib.Path(os.path.expanduser(folder))
-    owned = (CONFIG, f"{CHECKPOINT}/**/*")
-    staged = swapped_in(path, owned, last=CONFIG)
+    staged = swapped_in(path, (CONFIG, f"{CHECKPOINT}/**/*"), last=CONFIG)
     with staged if jax.process_index() == 0 else contextlib.nullcontext() as new:
         if new is not None:
             (new / CHECKPOINT).mkdir()
-            (new / CONFIG).write_text(_config(options, layout, step))
+            (new / CONFIG).write_text(_config(options, layout.framework, step))
         write_maxtext(
             new and new / CHECKPOINT,
             target,
@@ -99,6 +133,10 @@ def save(
             streams,
             allow_non_finite=allow_non_finite,
         )
+
+
+def is_experiment(config: fdl.Buildable) -> bool:
+    return issubclass(_callable(config), Experiment)
 
 
 def _config(options: Options, layout: Library, step: int) -> str:
@@ -113,9 +151,11 @@ def _origin(run: Any) -> MaxTextFolder | None:
     return MaxTextFolder(path) if path and is_maxtext(path) else None
 
 
-def _moments(model: Model, state: Mapping[str, Any]) -> dict[str, Any]:
+def moments_of_state(
+    experiment: Experiment, state: Mapping[str, Any]
+) -> dict[str, Any]:
     """Returns trees like the parameters, by the names of the optimizer's moments."""
-    declared = trained(model.parameters())
+    declared = trained(experiment.make_model().parameters())
     owners = Owners(jax.tree.map(lambda p: p.abstract("float32"), declared))
     found: dict[str, Any] = {}
     for name, own, leaf in moments_in(state["optimizer"], owners):
@@ -140,10 +180,9 @@ def _streams(
     return fresh_streams(options, layout, len([*layers_of(leaves_of(model))]))
 
 
-def _model(network: Any) -> tuple[Model, Any]:
+def _model(network: Any) -> Model:
     is_linen = issubclass(_callable(network), LinenModule)
-    factory = graph.build(network)
-    return (LinenModel if is_linen else NnxModel)(module=factory), factory
+    return (LinenModel if is_linen else NnxModel)(module=graph.build(network))
 
 
 def _callable(node: fdl.Buildable) -> type:

@@ -6,33 +6,57 @@ from typing import Any
 from maxfdl.checkpoint.checkpointer import Checkpointer
 from maxfdl.errors import UserError
 from maxfdl.run.directory import CHECKPOINTS
+from maxfdl.tensors.maxtext.folder import MaxTextFolder, is_maxtext
 from maxfdl.train.program import Program
 from maxfdl.train.trainer import State
 
 
-def first_state(program: Program, init_from: str | None) -> State:
+def first_state(
+    program: Program, init_from: str | None, resume_from: str | None = None
+) -> State:
     """Returns the state before the first step, laid out as the program wants it.
 
     Args:
       program: What is trained.
-      init_from: Whose weights to start with: a model folder of Hugging Face, or the
-        directory of a run; of that, the newest checkpoint, and the weights that were
-        trained, not an average of them. None draws them.
+      init_from: Whose weights to start with: a model folder of Hugging Face, a
+        checkpoint of MaxText, or the directory of a run; of that, the newest
+        checkpoint, and the weights that were trained, not an average of them. None
+        draws them.
+      resume_from: A checkpoint of MaxText to go on from instead, with its moments and
+        its step.
 
     Raises:
       UserError: If there are no such weights, or if they are of another network.
     """
+    if resume_from is not None:
+        return _of_maxtext_whole(program, resume_from)
     if init_from is None:
         return program.init()
     folder = pathlib.Path(init_from).expanduser()
     if not folder.is_dir():
         raise UserError(
-            f"init_from ({init_from}) must be a model folder of Hugging Face or the"
-            " directory of a run, but there is no such folder."
+            f"init_from ({init_from}) must be a model folder of Hugging Face, a"
+            " checkpoint of MaxText or the directory of a run, but there is no such"
+            " folder."
         )
-    is_run = (folder / CHECKPOINTS).is_dir()
-    read = _of_run if is_run else _of_hugging_face
+    if is_maxtext(folder):
+        read = _of_maxtext
+    else:
+        read = _of_run if (folder / CHECKPOINTS).is_dir() else _of_hugging_face
     return program.start_from(read(program, folder))
+
+
+def _of_maxtext(program: Program, folder: pathlib.Path) -> dict[str, Any]:
+    from maxfdl.tensors.maxtext.reading import read_maxtext
+
+    found = MaxTextFolder(folder)
+    return read_maxtext(found, program.trainer.model, program.sharding)
+
+
+def _of_maxtext_whole(program: Program, resume_from: str) -> State:
+    from maxfdl.run.maxtext_state import maxtext_state
+
+    return maxtext_state(program, MaxTextFolder(resume_from))
 
 
 def _of_run(program: Program, folder: pathlib.Path) -> dict[str, Any]:

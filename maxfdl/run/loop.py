@@ -144,7 +144,7 @@ def _prepare(
     if experiment.checkpoint is not None:
         steps.in_background(import_orbax)  # before the first save needs it
     if saved is None:
-        state = first_state(program, experiment.init_from)
+        state = first_state(program, experiment.init_from, experiment.resume_from)
     else:
         state = program.resumed(saves.restore(saved, program.as_saved, batches))
     first = int(state["step"])

@@ -1,6 +1,5 @@
 """The training state in a checkpoint of MaxText, as that of a program here."""
 
-import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,27 +20,24 @@ from maxfdl.train.program import Program
 from maxfdl.train.trainer import State
 
 
-def maxtext_state(
-    program: Program, folder: MaxTextFolder, network: functools.partial
-) -> State:
+def maxtext_state(program: Program, folder: MaxTextFolder) -> State:
     """Returns MaxText's parameters, moments and step as the state of a program.
 
     Args:
       program: What goes on. Its optimizer must have the moments that MaxText's has.
       folder: The checkpoint.
-      network: The factory of the program's network.
 
     Raises:
       UserError: If the checkpoint has no such state, or it is that of another network
         or optimizer.
     """
     model, sharding = program.trainer.model, program.sharding
-    source = MaxTextSource(folder, model, network)
+    source = MaxTextSource(folder, model)
     if not source.layout.whole:
         raise UserError(
             f"{folder.path} holds parameters alone; begin with them by init_from."
         )
-    variables = read_maxtext(folder, model, network, sharding)
+    variables = read_maxtext(folder, model, sharding)
     state = program.start_from(variables)
     count, declared = read_count(source), trained(model.parameters())
     owners = Owners(jax.tree.map(lambda p: p.abstract("float32"), declared))

@@ -1,13 +1,18 @@
 """Variables of which some arrays lie on disk until they are wanted."""
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from maxfdl.layers.on_disk import OnDisk
-from maxfdl.tensors.table import Binding, Slot
+from maxfdl.model import Model
+from maxfdl.ops.state import StateDeclaration
+from maxfdl.tensors.arrays import Arrays, Key
+from maxfdl.tensors.table import Binding, Leaves, Slot
 
 Index = tuple[int, ...]
 
@@ -72,3 +77,53 @@ class Held:
             if paths(binding) != before:
                 self._read, before = {}, paths(binding)
             yield binding
+
+
+def lazily(
+    leaves: Leaves,
+    model: Model,
+    bindings: Sequence[Binding],
+    read: Callable[[Binding], list[np.ndarray]],
+) -> dict[str, Any]:
+    """Returns variables whose arrays are read by the bindings that they are in.
+
+    State that no binding has is as it starts.
+
+    Args:
+      leaves: Declarations of the arrays, as they are stored.
+      model: Its `param_dtype` is the type of those that declare none.
+      bindings: What else has their values.
+      read: Returns our arrays of a binding.
+    """
+    of_array: dict[Key, list[Binding]] = {}
+    for binding in bindings:
+        for key in {(slot.collection, slot.path) for slot in binding.slots}:
+            of_array.setdefault(key, []).append(binding)
+    variables: dict[str, Any] = {"params": {}, "state": {}}
+    for key, declared in leaves.items():
+        node = variables[key[0]]
+        for name in key[1][:-1]:
+            node = node.setdefault(name, {})
+        if isinstance(declared, StateDeclaration) and key not in of_array:
+            node[key[1][-1]] = declared.first()
+            continue
+        dtype = jnp.dtype(declared.dtype or model.network.param_dtype)
+        abstract = jax.ShapeDtypeStruct(declared.full_shape, dtype)
+        arrays = functools.partial(Arrays, {key: declared}, model, None)
+        assembled = functools.partial(_assembled, key, of_array[key], read, arrays)
+        node[key[1][-1]] = OnDisk(abstract, assembled)
+    return variables
+
+
+def _assembled(
+    key: Key,
+    bindings: Sequence[Binding],
+    read: Callable[[Binding], list[np.ndarray]],
+    make: Callable[[], Arrays],
+) -> jax.Array:
+    arrays = make()
+    for binding in bindings:
+        for slot, values in zip(binding.slots, read(binding), strict=True):
+            if (slot.collection, slot.path) == key:
+                arrays.fill(slot, values)
+    return arrays.array(key)

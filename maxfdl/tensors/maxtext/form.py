@@ -6,7 +6,6 @@ weights of one have to be multiplied to be those of the other.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -66,7 +65,7 @@ def _near(a: float, b: float) -> bool:
     return math.isclose(a, b, rel_tol=1e-6)
 
 
-def form_of(network: functools.partial) -> Form:
+def form_of(network: Any) -> Form:
     """Returns the form of a network, given as the factory that its graph builds.
 
     Raises:
@@ -136,7 +135,7 @@ def is_llama3_rope(options: Options) -> bool:
     return any(name.startswith("llama3.1") for name in names)
 
 
-def _attentions(network: functools.partial) -> Iterator[functools.partial]:
+def _attentions(network: Any) -> Iterator[Any]:
     for stack in network.keywords["decoder"].keywords["stacks"]:
         for layer in stack.keywords["layers"]:
             yield layer.keywords["attention"]

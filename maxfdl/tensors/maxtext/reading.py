@@ -1,9 +1,8 @@
 """Reads a checkpoint of MaxText into a model's variables, one array at a time."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from maxfdl.tensors.maxtext.form import form_of, maxtext_form
 from maxfdl.tensors.maxtext.items import Key
 from maxfdl.tensors.maxtext.layout import CheckpointLayout, layout_of
 from maxfdl.tensors.maxtext.moments import moments_of
+from maxfdl.tensors.on_disk import lazily
 from maxfdl.tensors.source import tell
 from maxfdl.tensors.table import Binding, Leaves, leaves_of, stored_leaves_of
 
@@ -36,7 +36,6 @@ class MaxTextSource:
     Args:
       folder: The checkpoint.
       model: The network.
-      network: The factory that it is made by.
 
     Attributes:
       bindings: What each array is in the model.
@@ -47,10 +46,10 @@ class MaxTextSource:
       UserError: If the arrays are not those of the model, listing all that differ.
     """
 
-    def __init__(self, folder: MaxTextFolder, model: Model, network: functools.partial):
+    def __init__(self, folder: MaxTextFolder, model: Model):
         self.folder, options = folder, folder.options
         self.layout: CheckpointLayout = layout_of(folder.items, options)
-        self.config: Config = form_of(network).to(maxtext_form(options))
+        self.config: Config = form_of(model.factory).to(maxtext_form(options))
         self.bindings = bind(leaves_of(model), options, self.layout)
         _check(folder, self.bindings, self.layout, self.config)
 
@@ -72,7 +71,6 @@ class MaxTextSource:
 def read_maxtext(
     folder: MaxTextFolder,
     model: Model,
-    network: functools.partial,
     sharding: Sharding | None = None,
     *,
     allow_non_finite: bool = False,
@@ -82,7 +80,6 @@ def read_maxtext(
     Args:
       folder: The checkpoint.
       model: The network.
-      network: The factory that it is made by.
       sharding: Mesh and rules; None puts all on one device.
       allow_non_finite: Whether to read weights that are not finite.
 
@@ -91,7 +88,7 @@ def read_maxtext(
         the mesh does not divide them; or if one is not finite.
     """
     arrays = Arrays(stored_leaves_of(model), model, sharding)
-    source = MaxTextSource(folder, model, network)
+    source = MaxTextSource(folder, model)
     check_room(arrays.abstract(), f"the weights in {folder.path} need")
     inspection = Inspection(allow_non_finite)
     for binding in source.bindings:
@@ -101,6 +98,57 @@ def read_maxtext(
             arrays.fill(slot, values)
     tell(inspection.remarks)
     return arrays.nested()
+
+
+def lazy_variables(source: MaxTextSource, model: Model) -> Variables:
+    """Returns the variables of a model, whose arrays are read when they are wanted."""
+    leaves = stored_leaves_of(model)
+    return lazily(leaves, model, source.bindings, source.read)
+
+
+def lazy_moments(source: MaxTextSource, model: Model) -> Moments:
+    """Returns the moments of a checkpoint, whose arrays are read when wanted."""
+    found: Moments = {}
+    for name, of_name in moments_in(source).items():
+        bindings = [binding for binding, _ in of_name.pairs]
+        keys = {binding.theirs: key for binding, key in of_name.pairs}
+
+        def read(binding, keys=keys, order=of_name.order):
+            return source.read_moment(binding, keys[binding.theirs], order)
+
+        leaves = _of(bindings, model)
+        found[name] = lazily(leaves, model, bindings, read)["params"]
+    return found
+
+
+class Moment(NamedTuple):
+    """Where the arrays of one moment lie, by the bindings of their parameters."""
+
+    order: int
+    pairs: list[tuple[Binding, Key]]
+
+
+def moments_in(source: MaxTextSource) -> dict[str, Moment]:
+    """Returns the moments of a checkpoint, by their names in our optimizers.
+
+    Raises:
+      UserError: If it lacks some.
+    """
+    plan = moments_of(source.folder.options, source.layout)
+    entries = source.folder.items.entries
+    found, missing = {}, []
+    for name, order in plan.orders.items():
+        bindings = [b for b in source.bindings if plan.has(name, b)]
+        pairs = [(b, plan.key(name, source.key(b))) for b in bindings]
+        found[name] = Moment(order, pairs)
+        keys = [key for _, key in pairs]
+        missing += [k for k in keys if k not in entries or not entries[k].is_array]
+    if missing:
+        raise UserError(
+            f"{source.folder.path} lacks the optimizer's"
+            f" {listed([_shown(key) for key in missing])}; read the parameters alone."
+        )
+    return found
 
 
 def read_moments(
@@ -114,25 +162,10 @@ def read_moments(
     Raises:
       UserError: If the checkpoint has no moments, or lacks some.
     """
-    options = source.folder.options
-    plan = moments_of(options, source.layout)
     found: Moments = {}
-    entries = source.folder.items.entries
-    for name, order in plan.orders.items():
-        bindings = [b for b in source.bindings if plan.has(name, b)]
-        keys = [plan.key(name, source.key(b)) for b in bindings]
-        missing = [
-            "/".join(map(str, key))
-            for key in keys
-            if key not in entries or not entries[key].is_array
-        ]
-        if missing:
-            raise UserError(
-                f"{source.folder.path} lacks the optimizer's {listed(missing)}; read"
-                " the parameters alone."
-            )
-        arrays = Arrays(_of(bindings, model), model, sharding)
-        for binding, key in zip(bindings, keys, strict=True):
+    for name, (order, pairs) in moments_in(source).items():
+        arrays = Arrays(_of([binding for binding, _ in pairs], model), model, sharding)
+        for binding, key in pairs:
             values = source.read_moment(binding, key, order)
             for slot, x in zip(binding.slots, values, strict=True):
                 arrays.fill(slot, x)

@@ -3,7 +3,6 @@
 Host memory holds one array at a time, or one stack.
 """
 
-import functools
 import json
 import math
 import pathlib
@@ -39,7 +38,6 @@ class MaxTextTarget:
 
     Args:
       model: The network.
-      network: The factory that it is made by.
       options: What MaxText is to run with.
       layout: How the checkpoint is laid out.
 
@@ -50,12 +48,11 @@ class MaxTextTarget:
     def __init__(
         self,
         model: Model,
-        network: functools.partial,
         options: Options,
         layout: CheckpointLayout,
     ):
         self.model, self.options, self.layout = model, options, layout
-        self.config: Config = form_of(network).to(maxtext_form(options))
+        self.config: Config = form_of(model.factory).to(maxtext_form(options))
         self.bindings = bind(leaves_of(model), options, layout)
         self._rounded: list[str] = []
 
