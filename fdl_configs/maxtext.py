@@ -15,10 +15,10 @@ from fdl_configs.runs import pretrain
 from maxfdl import graph
 from maxfdl.experiment import Experiment
 from maxfdl.tensors.hugging_face.config import normalised
-from maxfdl.tensors.maxtext.folder import MaxTextFolder, read_options
-from maxfdl.tensors.maxtext.layout import stored_type
+from maxfdl.tensors.maxtext.folder import read_options
 from maxfdl.tensors.maxtext.names import naming_of
 from maxfdl.tensors.maxtext.options import Options, only
+from maxfdl.tensors.maxtext.reading import Folder, folder_at
 
 _RMS_EPSILON = 1e-6  # of the norms in Gemma's layers, whatever the options say
 
@@ -36,17 +36,17 @@ def fine_tuning(folder: str, options_file: str | None = None) -> fdl.Config[Expe
         beside the checkpoint.
     """
     given = None if options_file is None else read_options(options_file)
-    found = MaxTextFolder(folder, given)
+    found = folder_at(folder, given)
     run = experiment(found.options)
     run.init_from = str(found.path)
-    run.model.param_dtype = stored_type(found.items)
+    run.model.param_dtype = found.stored_type
     return run
 
 
-def published_experiment(found: MaxTextFolder) -> fdl.Config[Experiment]:
+def published_experiment(found: Folder) -> fdl.Config[Experiment]:
     """Returns `experiment` with its network in the form of published weights."""
     run = experiment(found.options)
-    dtype, stored = run.model.dtype, stored_type(found.items)
+    dtype, stored = run.model.dtype, found.stored_type
     run.model = published_network(found.options)
     run.model.dtype, run.model.param_dtype = dtype, stored
     return run

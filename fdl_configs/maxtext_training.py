@@ -245,7 +245,8 @@ def _mask(decay: Any) -> list[str]:
 
 
 def _schedule_options(schedule: Any, steps: int) -> dict[str, Any]:
-    kind, warmup = fdl.get_callable(schedule), schedule.warmup_steps
+    kind: Any = fdl.get_callable(schedule)
+    warmup = schedule.warmup_steps
     if not issubclass(kind, WarmupCosine):
         raise _nothing_like(kind.__name__)
     fall = schedule.decay_steps

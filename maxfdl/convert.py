@@ -1,13 +1,14 @@
-"""Converts between checkpoints of MaxText, model folders of Hugging Face, and runs.
+"""Converts between runs and checkpoints of MaxText, Paxml and Hugging Face.
 
     python -m maxfdl.convert --from=CHECKPOINT --to=RUN_DIR
     python -m maxfdl.convert --from=CHECKPOINT --to=FOLDER --format=hugging_face
     python -m maxfdl.convert --from=RUN_DIR --to=FOLDER --format=maxtext_nnx
 
-`--from` is any of the three; `--format` says what `--to` becomes. Between runs and
-MaxText, parameters, moments and step are converted, or with `--parameters_only` the
-parameters alone; MaxText's layers are scanned unless `--noscanned` is given. Arrays are
-read and written one at a time, but for the state of a run, which is held.
+`--from` is any of them; `--format` says what `--to` becomes. Between runs, MaxText and
+Paxml, whose one model is GPT-3, parameters, moments and step are converted, or with
+`--parameters_only` the parameters alone; MaxText's layers are scanned unless
+`--noscanned` is given. Arrays are read and written one at a time, but for the state of
+a run, which is held.
 
 A run that is made has the weights at step 0, or MaxText's state at its step;
 `--fiddler` and `--fdl_set` change its graph, and
@@ -33,7 +34,7 @@ from maxfdl.errors import UserError
 
 FLAGS = flags.FLAGS
 
-_FORMATS = ("run", "hugging_face", "maxtext_linen", "maxtext_nnx")
+_FORMATS = ("run", "hugging_face", "maxtext_linen", "maxtext_nnx", "paxml")
 
 for name, what in {
     "from": "Checkpoint of MaxText, model folder of Hugging Face, or run directory.",
@@ -60,7 +61,8 @@ if "allow_non_finite" not in FLAGS:
 
 def main(argv: list[str]) -> None:
     ways = ("from", "from_hf", "to", "from_run", "to_hf")
-    given = {name: FLAGS[name].value for name in ways if FLAGS[name].value is not None}
+    values: dict[str, Any] = {name: FLAGS[name].value for name in ways}
+    given = {name: value for name, value in values.items() if value is not None}
     match sorted(given):
         case ["from", "to"]:
             source, kind = given["from"], _kind_of(pathlib.Path(given["from"]))
@@ -76,7 +78,8 @@ def main(argv: list[str]) -> None:
                 "give --from=FOLDER and --to=FOLDER with --format; or --from_hf=FOLDER"
                 " and --to=RUN_DIR, or --from_run=RUN_DIR and --to_hf=FOLDER."
             )
-    way = kind, format.partition("_")[0] if format.startswith("maxtext") else format
+    to_checkpoint = format.startswith(("maxtext", "paxml"))
+    way = kind, "maxtext" if to_checkpoint else format
     if way not in _WAYS:
         raise UserError(
             f"{source} is a {kind.replace('_', ' ')} already; give another --format."
@@ -91,18 +94,18 @@ def _kind_of(path: pathlib.Path) -> str:
       UserError: If it is nothing that can be converted.
     """
     from maxfdl.run.directory import CHECKPOINTS, CONFIG_JSON
-    from maxfdl.tensors.maxtext.folder import is_maxtext
+    from maxfdl.tensors.maxtext.reading import is_checkpoint
 
     path = path.expanduser()
-    if is_maxtext(path):
+    if is_checkpoint(path):
         return "maxtext"
     if (path / CHECKPOINTS).is_dir():
         return "run"
     if (path / CONFIG_JSON).is_file():
         return "hugging_face"
     raise UserError(
-        f"--from ({path}) must be a checkpoint of MaxText, a model folder of Hugging"
-        " Face or the directory of a run."
+        f"--from ({path}) must be a checkpoint of MaxText or Paxml, a model folder of"
+        " Hugging Face or the directory of a run."
     )
 
 
@@ -132,12 +135,10 @@ def _maxtext_to_run(folder: str, run_dir: str) -> None:
 
     def state(program: Any) -> Any:
         from maxfdl.run.maxtext_state import maxtext_state
-        from maxfdl.tensors.maxtext.layout import layout_of
         from maxfdl.tensors.maxtext.reading import read_maxtext
 
         found = _maxtext(folder)
-        whole = layout_of(found.items, found.options).whole
-        if whole and not FLAGS.parameters_only:
+        if found.layout.whole and not FLAGS.parameters_only:
             return maxtext_state(program, found)
         variables = read_maxtext(
             found,
@@ -267,31 +268,27 @@ def _run_to_maxtext(run_dir: str, folder: str) -> None:
 def _write_maxtext(
     source: str, folder: str, config: Any, variables: Any, moments: Any, step: int
 ) -> None:
-    from maxfdl.maxtext.saving import write
+    from maxfdl.maxtext.saving import save_as_paxml, write
     from maxfdl.tensors.maxtext.layout import CheckpointLayout
 
-    framework = (FLAGS.format or "").partition("_")[2]
-    layout = CheckpointLayout(framework, FLAGS.scanned)  # type: ignore
     if FLAGS.parameters_only:
         moments, step = None, 0
-    write(
-        folder,
-        config,
-        variables,
-        moments,
-        step,
-        layout,
-        allow_non_finite=FLAGS.allow_non_finite,
-    )
-    what = "the weights" if moments is None else "the training state"
-    print(f"{folder} holds {what} of {source}" + (f" at step {step}" if step else ""))
+    what, how = (variables, moments, step), {"allow_non_finite": FLAGS.allow_non_finite}
+    if FLAGS.format == "paxml":
+        save_as_paxml(folder, config, *what, **how)
+    else:
+        layout = CheckpointLayout(FLAGS.format.partition("_")[2], FLAGS.scanned)
+        write(folder, config, *what, layout, **how)
+    told = "the weights" if moments is None else "the training state"
+    print(f"{folder} holds {told} of {source}" + (f" at step {step}" if step else ""))
 
 
 def _maxtext(folder: str) -> Any:
-    from maxfdl.tensors.maxtext.folder import MaxTextFolder, read_options
+    from maxfdl.tensors.maxtext.folder import read_options
+    from maxfdl.tensors.maxtext.reading import folder_at
 
     file = FLAGS.maxtext_config
-    return MaxTextFolder(folder, None if file is None else read_options(file))
+    return folder_at(folder, None if file is None else read_options(file))
 
 
 _WAYS = {

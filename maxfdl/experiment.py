@@ -40,10 +40,10 @@ class Experiment:
       checkpoint: What is saved when; None saves nothing.
       metrics: Where metrics go.
       init_from: Whose weights step 0 has: a model folder of Hugging Face, a checkpoint
-        of MaxText, or the directory of a run with this network. None draws them from
-        `seed`.
-      resume_from: A checkpoint of MaxText whose weights, moments and step the run goes
-        on with, instead of `init_from`. The data begins at its beginning.
+        of MaxText or Paxml, or the directory of a run with this network. None draws
+        them from `seed`.
+      resume_from: A checkpoint of MaxText or Paxml whose weights, moments and step the
+        run goes on with, instead of `init_from`. The data begins at its beginning.
       seed: Of weights, dropout and the order of documents.
       steps: Optimizer steps of the whole run. A run may go on with another number: as
         it is where the learning rate of the steps taken does not depend on it, else if

@@ -16,10 +16,10 @@ from maxfdl.mutations.family import to_linen
 from maxfdl.run.maxtext_state import maxtext_state
 from maxfdl.sharding.mesh import MeshShape
 from maxfdl.sharding.sharding import Sharding
-from maxfdl.tensors.maxtext.folder import MaxTextFolder
-from maxfdl.tensors.maxtext.layout import layout_of, stored_type
 from maxfdl.tensors.maxtext.reading import (
+    Folder,
     MaxTextSource,
+    folder_at,
     lazy_moments,
     lazy_variables,
     read_count,
@@ -66,7 +66,7 @@ class Opened:
     step: int
 
 
-def open_folder(found: MaxTextFolder, config: Any = None) -> Opened:
+def open_folder(found: Folder, config: Any = None) -> Opened:
     """Opens a checkpoint without reading its arrays.
 
     Args:
@@ -83,11 +83,11 @@ def open_folder(found: MaxTextFolder, config: Any = None) -> Opened:
     return Opened(made, variables, lazy_moments(source, model), read_count(source))
 
 
-def _experiment(found: MaxTextFolder) -> Any:
+def _experiment(found: Folder) -> Any:
     """Returns the experiment that a checkpoint's options describe."""
     config: Any = experiment(found.options)
     config.init_from = str(found.path)
-    config.model.param_dtype = stored_type(found.items)
+    config.model.param_dtype = found.stored_type
     return config
 
 
@@ -113,14 +113,14 @@ def load(
       UserError: If there is no such checkpoint; if it is of a decoder or an optimizer
         that there is not here; or if arrays are missing, too many or of other shapes.
     """
-    found = MaxTextFolder(folder, options)
+    found = folder_at(folder, options)
     config = _experiment(found)
     if backend == "linen":
         config = to_linen(config)
     elif backend != "nnx":
         raise ValueError(f"backend ({backend}) must be 'nnx' or 'linen'.")
     made: Experiment = graph.build(config)
-    if not layout_of(found.items, found.options).whole:
+    if not found.layout.whole:
         model = made.make_model(sharding)
         variables = read_maxtext(found, model, sharding)
         return Loaded(config, model, variables, None)

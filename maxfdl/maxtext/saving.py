@@ -21,10 +21,10 @@ from maxfdl.model import LinenModel, Model, NnxModel
 from maxfdl.optim.owners import Owners
 from maxfdl.run.maxtext_state import moments_in
 from maxfdl.tensors.maxtext.folder import CHECKPOINT, CONFIG, MaxTextFolder, is_maxtext
-from maxfdl.tensors.maxtext.layout import CheckpointLayout, layout_of
+from maxfdl.tensors.maxtext.layout import CheckpointLayout
 from maxfdl.tensors.maxtext.options import Options
 from maxfdl.tensors.maxtext.streams import Stream, fresh_streams, streams_in
-from maxfdl.tensors.maxtext.writing import MaxTextTarget, write_maxtext
+from maxfdl.tensors.maxtext.writing import MaxTextTarget, write_maxtext, write_paxml
 from maxfdl.tensors.staging import swapped_in
 from maxfdl.tensors.table import layers_of, leaves_of
 
@@ -135,6 +135,50 @@ def write(
         )
 
 
+def save_as_paxml(
+    folder: str | pathlib.Path,
+    config: fdl.Buildable,
+    variables: Mapping[str, Any],
+    moments: Mapping[str, Any] | None,
+    step: int,
+    *,
+    allow_non_finite: bool = False,
+) -> None:
+    """Writes a GPT-3 as a checkpoint of Paxml; arguments as of `write`.
+
+    Raises:
+      UserError: If the network is no GPT-3, or its optimizer not Paxml's.
+    """
+    made: Any = graph.validate(config)
+    network = made.model if is_experiment(made) else made
+    run = made if moments is not None else None
+    options = options_of(network, run, CheckpointLayout("linen", True), None)
+    if options["decoder_block"] != "gpt3" or not options["logits_via_embedding"]:
+        raise UserError(
+            "Paxml's checkpoints hold a GPT-3, whose head is its embedding; this"
+            f" network is a {options['decoder_block']}."
+        )
+    if run is not None and options["opt_type"] != "adam_pax":
+        raise UserError(
+            f"Paxml keeps the moments of adam_pax, and this run has"
+            f" {options['opt_type']}: its moments differ; write the parameters alone."
+        )
+    path = pathlib.Path(os.path.expanduser(folder))
+    last = "mdl_vars.params.lm.softmax.logits_ffn.linear.w/.zarray"
+    owned = ("mdl_vars.*/**/*", "opt_states_0.*/**/*", "step/**/*")
+    staged = swapped_in(path, owned, last)
+    with staged if jax.process_index() == 0 else contextlib.nullcontext() as new:
+        write_paxml(
+            new,
+            _model(network),
+            options,
+            variables,
+            moments,
+            step,
+            allow_non_finite=allow_non_finite,
+        )
+
+
 def is_experiment(config: fdl.Buildable) -> bool:
     return issubclass(_callable(config), Experiment)
 
@@ -175,7 +219,7 @@ def _streams(
     """Returns the random streams of NNX: those of the origin if it is laid out so."""
     if layout.framework != "nnx":
         return []
-    if origin and layout_of(origin.items, origin.options) == layout:
+    if origin and origin.layout == layout:
         return streams_in(origin.items)
     return fresh_streams(options, layout, len([*layers_of(leaves_of(model))]))
 

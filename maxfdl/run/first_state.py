@@ -6,7 +6,7 @@ from typing import Any
 from maxfdl.checkpoint.checkpointer import Checkpointer
 from maxfdl.errors import UserError
 from maxfdl.run.directory import CHECKPOINTS
-from maxfdl.tensors.maxtext.folder import MaxTextFolder, is_maxtext
+from maxfdl.tensors.maxtext.reading import folder_at, is_checkpoint, read_maxtext
 from maxfdl.train.program import Program
 from maxfdl.train.trainer import State
 
@@ -19,11 +19,11 @@ def first_state(
     Args:
       program: What is trained.
       init_from: Whose weights to start with: a model folder of Hugging Face, a
-        checkpoint of MaxText, or the directory of a run; of that, the newest
+        checkpoint of MaxText or Paxml, or the directory of a run; of that, the newest
         checkpoint, and the weights that were trained, not an average of them. None
         draws them.
-      resume_from: A checkpoint of MaxText to go on from instead, with its moments and
-        its step.
+      resume_from: A checkpoint of MaxText or Paxml to go on from instead, with its
+        moments and its step.
 
     Raises:
       UserError: If there are no such weights, or if they are of another network.
@@ -39,7 +39,7 @@ def first_state(
             " checkpoint of MaxText or the directory of a run, but there is no such"
             " folder."
         )
-    if is_maxtext(folder):
+    if is_checkpoint(folder):
         read = _of_maxtext
     else:
         read = _of_run if (folder / CHECKPOINTS).is_dir() else _of_hugging_face
@@ -47,16 +47,13 @@ def first_state(
 
 
 def _of_maxtext(program: Program, folder: pathlib.Path) -> dict[str, Any]:
-    from maxfdl.tensors.maxtext.reading import read_maxtext
-
-    found = MaxTextFolder(folder)
-    return read_maxtext(found, program.trainer.model, program.sharding)
+    return read_maxtext(folder_at(folder), program.trainer.model, program.sharding)
 
 
 def _of_maxtext_whole(program: Program, resume_from: str) -> State:
     from maxfdl.run.maxtext_state import maxtext_state
 
-    return maxtext_state(program, MaxTextFolder(resume_from))
+    return maxtext_state(program, folder_at(resume_from))
 
 
 def _of_run(program: Program, folder: pathlib.Path) -> dict[str, Any]:

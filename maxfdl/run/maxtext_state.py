@@ -9,8 +9,8 @@ import numpy as np
 from maxfdl.errors import UserError
 from maxfdl.layers.frozen import trained
 from maxfdl.optim.owners import Owners, Path
-from maxfdl.tensors.maxtext.folder import MaxTextFolder
 from maxfdl.tensors.maxtext.reading import (
+    Folder,
     MaxTextSource,
     read_count,
     read_maxtext,
@@ -20,7 +20,7 @@ from maxfdl.train.program import Program
 from maxfdl.train.trainer import State
 
 
-def maxtext_state(program: Program, folder: MaxTextFolder) -> State:
+def maxtext_state(program: Program, folder: Folder) -> State:
     """Returns MaxText's parameters, moments and step as the state of a program.
 
     Args:
@@ -60,7 +60,7 @@ def _with_moments(
     moments: Mapping[str, Any],
     count: int,
     owners: Owners,
-    folder: MaxTextFolder,
+    folder: Folder,
 ) -> Any:
     """Returns the state of an optimizer with other moments, and counts of steps."""
     needed = {name for name, _, _ in moments_in(optimizer, owners)}

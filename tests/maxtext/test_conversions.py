@@ -13,6 +13,7 @@ from maxfdl.maxtext.loading import open_folder
 from maxfdl.maxtext.saving import save, write
 from maxfdl.tensors.maxtext.folder import MaxTextFolder
 from maxfdl.tensors.maxtext.layout import CheckpointLayout
+from maxfdl.tensors.on_disk import OnDisk
 from tests.maxtext import tiny
 from tests.maxtext.comparing import differences
 from tests.maxtext.goldens import Golden
@@ -32,7 +33,7 @@ def opened(folder, network):
     config.model = network
     lazy = open_folder(found, config)
     return jax.tree.map(
-        lambda leaf: getattr(leaf, "read", lambda x=leaf: x)(), lazy.variables
+        lambda leaf: leaf.read() if isinstance(leaf, OnDisk) else leaf, lazy.variables
     )
 
 

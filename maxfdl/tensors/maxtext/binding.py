@@ -6,9 +6,8 @@ from typing import Any, cast
 
 from maxfdl.errors import UserError
 from maxfdl.ops.state import Declaration
-from maxfdl.tensors.maxtext.layout import CheckpointLayout
 from maxfdl.tensors.maxtext.layouts import Stacked
-from maxfdl.tensors.maxtext.names import Group, naming_of, rows_for
+from maxfdl.tensors.maxtext.names import Group, Naming, rows_for
 from maxfdl.tensors.maxtext.options import Options
 from maxfdl.tensors.table import Binding, Leaves, Row, Slot, layers_of, unbound
 
@@ -16,13 +15,20 @@ Place = tuple[tuple[str, ...], int]
 """Path of a stacked layer, and the repeat."""
 
 
-def bind(leaves: Leaves, options: Options, layout: CheckpointLayout) -> list[Binding]:
+def bind(
+    leaves: Leaves, naming: Naming, options: Options, layout: Any
+) -> list[Binding]:
     """Returns the bindings of a model, in which `theirs` is a path of MaxText's.
+
+    Args:
+      leaves: Declarations of the arrays of the model.
+      naming: What they are called.
+      options: MaxText's.
+      layout: A `CheckpointLayout`, or another that has the same methods.
 
     Raises:
       UserError: If a parameter of the model is in no row.
     """
-    naming = naming_of(options)
     places: dict[int, Place] = {
         number: (stack, repeat) for stack, repeat, number in layers_of(leaves)
     }
@@ -57,7 +63,7 @@ def _of_group(
     groups: Sequence[Group],
     places: dict[int, Place],
     leaves: Leaves,
-    layout: CheckpointLayout,
+    layout: Any,
 ) -> Iterator[Binding]:
     """Yields a binding for each group of layers that have the paths of a row."""
     collection = "state" if row.state else "params"

@@ -14,6 +14,9 @@ from maxfdl import outside
 from maxfdl.errors import UserError
 from maxfdl.outside import Text
 from maxfdl.tensors.maxtext.items import METADATA, Items
+from maxfdl.tensors.maxtext.layout import CheckpointLayout, layout_of
+from maxfdl.tensors.maxtext.moments import OptimizerLayout, moments_of
+from maxfdl.tensors.maxtext.names import Naming, naming_of
 from maxfdl.tensors.maxtext.options import Options, resolved
 
 CONFIG = "config.json"
@@ -61,6 +64,28 @@ class MaxTextFolder:
                 " --maxtext_config=FILE, a JSON or YAML file of what MaxText ran with."
             )
         return resolved(outside.read_object(file).content, str(file))
+
+    @functools.cached_property
+    def layout(self) -> CheckpointLayout:
+        """How the checkpoint is laid out."""
+        return layout_of(self.items, self.options)
+
+    @property
+    def naming(self) -> Naming:
+        """What its arrays are called."""
+        return naming_of(self.options)
+
+    @property
+    def plan(self) -> OptimizerLayout:
+        """Where its moments are."""
+        return moments_of(self.options, self.layout)
+
+    @property
+    def stored_type(self) -> str:
+        """The type of the weights: that of the embedding."""
+        keys = (key for key in self.items.arrays() if key[0] != "opt_state")
+        table = next(key for key in keys if "token_embedder" in key)
+        return self.items.spec(table)[1].name
 
     @functools.cached_property
     def _config(self) -> pathlib.Path | None:

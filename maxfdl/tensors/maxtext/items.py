@@ -64,7 +64,7 @@ class Items:
         Raises:
           UserError: If it cannot be read.
         """
-        return np.asarray(self._resolved(self._opened(key).read(), key))
+        return np.asarray(resolved_array(self._opened(key).read(), self.where(key)))
 
     def spec(self, key: Key) -> tuple[tuple[int, ...], np.dtype]:
         """Returns the shape and type of an array, without its values."""
@@ -77,17 +77,23 @@ class Items:
 
     def _opened(self, key: Key) -> Any:
         spec = _spec(self.path, key, self._use_ocdbt, self._use_zarr3)
-        return self._resolved(_tensorstore().open(spec, open=True, read=True), key)
+        future = tensorstore().open(spec, open=True, read=True)
+        return resolved_array(future, self.where(key))
 
-    def _resolved(self, future: Any, key: Key) -> Any:
-        try:
-            return future.result()
-        except ValueError as error:
-            reason = str(error).splitlines()[0][:200]
-            raise UserError(
-                f"{self.where(key)} cannot be read ({reason}); put back a copy of the"
-                " checkpoint."
-            ) from error
+
+def resolved_array(future: Any, where: str) -> Any:
+    """Returns what TensorStore has read.
+
+    Raises:
+      UserError: If it could not.
+    """
+    try:
+        return future.result()
+    except ValueError as error:
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(
+            f"{where} cannot be read ({reason}); put back a copy of the checkpoint."
+        ) from error
 
 
 def _entry(node: Any) -> Entry:
@@ -129,7 +135,7 @@ class ItemsWriter:
             "metadata": {"shape": list(values.shape), **_zarr3(chunks)},
             "store_data_equal_to_fill_value": True,
         }
-        store = _tensorstore().open(spec, create=True, open=False).result()
+        store = tensorstore().open(spec, create=True, open=False).result()
         store.write(values).result()
         self._add(key, value_type=kind, skip_deserialize=False, write_shape=chunks)
         self._arrays.append(
@@ -212,7 +218,7 @@ def _zarr3(chunks: list[int]) -> dict[str, Any]:
     }
 
 
-def _tensorstore() -> Any:
-    import tensorstore  # slow to import, and few programs read such checkpoints
+def tensorstore() -> Any:
+    import tensorstore as ts  # slow to import, and few programs read such checkpoints
 
-    return tensorstore
+    return ts

@@ -72,10 +72,3 @@ def _is_numbered(name: str) -> bool:
     """Says whether a name is that of a single layer, such as `layers_3`."""
     stem, _, number = name.rpartition("_")
     return number.isdecimal() and stem.endswith("layers")
-
-
-def stored_type(items: Items) -> str:
-    """Returns the type of the weights in a checkpoint: that of the embedding."""
-    keys = (key for key in items.arrays() if key[0] != "opt_state")
-    table = next(key for key in keys if "token_embedder" in key)
-    return items.spec(table)[1].name

@@ -14,7 +14,8 @@ from maxfdl.tensors.maxtext.layouts import Joined, Plus, Same, Side, Times
 from maxfdl.tensors.maxtext.options import Options
 from maxfdl.tensors.table import Names, Row
 
-LAYER = "{layer}/"
+LAYER_STACK = "{layer}"
+LAYER = f"{LAYER_STACK}/"
 SAME = Same()
 
 
@@ -321,7 +322,7 @@ def rows_for(naming: Naming, options: Options) -> Sequence[Row]:
 
     def counts(row: Row) -> bool:
         assert isinstance(row.theirs, str)
-        part = row.theirs.split("/")[-2]
+        part = row.theirs.rpartition("/")[0].rpartition("/")[2]
         if part in fused and not isinstance(row.ours, str):
             return fused[part]
         return not fused.get(apart.get(part, ""), False)

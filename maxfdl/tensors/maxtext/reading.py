@@ -1,7 +1,9 @@
 """Reads a checkpoint of MaxText into a model's variables, one array at a time."""
 
 import dataclasses
-from collections.abc import Sequence
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,18 +18,40 @@ from maxfdl.tensors.finite import Inspection
 from maxfdl.tensors.layouts import Config
 from maxfdl.tensors.matching import listed, their_shapes
 from maxfdl.tensors.maxtext.binding import bind
-from maxfdl.tensors.maxtext.folder import MaxTextFolder
+from maxfdl.tensors.maxtext.folder import MaxTextFolder, is_maxtext
 from maxfdl.tensors.maxtext.form import form_of, maxtext_form
 from maxfdl.tensors.maxtext.items import Key
-from maxfdl.tensors.maxtext.layout import CheckpointLayout, layout_of
-from maxfdl.tensors.maxtext.moments import moments_of
+from maxfdl.tensors.maxtext.paxml import PaxmlFolder, is_paxml
 from maxfdl.tensors.on_disk import lazily
 from maxfdl.tensors.source import tell
 from maxfdl.tensors.table import Binding, Leaves, leaves_of, stored_leaves_of
 
+Folder = MaxTextFolder | PaxmlFolder
 Variables = dict[str, Any]
 Moments = dict[str, dict[str, Any]]
 """Trees like the parameters by the name of a moment."""
+
+
+def is_checkpoint(path: pathlib.Path) -> bool:
+    """Says whether a folder is a checkpoint of MaxText or Paxml."""
+    return is_maxtext(path) or is_paxml(path)
+
+
+def folder_at(
+    path: str | os.PathLike, options: Mapping[str, Any] | None = None
+) -> Folder:
+    """Returns the checkpoint of MaxText or Paxml in a folder.
+
+    Args:
+      path: The folder.
+      options: MaxText's options, where no file beside the checkpoint has them.
+
+    Raises:
+      UserError: If there is none.
+    """
+    if is_paxml(pathlib.Path(os.path.expanduser(path))):
+        return PaxmlFolder(path)
+    return MaxTextFolder(path, options)
 
 
 class MaxTextSource:
@@ -46,11 +70,11 @@ class MaxTextSource:
       UserError: If the arrays are not those of the model, listing all that differ.
     """
 
-    def __init__(self, folder: MaxTextFolder, model: Model):
+    def __init__(self, folder: Folder, model: Model):
         self.folder, options = folder, folder.options
-        self.layout: CheckpointLayout = layout_of(folder.items, options)
+        self.layout = folder.layout
         self.config: Config = form_of(model.factory).to(maxtext_form(options))
-        self.bindings = bind(leaves_of(model), options, self.layout)
+        self.bindings = bind(leaves_of(model), folder.naming, options, self.layout)
         _check(folder, self.bindings, self.layout, self.config)
 
     def read(self, binding: Binding) -> list[np.ndarray]:
@@ -69,7 +93,7 @@ class MaxTextSource:
 
 
 def read_maxtext(
-    folder: MaxTextFolder,
+    folder: Folder,
     model: Model,
     sharding: Sharding | None = None,
     *,
@@ -134,7 +158,7 @@ def moments_in(source: MaxTextSource) -> dict[str, Moment]:
     Raises:
       UserError: If it lacks some.
     """
-    plan = moments_of(source.folder.options, source.layout)
+    plan = source.folder.plan
     entries = source.folder.items.entries
     found, missing = {}, []
     for name, order in plan.orders.items():
@@ -192,15 +216,15 @@ def _float32(declared: Any) -> Declaration:
     return dataclasses.replace(declared, dtype="float32")
 
 
-def _key(binding: Binding, layout: CheckpointLayout) -> Key:
+def _key(binding: Binding, layout: Any) -> Key:
     (name,) = binding.theirs
     return layout.key(binding.slots[0].collection, name)
 
 
 def _check(
-    folder: MaxTextFolder,
+    folder: Folder,
     bindings: list[Binding],
-    layout: CheckpointLayout,
+    layout: Any,
     config: Config,
 ) -> None:
     """Refuses a checkpoint whose arrays are not those that bindings need."""
@@ -218,7 +242,9 @@ def _check(
         for key, shape in found.items()
         if shape != shapes[key]
     ]
-    weights = {key for key in arrays if key[0] not in ("opt_state", "step")}
+    weights = {
+        key for key in arrays if not str(key[0]).startswith(("opt_state", "step"))
+    }
     extra = [key for key in weights - shapes.keys() if not _is_stream(key)]
     parts = {
         "missing": [_shown(key) for key in missing],

@@ -41,7 +41,9 @@ def fresh_streams(
     """Returns streams that follow from MaxText's seed, where MaxText keeps some."""
     naming = naming_of(options)
     groups = naming.groups(num_layers, options, layout.scanned)
-    places = [(("decoder",), ())] if layout.scanned else []
+    places: list[tuple[tuple[str, ...], tuple[int, ...]]] = []
+    if layout.scanned:
+        places.append((("decoder",), ()))
     for group in groups:
         if group.has_rngs:
             path = (*group.path.split("/"), *filter(None, naming.rngs.split("/")))

@@ -22,7 +22,14 @@ from maxfdl.tensors.maxtext.items import ItemsWriter, Key
 from maxfdl.tensors.maxtext.layout import CheckpointLayout
 from maxfdl.tensors.maxtext.layouts import Plus, Stacked, Times
 from maxfdl.tensors.maxtext.moments import OptimizerLayout, moments_of
+from maxfdl.tensors.maxtext.names import Naming, naming_of
 from maxfdl.tensors.maxtext.options import Options
+from maxfdl.tensors.maxtext.paxml import (
+    NAMING,
+    PaxmlLayout,
+    PaxmlWriter,
+    moments_for,
+)
 from maxfdl.tensors.maxtext.streams import Stream
 from maxfdl.tensors.on_disk import Held
 from maxfdl.tensors.source import tell
@@ -40,6 +47,7 @@ class MaxTextTarget:
       model: The network.
       options: What MaxText is to run with.
       layout: How the checkpoint is laid out.
+      naming: What arrays are called; None: as in MaxText.
 
     Raises:
       UserError: If MaxText has no place for a parameter.
@@ -49,11 +57,13 @@ class MaxTextTarget:
         self,
         model: Model,
         options: Options,
-        layout: CheckpointLayout,
+        layout: Any,
+        naming: Naming | None = None,
     ):
         self.model, self.options, self.layout = model, options, layout
         self.config: Config = form_of(model.factory).to(maxtext_form(options))
-        self.bindings = bind(leaves_of(model), options, layout)
+        naming = naming or naming_of(options)
+        self.bindings = bind(leaves_of(model), naming, options, layout)
         self._rounded: list[str] = []
 
     def key(self, binding: Binding) -> Key:
@@ -168,10 +178,40 @@ def write_maxtext(
             _write_rest(writer, plan, step, streams)
     elif writer is not None and target.layout.framework == "linen":
         writer.leave_empty(("opt_state",), "Dict")
-        writer.write(("step",), np.int64(step)[()], kind="scalar")
+        writer.write(("step",), np.asarray(step, np.int64), kind="scalar")
     if folder is not None and writer is not None:
         writer.close()
         _commit(folder, target.layout, moments is not None)
+
+
+def write_paxml(
+    folder: pathlib.Path | None,
+    model: Model,
+    options: Options,
+    variables: Mapping[str, Any],
+    moments: Mapping[str, Any] | None,
+    step: int,
+    *,
+    allow_non_finite: bool = False,
+) -> None:
+    """Writes a GPT-3 as a checkpoint of Paxml; arguments as of `write_maxtext`."""
+    layout = PaxmlLayout(whole=moments is not None)
+    target = MaxTextTarget(model, options, layout, NAMING)
+    writer = None if folder is None else PaxmlWriter(folder)
+    inspection = Inspection(allow_non_finite)
+    for key, theirs in target.arrays(variables):
+        theirs = np.ascontiguousarray(theirs)
+        inspection.look(str(key[0]), theirs, theirs.dtype)
+        if writer is not None:
+            writer.write(key, theirs)
+    tell([*inspection.remarks, *target.remarks])
+    plan = moments_for(options)
+    for key, found in target.moments(plan, moments) if moments is not None else ():
+        if writer is not None and found is not None:
+            writer.write(key, np.ascontiguousarray(found))
+    if moments is not None and writer is not None:
+        for key in (("step",), *plan.counts):
+            writer.write(key, np.asarray(step, np.int32))
 
 
 def _write(writer: ItemsWriter, key: Key, values: np.ndarray | None) -> None:
