@@ -15,7 +15,8 @@ from absl import flags
 from maxfdl import commandline
 from maxfdl.errors import UserError
 from maxfdl.run.leave import without_waiting
-from maxfdl.run.processes import place
+from maxfdl.run.processes import local, place
+from maxfdl.terminal import session
 
 FLAGS = flags.FLAGS
 
@@ -48,8 +49,9 @@ if "profile_steps" not in FLAGS:
     flags.DEFINE_bool(
         "compilation_cache", True, "Keep compiled programs for the next start."
     )
-place.define_flags()
-flags.adopt_module_key_flags(place)
+for module in (place, local):
+    module.define_flags()
+    flags.adopt_module_key_flags(module)
 
 
 def main(argv: list[str]) -> int:
@@ -208,5 +210,9 @@ def _adopts(directory: Any, config: Any) -> bool:
 
 
 if __name__ == "__main__":
+    with session():
+        code = local.run_if_asked(sys.argv)
+    if code is not None:
+        sys.exit(code)
     with without_waiting():
         commandline.run(main)

@@ -84,6 +84,7 @@ KNOW_FIDDLE = {
         "maxtext",
         "gguf",
         "commandline",
+        "terminal",
         "report",
         "saved_graph",
         "saved_run",

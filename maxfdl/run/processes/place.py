@@ -9,12 +9,13 @@ from absl import flags
 
 from maxfdl.errors import UserError
 
-# The environment variable that stands for each flag that is not given.
-_VARIABLES = {
+VARIABLES = {
     "coordinator": "JAX_COORDINATOR_ADDRESS",
     "num_processes": "JAX_NUM_PROCESSES",
     "process_id": "JAX_PROCESS_ID",
 }
+"""The environment variable that stands for each flag that is not given."""
+
 _TIMEOUT = "initialization_timeout"
 
 
@@ -61,7 +62,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         " where all are on one machine, else 300.",
     }
     for name, text in texts.items():
-        variable = _VARIABLES.get(name)
+        variable = VARIABLES.get(name)
         instead = f" Without it, {variable} counts." if variable else ""
         flags.DEFINE_string(name, None, text + instead, flag_values=flag_values)
 
@@ -78,12 +79,12 @@ def read_place(argv: Sequence[str], environment: Mapping[str, str]) -> Place | N
     """
     given, timeout = _given(argv, environment)
     local_device_ids = None
-    if len(given) < len(_VARIABLES) and _is_one_of_many(environment):
+    if len(given) < len(VARIABLES) and _is_one_of_many(environment):
         found, local_device_ids = _of_cluster(given.get("coordinator"))
         given = found | given
     if not given:
         return None
-    if missing := [name for name in _VARIABLES if name not in given]:
+    if missing := [name for name in VARIABLES if name not in given]:
         raise UserError(
             f"{_listed(given)} is given but {_listed(missing)} is not; several"
             " processes need all three, for example --coordinator=localhost:1234"
@@ -131,7 +132,7 @@ def _given(
         name: environment.get(variable)
         if values[name].value is None
         else values[name].value
-        for name, variable in _VARIABLES.items()
+        for name, variable in VARIABLES.items()
     }
     given = {name: text for name, text in texts.items() if text is not None}
     return given, values[_TIMEOUT].value
@@ -139,7 +140,7 @@ def _given(
 
 def _listed(names: Any) -> str:
     """Returns names of flags with the variables that may stand for them."""
-    return " and ".join(f"--{name} (or {_VARIABLES[name]})" for name in names)
+    return " and ".join(f"--{name} (or {VARIABLES[name]})" for name in names)
 
 
 def _host_and_port(address: str) -> tuple[str, int]:
@@ -201,7 +202,7 @@ def _of_cluster(
             f" ({type(error).__name__}: {error}); give --coordinator, --num_processes"
             " and --process_id."
         ) from error
-    names = zip(_VARIABLES, found, strict=True)
+    names = zip(VARIABLES, found, strict=True)
     return (
         {name: value for name, value in names if value is not None},
         None if devices is None else tuple(devices),
