@@ -116,16 +116,23 @@ class Trainer:
         return self.start_from(self.model.init(params_key))
 
     def start_from(self, variables: Mapping[str, Any]) -> State:
-        """Returns the state before the first step, with these weights."""
+        """Returns the state before the first step, with these weights.
+
+        `masters` among the variables are those of narrow parameters; without them, they
+        are these parameters in float32.
+        """
         params = variables["params"]
         changing = self._trained(params)
+        masters = variables.get("masters")
+        if masters is None:
+            masters = self.masters.init(changing) if self.masters else {}
         # Fused with the norm, fresh weights would not be the same on every mesh.
         apart = jax.lax.optimization_barrier(changing)
         return {
             "step": jnp.zeros((), jnp.int32),
             "guard": self.guard.init(),
             "params": params,
-            "masters": self.masters.init(changing) if self.masters else {},
+            "masters": masters,
             "param_norm": observed.norm(apart, self._trained()),
             "state": variables["state"],
             "optimizer": self.optimizer.init(changing),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from maxfdl import graph
-from maxfdl.checkpoint.checkpointer import Checkpointer
+from maxfdl.checkpoint.checkpointer import Checkpointer, NoData
 from maxfdl.errors import ConfigError
 from maxfdl.mutations import (
     average_weights,
@@ -26,6 +26,7 @@ from maxfdl.mutations import (
 )
 from maxfdl.mutations.trainer_updates import put_qk_clip
 from maxfdl.optim.rounding import StochasticRounding
+from maxfdl.run.first_state import first_state
 from maxfdl.train.masters import Masters
 from tests import tiny
 
@@ -48,6 +49,22 @@ def narrowed(masters):
 
 def assert_same(one, other):
     jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, (one, other)))
+
+
+@pytest.mark.parametrize("has_masters", [True, False])
+def test_a_run_begins_with_the_masters_of_another(tmp_path, has_masters):
+    """As masters, or where it trains in float32, as parameters."""
+    narrow = tiny.experiment(bfloat16, master_weights, num_layers=1)
+    state = tiny.begin(tiny.program(narrow))
+    state["masters"] = jax.tree.map(lambda x: x * 1.001, state["masters"])
+    checkpointer = Checkpointer(directory=tmp_path / "checkpoints")
+    checkpointer.save(1, state, NoData(), "{}")
+    checkpointer.close()
+    config = narrow if has_masters else tiny.experiment(num_layers=1)
+    found = first_state(tiny.program(config), str(tmp_path))
+    assert_same(found["masters" if has_masters else "params"], state["masters"])
+    if has_masters:
+        assert_same(found["params"], state["params"])
 
 
 def test_parameters_are_their_masters_in_fewer_bits():
