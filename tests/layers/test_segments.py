@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from maxfdl.layers.execution import Repeats, Scan, Unroll
+from maxfdl.layers.pipeline import Pipeline
 from maxfdl.layers.segments import segments_of
 from maxfdl.ops.activation import activate
 from maxfdl.ops.dot import Dot
@@ -121,7 +122,15 @@ def assert_close(actual, wanted):
     )
 
 
-@pytest.mark.parametrize("stacks", STACKS)
+@pytest.mark.parametrize(
+    "stacks",
+    [
+        pytest.param(
+            name, marks=() if name == "of a cycle of two" else pytest.mark.slow
+        )
+        for name in STACKS
+    ],
+)
 def test_each_layer_has_the_product_of_its_place_in_both_families(stacks):
     nnx, linen = (of_model(stacks, f, stacks, ending(FP8)) for f in ("nnx", "linen"))
     assert_same_bits(nnx, linen)
@@ -133,8 +142,8 @@ def test_each_layer_has_the_product_of_its_place_in_both_families(stacks):
 @pytest.mark.parametrize(
     "how",
     [
-        dict(execution=Unroll()),
-        dict(execution=Scan(), remat="full"),
+        pytest.param(dict(execution=Unroll()), marks=pytest.mark.slow),
+        pytest.param(dict(execution=Scan(), remat="full"), marks=pytest.mark.slow),
         dict(execution=Unroll(), remat="full"),
     ],
     ids=["unrolled", "remat", "unrolled remat"],
@@ -144,6 +153,13 @@ def test_nothing_changes_however_the_layers_run(how):
     assert_same_bits(one, of_model("one", "nnx", "one", ending(FP8)))
 
 
+def test_a_pipeline_runs_what_is_between_the_ends():
+    stages = Pipeline(stages=2, microbatches=2)
+    found = of_model("one", "nnx", "one", ending(FP8), execution=stages)
+    assert_close(found, expected("one"))
+
+
+@pytest.mark.slow
 def test_the_ends_may_have_a_recipe_of_their_own():
     dot = ending(FP8, ends_recipe=Fp8Current())
     found = of_model("one", "linen", "one", dot)

@@ -39,6 +39,10 @@ WAYS = {
         "enable_fp8(recipe=delayed, history=4)",
         "enable_fp8(recipe=block, size=16)",
     ),
+    "moment_storage": (
+        "moment_storage(kind=eight_bit, block_size=64)",
+        "moment_storage(kind=bfloat16)",
+    ),
     "quantize": (
         "quantize",
         "quantize(backward=True, rounding=stochastic)",

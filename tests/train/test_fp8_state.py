@@ -90,8 +90,11 @@ def test_parts_of_a_batch_leave_the_history_of_the_whole(how):
         # Shards of kernels have the scales of the whole; parts of a batch their own.
         ("current", "fsdp", 1e-6),
         ("channel", "fsdp", 1e-6),
+        ("block", "fsdp", 1e-6),
         ("current", "replicas", 1e-2),
         ("channel", "accumulated", 1e-2),
+        ("block", "replicas", 1e-2),
+        ("block", "accumulated", 1e-2),
     ],
 )
 def test_without_state_a_mesh_or_parts_change_what_their_scales_do(recipe, how, rtol):
