@@ -10,8 +10,11 @@ from maxfdl.report.text import devices_text
 from maxfdl.run.progress import duration, quantity
 from maxfdl.sharding.room import size_text
 
-# Parts of a name stack that every layer has.
-_BLOCKS = {"while", "body", "closed_call", "checkpoint", "rematted_computation"}
+# Parts of a name stack that say nothing of what is computed.
+_EVERYWHERE = re.compile(
+    r"while|body|cond|branch_\d+_fun|closed_call|checkpoint|rematted_computation"
+    r"|shard_map|declared_flops_\d+"
+)
 
 _BOUNDS = {
     "compute": "matrix products",
@@ -185,7 +188,8 @@ def _origin(source: str) -> str:
     elif "transpose(" in source:
         direction = "backward "
     parts = re.sub(r"\b(?:transpose|jvp|vmap|jit)\(|\)", "", source).split("/")
-    return direction + "/".join([p for p in parts[1:] if p and p not in _BLOCKS])
+    told = [part for part in parts[1:] if part and not _EVERYWHERE.fullmatch(part)]
+    return direction + "/".join(told)
 
 
 def _overlap(each: Exchange) -> str:

@@ -76,7 +76,7 @@ bound by: matrix products (matrix products 2 s, main memory 600 ms, the intercon
 collective  over  group  runs  payload   wire      overlapped             where        \
           largest from
 all-gather  fsdp  256    448   24.0 GiB  22.0 GiB  50% beside 200T FLOPs  in a loop, \
-ici         recomputed shard_map/dot_general
+ici         recomputed dot_general
 all-reduce  data  2      ?     ?         ?         none                   outside of \
 loops, dcn  backward _take/gather
 """
