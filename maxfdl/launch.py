@@ -91,7 +91,7 @@ def _check_same_run(peers: Any, config: Any, directory: Any) -> None:
     from maxfdl.checkpoint.checkpointer import Checkpointer
 
     saved = Checkpointer(directory=directory.checkpoints)
-    options = ("extend", "stop_at", "profile_steps", "trust")
+    options = ("extend", "stop_at", "profile_steps", "compiled", "trust")
     asked = {f"--{name}": FLAGS[name].value for name in options}
     place = {"--run_dir": str(directory.path), "newest checkpoint": saved.latest()}
     commandline.check_same_run(peers, config, place | asked)
