@@ -182,13 +182,14 @@ class Context:
         return x if self.sharding is None else self.sharding.constrain(x, axes)
 
     def weight(self, value: jax.Array, axes: tuple[str, ...], dtype: DTypeLike):
-        """Returns a parameter ready for use in `dtype`: cast, then gathered.
+        """Returns a parameter ready for use in `dtype`, see `Sharding.gather`.
 
-        The cast comes first so that what crosses the mesh is in the compute type. What
-        lies in the memory of the host comes to the device here.
+        What lies in the memory of the host comes to the device here.
         """
-        value = on_device(value).astype(dtype)
-        return value if self.sharding is None else self.sharding.gather(value, axes)
+        value = on_device(value)
+        if self.sharding is None:
+            return value.astype(dtype)
+        return self.sharding.gather(value, axes, dtype)
 
     def gather_of(self, axes: tuple[str, ...]) -> Gather | None:
         """Returns what gathers an array that lies as a parameter with these dims."""

@@ -47,7 +47,7 @@ class Head(Layer):
         declared = parts.kernel.declared
         if declared.packing is None:
             return _unembedding(self, parts.kernel.stored, declared, context)
-        kernel = packed_kernel(parts, lambda weight: weight.stored)
+        kernel = packed_kernel(parts, lambda weight: weight.ready(context))
         return _unembedding(self, kernel, declared.whole, context)
 
 

@@ -40,17 +40,18 @@ class Weight:
     def ready(self, context: Context, dtype: DTypeLike | None = None) -> jax.Array:
         """Returns the value ready for use: cast to `dtype`, then gathered.
 
-        Without a `dtype` it keeps the type that it is stored in.
+        Without a `dtype` it keeps the type that it is stored in. If it is trained for a
+        storage of few bits, it is what products see of it, which takes the whole value.
         """
-        value = self.cut(dtype or self.stored.dtype)
-        return context.weight(value, self.declared.axes, value.dtype)
+        dtype = dtype or self.stored.dtype
+        if self.declared.simulates is None:
+            return context.weight(self.stored, self.declared.axes, dtype)
+        whole = context.weight(self.stored, self.declared.axes, self.stored.dtype)
+        return self.declared.simulated(whole).astype(dtype)
 
     def cut(self, dtype: DTypeLike) -> jax.Array:
-        """Returns the value cast to `dtype`, for what gathers it in another type.
-
-        It is what products see of it, if it is trained for a storage of few bits.
-        """
-        return self.declared.simulated(on_device(self.stored)).astype(dtype)
+        """Returns the value cast to `dtype`, for what gathers it in another type."""
+        return on_device(self.stored).astype(dtype)
 
 
 class Cell:

@@ -59,8 +59,12 @@ def multiply(
     gather = context.gather_of(declared.axes)
     is_packed = parts.kernel.declared.packing is not None
     if not is_packed and gather is not None and dot.gathers_kernel():
-        kwargs["gather"] = gather
-        y, new = dot(x, parts.kernel.cut(x.dtype), state, *args, **kwargs)
+        if parts.kernel.declared.simulates is None:
+            kernel, kwargs["gather"] = parts.kernel.cut(x.dtype), gather
+        else:
+            kernel = parts.kernel.ready(context, x.dtype)
+            kwargs["gather"] = gather.done()
+        y, new = dot(x, kernel, state, *args, **kwargs)
     elif not is_packed:
         kernel = parts.kernel.ready(context, x.dtype)
         y, new = dot(x, kernel, state, *args, **kwargs)

@@ -109,8 +109,8 @@ class _Coded:
 
     def gathered(self, product: Contraction) -> "_Coded":
         """Returns a kernel ready for use."""
-        values, scales = product.gathered(self.values), product.whole(self.scales)
-        return _Coded(values, scales, self.kept)
+        scales = product.whole(self.scales, self.kept)
+        return _Coded(product.gathered(self.values), scales, self.kept)
 
     def scaling(self, product: Contraction, a: jax.Array, name: Name) -> jax.Array:
         """Returns the array `name` of the product, times the scales."""

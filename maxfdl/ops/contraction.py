@@ -118,7 +118,7 @@ class Contraction:
         Its dims are the batch's, then one for each of the two kinds that it has of:
         rows, which x and y have, contracted, and outputs.
         """
-        letters, parts, shape = self.letters(name), self._parts(name), a.shape
+        letters, parts, shape = self.letters(name), self.sides(name), a.shape
         a = jnp.transpose(a, [letters.index(c) for part in parts for c in part])
         sizes = dict(zip(letters, shape, strict=True))
         return a.reshape([math.prod(sizes[c] for c in part) for part in parts])
@@ -128,15 +128,18 @@ class Contraction:
     ) -> jax.Array:
         """Returns the array, of this shape, of which `as_matrices` would make `a`."""
         letters = self.letters(name)
-        order = "".join(self._parts(name))
+        order = "".join(self.sides(name))
         a = a.reshape([shape[letters.index(c)] for c in order])
         return jnp.transpose(a, [order.index(c) for c in letters])
 
     def shape_of_y(self, x: jax.Array, kernel: jax.Array) -> tuple[int, ...]:
-        sizes = dict(zip(self.x + self.kernel, x.shape + kernel.shape, strict=True))
+        whole = kernel.shape
+        if self.gather is not None:
+            whole = self.gather.whole_shape(whole)
+        sizes = dict(zip(self.x + self.kernel, x.shape + whole, strict=True))
         return tuple(sizes[letter] for letter in self.y)
 
-    def _parts(self, name: Name) -> tuple[str, str, str]:
+    def sides(self, name: Name) -> tuple[str, str, str]:
         """Returns the letters of an array: batch, then those that either other has."""
         of_first, of_second = map(self.letters, FACTORS[name])
         letters = self.letters(name)
@@ -154,7 +157,7 @@ class Contraction:
 
     def cut(self, kernel: jax.Array) -> jax.Array:
         """Returns the kernel's gradient, of which each device needs its shard."""
-        return kernel if self.gather is None else self.gather.cut(kernel)
+        return kernel if self.gather is None else self.gather.cut(kernel, self.dtype)
 
     @property
     def lanes(self) -> int:
@@ -165,9 +168,16 @@ class Contraction:
         """Returns an array whose first dim counts lanes, each with its rows."""
         return a if self.gather is None else self.gather.by_lane(a)
 
-    def whole(self, scales: jax.Array) -> jax.Array:
-        """Returns scales of shards of the kernel, gathered to every device."""
-        return scales if self.gather is None else self.gather.whole(scales)
+    def whole(self, scales: jax.Array, kept: str) -> jax.Array:
+        """Returns scales of shards of the kernel, gathered to every device.
+
+        Args:
+          scales: The scales.
+          kept: Letters of their dims.
+        """
+        if self.gather is None:
+            return scales
+        return self.gather.whole(scales, [self.kernel.index(c) for c in kept])
 
     def kept(self, name: Name, result: Name) -> str:
         """Returns the letters of a factor that are not summed over in `result`."""
@@ -186,7 +196,10 @@ class Contraction:
         """
         letters = self.letters(name)
         dims = tuple(i for i, c in enumerate(letters) if c not in kept)
-        return greatest_magnitude(a, dims, not_finite)
+        greatest = greatest_magnitude(a, dims, not_finite)
+        if name != "kernel" or self.gather is None:
+            return greatest
+        return self.gather.greatest(greatest, dims)
 
     def spread(self, scale: jax.Array, kept: str, onto: Name) -> jax.Array:
         """Returns a scale with letters `kept`, fit to multiply the array `onto`."""

@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from maxfdl.ops.contraction import (
     Contraction,
@@ -54,6 +56,9 @@ class Fp8Block(Formats, Recipe):
     def multiply(
         self, product: Contraction, x: jax.Array, kernel: jax.Array, state: State
     ) -> tuple[jax.Array, State]:
+        if product.gather is not None and not self._cut_between_blocks(product, kernel):
+            kernel = product.gather.weight(kernel, product.dtype).astype(kernel.dtype)
+            product = dataclasses.replace(product, gather=product.gather.done())
         if isinstance(product, GroupedContraction):
             return jnp.asarray(_multiply(self, product, x, kernel)), {}
         y_shape = product.shape_of_y(x, kernel)
@@ -64,6 +69,19 @@ class Fp8Block(Formats, Recipe):
         x, kernel = product.as_matrices("x", x), product.as_matrices("kernel", kernel)
         y = jnp.asarray(_multiply(self, matrices, x, kernel))
         return product.from_matrices("y", y, y_shape), {}
+
+    def _cut_between_blocks(self, product: Contraction, kernel: jax.Array) -> bool:
+        """Returns whether each shard of a kernel has whole blocks, so that it can be
+        quantised where it lies."""
+        assert product.gather is not None
+        parts = product.sides("kernel")
+        for dim, _ in product.gather.cuts:
+            letter = product.kernel[dim]
+            side = next(part for part in parts if letter in part)
+            inner = math.prod(kernel.shape[product.kernel.index(c)] for c in side)
+            if side[0] != letter or inner % self.size:
+                return False
+        return True
 
 
 MATRICES = Contraction(x="emd", kernel="edf", y="emf", each="e")
@@ -86,8 +104,22 @@ class _GatherMatrices:
     def __call__(self, a: jax.Array) -> jax.Array:
         return self._in_place(self.gather, a)
 
-    def cut(self, a: jax.Array) -> jax.Array:
-        return self._in_place(self.gather.cut, a)
+    def weight(self, a: jax.Array, dtype: DTypeLike) -> jax.Array:
+        return self._in_place(lambda a: self.gather.weight(a, dtype), a)
+
+    def cut(self, a: jax.Array, dtype: DTypeLike) -> jax.Array:
+        whole = self.gather.whole_shape(self.shape)
+        kernel = self.product.from_matrices("kernel", a, whole)
+        return self.product.as_matrices("kernel", self.gather.cut(kernel, dtype))
+
+    def done(self) -> "_GatherMatrices":
+        whole = self.gather.whole_shape(self.shape)
+        return dataclasses.replace(self, gather=self.gather.done(), shape=whole)
+
+    @property
+    def cuts(self) -> Sequence[tuple[int, tuple[str, ...]]]:
+        firsts = self._firsts()
+        return [(firsts.index(dim), names) for dim, names in self.gather.cuts]
 
     @property
     def lanes(self) -> int:
@@ -96,8 +128,27 @@ class _GatherMatrices:
     def by_lane(self, a: jax.Array) -> jax.Array:
         return self.gather.by_lane(a)
 
-    def whole(self, a: jax.Array) -> jax.Array:
-        return self.gather.whole(a)
+    def whole_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        whole = self.gather.whole_shape(self.shape)
+        sizes = dict(zip(self.product.kernel, whole, strict=True))
+        sides = self.product.sides("kernel")
+        return tuple(math.prod(sizes[letter] for letter in side) for side in sides)
+
+    def greatest(self, a: jax.Array, dims: Sequence[int]) -> jax.Array:
+        firsts = self._firsts()
+        found = [firsts[dim] for dim in dims]
+        return self.gather.greatest(a, [dim for dim in found if dim is not None])
+
+    def whole(self, a: jax.Array, dims: Sequence[int | None]) -> jax.Array:
+        firsts = self._firsts()
+        return self.gather.whole(
+            a, [dim if dim is None else firsts[dim] for dim in dims]
+        )
+
+    def _firsts(self) -> list[int | None]:
+        """Returns the first dim of the kernel that each dim of the matrices joins."""
+        sides = self.product.sides("kernel")
+        return [self.product.kernel.index(s[0]) if s else None for s in sides]
 
     def _in_place(self, gather: Callable[[jax.Array], jax.Array], a: jax.Array):
         kernel = self.product.from_matrices("kernel", a, self.shape)
@@ -176,7 +227,7 @@ class _Blocks:
         return dataclasses.replace(
             self,
             values=product.gathered(self.values),
-            scales=product.whole(self.scales),
+            scales=product.whole(self.scales, self.letters),
         )
 
     def numbers(self) -> jax.Array:

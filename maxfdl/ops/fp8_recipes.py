@@ -56,7 +56,7 @@ class Fp8Current(Formats, Recipe):
         dtype = self.forward_dtype
         x_scale = scale_of(product.greatest(x, "x", ""), dtype)
         of_kernels = product.greatest(kernel, "kernel", product.each)
-        of_kernels = product.whole(of_kernels)
+        of_kernels = product.whole(of_kernels, product.each)
         scales = jax.lax.stop_gradient((x_scale, scale_of(of_kernels, dtype)))
         return _by_tensor(self, product, x, kernel, scales, None), {}
 
@@ -116,7 +116,7 @@ class Fp8Delayed(Formats, Recipe):
         seen = {
             "x_amax": product.greatest(x, "x", ""),
             "kernel_amax": product.whole(
-                product.greatest(kernel, "kernel", product.each)
+                product.greatest(kernel, "kernel", product.each), product.each
             ),
         }
         scales = tuple(self.scale(state[name], self.forward_dtype) for name in seen)

@@ -180,7 +180,7 @@ def _gathered(gather: GroupGather, kernel_EDF):
 
 _gathered.defvjp(
     lambda gather, kernel_EDF: (gather(kernel_EDF), None),
-    lambda gather, _, dkernel_EDF: (gather.cut(dkernel_EDF),),
+    lambda gather, _, dkernel_EDF: (gather.cut(dkernel_EDF, dkernel_EDF.dtype),),
 )
 
 

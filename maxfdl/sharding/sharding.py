@@ -1,15 +1,20 @@
 """Rules applied on a mesh: from logical dims to shardings of arrays."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from maxfdl.errors import UserError
 from maxfdl.sharding.mesh import REPLICA, STAGE
+from maxfdl.sharding.rings import Rings, all_gather, reduce_scatter, rings_of
 from maxfdl.sharding.rules import AxisRules, dims
 
 DATA = "data"
@@ -21,17 +26,19 @@ class Sharding:
     """A mesh and the rules for it.
 
     Args:
-      mesh: The devices; of a program that runs on each shard apart, their abstraction.
+      mesh: The devices; inside a `shard_map`, their abstraction.
       rules: Which mesh axes cut which dims.
       apart: Mesh axes whose shards run apart, so that an array here is one shard's.
       alone: Mesh axes whose shards do too, and have models or layers of their own: sums
         over a batch do not cross them.
+      devices: The devices where `mesh` is their abstraction, if they are known.
     """
 
-    mesh: jax.sharding.Mesh
+    mesh: Mesh
     rules: AxisRules
     apart: tuple[str, ...] = ()
     alone: tuple[str, ...] = ()
+    devices: Mesh | None = None
 
     @property
     def manual(self) -> tuple[str, ...]:
@@ -43,9 +50,8 @@ class Sharding:
 
         A `shard_map` may stand in another: axes that run apart already still do.
         """
-        mesh = cast(jax.sharding.Mesh, jax.sharding.get_abstract_mesh())
         apart = tuple(dict.fromkeys((*self.apart, *axes)))
-        return dataclasses.replace(self, mesh=mesh, apart=apart)
+        return dataclasses.replace(self._abstract(), apart=apart)
 
     def within_replica(self) -> "Sharding":
         """Returns the sharding of one replica, inside a `shard_map` over `replica`."""
@@ -56,8 +62,7 @@ class Sharding:
         return self._alone(STAGE)
 
     def _alone(self, axis: str) -> "Sharding":
-        mesh = cast(jax.sharding.Mesh, jax.sharding.get_abstract_mesh())
-        return dataclasses.replace(self, mesh=mesh, alone=(*self.alone, axis))
+        return dataclasses.replace(self._abstract(), alone=(*self.alone, axis))
 
     def without(self, dim: str) -> "Sharding":
         """Returns the sharding in which the mesh axes that cut `dim` cut nothing."""
@@ -68,6 +73,11 @@ class Sharding:
         }
         rules = dataclasses.replace(self.rules, **left)
         return dataclasses.replace(self, rules=rules)
+
+    def _abstract(self) -> "Sharding":
+        """Returns the sharding on the mesh as it is inside a `shard_map`."""
+        mesh = cast(Mesh, jax.sharding.get_abstract_mesh())
+        return dataclasses.replace(self, mesh=mesh, devices=self._known_devices())
 
     def size(self, axis: str) -> int:
         """Returns the devices along a mesh axis: 1 where the mesh lacks it."""
@@ -80,10 +90,21 @@ class Sharding:
         cut_by = {dim for dim in dims() if DATA in getattr(self.rules, dim)}
         return self.size(DATA) if cut_by == {"batch"} else 1
 
+    @property
+    def parallel(self) -> tuple[str, ...]:
+        """Mesh axes whose shards can compute the gradients of their rows apart.
+
+        They cut the rows, and each weight is whole for use along them. Along others
+        that cut rows, some weights stay cut, and tokens travel.
+        """
+        stay = {a for dim in self.rules.cut_in_use for a in getattr(self.rules, dim)}
+        stay.update(self.rules.stages, self.rules.layers)
+        return tuple(axis for axis in self.batch_axes() if axis not in stay)
+
     def psum(self, x: jax.Array) -> jax.Array:
         """Returns the `psum` of `x` over the axes `apart`; no gradient flows."""
-        x = jax.lax.stop_gradient(x)
-        return jax.lax.psum(x, self.apart) if self.apart else x
+        x = lax.stop_gradient(x)
+        return lax.psum(x, self.apart) if self.apart else x
 
     def spec(
         self,
@@ -95,7 +116,15 @@ class Sharding:
         A mesh axis serves one dim only: the first that asks. Axes of size 1 and, if
         `only` is given, all others are left out.
         """
-        taken = set(self.manual)
+        return self._spec(axes, self.manual, only)
+
+    def _spec(
+        self,
+        axes: Sequence[str | None],
+        without: Sequence[str],
+        only: Sequence[str] | None = None,
+    ) -> PartitionSpec:
+        taken = set(without)
         if only is not None:
             taken.update(set(self.mesh.axis_names) - set(only))
         entries = []
@@ -141,9 +170,9 @@ class Sharding:
     def constrain(self, x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
         """Pins an activation; its batch claims the mesh axes before its width does."""
         sharding = NamedSharding(self.mesh, self.spec(axes))
-        return jax.lax.with_sharding_constraint(x, sharding)
+        return lax.with_sharding_constraint(x, sharding)
 
-    def spec_in_use(self, axes: Sequence[str]) -> PartitionSpec:
+    def spec_in_use(self, axes: Sequence[str | None]) -> PartitionSpec:
         """Returns the PartitionSpec of a weight with these dims while it is used.
 
         It is the stored one without the mesh axes that cut the tokens, but for dims
@@ -151,19 +180,91 @@ class Sharding:
         """
         of_tokens = {*self.rules.batch, *self.rules.sequence}
 
-        def in_use(axis: str, entry: Any) -> Any:
+        def in_use(axis: str | None, entry: Any) -> Any:
             if entry is None or axis in self.rules.cut_in_use:
                 return entry
-            names = (entry,) if isinstance(entry, str) else entry
-            left = tuple(name for name in names if name not in of_tokens)
+            left = tuple(name for name in names_of(entry) if name not in of_tokens)
             return left[0] if len(left) == 1 else left or None
 
         return PartitionSpec(*map(in_use, axes, self.spec(axes)))
 
-    def gather(self, weight: jax.Array, axes: Sequence[str]) -> jax.Array:
-        """Pins a weight for use, see `spec_in_use`."""
-        sharding = NamedSharding(self.mesh, self.spec_in_use(axes))
-        return jax.lax.with_sharding_constraint(weight, sharding)
+    def gather(
+        self,
+        weight: jax.Array,
+        axes: Sequence[str | None],
+        dtype: DTypeLike | None = None,
+    ) -> jax.Array:
+        """Returns a weight ready for use: cast to `dtype`, then gathered.
+
+        The cast comes first so that what crosses the mesh is in the compute type. Along
+        mesh axes that run apart, the gradient comes back by one reduce-scatter, in the
+        type that `rules.reduce` says. Along others XLA chooses how.
+        """
+        dtype = jnp.dtype(dtype or weight.dtype)
+        if not (cuts := self.cuts(axes)):
+            return self._pinned_for_use(weight.astype(dtype), axes)
+        if not jnp.issubdtype(weight.dtype, jnp.floating):
+            return self.whole(weight.astype(dtype), cuts, axes)
+        return _gathered(self, tuple(axes), dtype, weight.dtype, weight)
+
+    def cuts(self, axes: Sequence[str | None]) -> "Cuts":
+        """Returns which dims of a weight lie cut along mesh axes that run apart, and
+        are gathered for use."""
+        stored = self._spec(axes, self.alone)
+        apart = [
+            (dim, tuple(name for name in names_of(entry) if name in self.apart))
+            for dim, (axis, entry) in enumerate(zip(axes, stored, strict=True))
+            if axis not in self.rules.cut_in_use
+        ]
+        return tuple((dim, names) for dim, names in apart if names)
+
+    def whole(
+        self, x: jax.Array, cuts: "Cuts", axes: Sequence[str | None] | None = None
+    ) -> jax.Array:
+        """Returns an array gathered along the dims in `cuts`.
+
+        With the names of its dims, it is first gathered along the other mesh axes.
+        """
+        if axes is not None:
+            x = self._pinned_for_use(x, axes)
+        for dim, names in cuts:
+            for name in reversed(names):
+                x = all_gather(x, name, dim, self.rings(name))
+        return x
+
+    def reduce(
+        self, gradient: jax.Array, axes: Sequence[str | None], dtype: DTypeLike
+    ) -> jax.Array:
+        """Returns the gradient of a weight, as the weight is stored.
+
+        Along mesh axes that run apart and cut the weight, shards add up theirs, in the
+        type of `gradient` or in float32; along others they do so at the end of a step.
+        """
+        if self.rules.reduce == "float32" or self._is_on_cpu():
+            gradient = gradient.astype(jnp.float32)
+        for dim, names in self.cuts(axes):
+            for name in names:
+                gradient = reduce_scatter(gradient, name, dim, self.rings(name))
+        place = self.named(axes)
+        return lax.with_sharding_constraint(gradient, place).astype(dtype)
+
+    def rings(self, axis: str) -> Rings:
+        """Returns the rings of the network that a mesh axis consists of."""
+        devices = self._known_devices()
+        return (self.size(axis),) if devices is None else rings_of(devices, axis)
+
+    def _is_on_cpu(self) -> bool:
+        """Returns whether XLA:CPU runs this, which aborts on a sum of bfloat16 inside a
+        `shard_map` beside automatic mesh axes (JAX 0.10.2 and 0.12)."""
+        devices = self._known_devices()
+        return devices is not None and devices.devices.flat[0].platform == "cpu"
+
+    def _known_devices(self) -> Mesh | None:
+        return self.mesh if isinstance(self.mesh, Mesh) else self.devices
+
+    def _pinned_for_use(self, x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
+        place = NamedSharding(self.mesh, self.spec_in_use(axes))
+        return lax.with_sharding_constraint(x, place)
 
     def gather_of(self, axes: tuple[str, ...]) -> "Gather":
         """Returns what gathers arrays that lie as a weight with these dims does."""
@@ -186,11 +287,11 @@ class Sharding:
     def axes_of_tokens(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Returns the mesh axes that cut the rows of a batch, and their tokens."""
         batch, sequence = self.spec(("batch", "sequence"))
-        return _names(batch), _names(sequence)
+        return names_of(batch), names_of(sequence)
 
     def axes_of_experts(self) -> tuple[str, ...]:
         """Returns the mesh axes that cut experts while they are used."""
-        return _names(self.spec_in_use(("experts",))[0])
+        return names_of(self.spec_in_use(("experts",))[0])
 
     def axes_of_rows(self) -> tuple[str, ...]:
         """Returns the mesh axes that cut the rows that experts see."""
@@ -204,7 +305,7 @@ class Sharding:
           UserError: Naming the parameter, the dim and the mesh axes.
         """
         for dim, axis, entry in zip(shape, axes, self.spec(axes), strict=True):
-            names = (entry,) if isinstance(entry, str) else entry or ()
+            names = names_of(entry)
             parts = math.prod(self.mesh.shape[name] for name in names)
             if dim % parts:
                 raise UserError(
@@ -214,9 +315,41 @@ class Sharding:
                 )
 
 
-def _names(entry: Any) -> tuple[str, ...]:
-    """Returns the mesh axes that an entry of a PartitionSpec names."""
+Cuts = tuple[tuple[int, tuple[str, ...]], ...]
+"""Dims of an array that are cut, and by which mesh axes, the outermost first."""
+
+
+def names_of(entry: Any) -> tuple[str, ...]:
+    """Returns the mesh axes in an entry of a PartitionSpec."""
     return (entry,) if isinstance(entry, str) else tuple(entry or ())
+
+
+def only(spec: PartitionSpec, axes: Sequence[str]) -> PartitionSpec:
+    """Returns a spec without all mesh axes but these."""
+
+    def kept(entry: Any) -> Any:
+        names = tuple(name for name in names_of(entry) if name in axes)
+        return names[0] if len(names) == 1 else names or None
+
+    return PartitionSpec(*map(kept, spec))
+
+
+# Written out, so that the gradient is reduced in the type of the products, or in
+# float32, before it is cast to the type that the weight is stored in.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _gathered(sharding, axes, dtype, stored_dtype, weight):
+    return sharding.whole(weight.astype(dtype), sharding.cuts(axes), axes)
+
+
+def _gathered_forward(sharding, axes, dtype, stored_dtype, weight):
+    return _gathered(sharding, axes, dtype, stored_dtype, weight), None
+
+
+def _gathered_backward(sharding, axes, dtype, stored_dtype, _, gradient):
+    return (sharding.reduce(gradient, axes, stored_dtype),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,21 +377,41 @@ class Gather:
         """
         if self.is_done:
             return a
-        return self.sharding.gather(self.cut(a), self.axes)
+        stored = lax.with_sharding_constraint(a, self.sharding.named(self.axes))
+        return self.sharding.whole(stored, self.cuts, self.axes)
 
-    def cut(self, a: jax.Array) -> jax.Array:
-        """Pins an array to lie as the weight is stored."""
+    def weight(self, a: jax.Array, dtype: DTypeLike) -> jax.Array:
+        """Gathers a weight in `dtype`, see `Sharding.gather`."""
+        return self.sharding.gather(a, self.axes, dtype)
+
+    def cut(self, a: jax.Array, dtype: DTypeLike) -> jax.Array:
+        """Leaves each device its shard of the gradient of the weight.
+
+        Shards that run apart add theirs up in `dtype`. The result has the type of `a`.
+        """
         if self.is_done:
             return a
-        place = self.sharding.named(self.axes)
-        return jax.lax.with_sharding_constraint(a, place)
+        summed = a.astype(dtype) if self.cuts else a
+        return self.sharding.reduce(summed, self.axes, a.dtype)
+
+    @property
+    def cuts(self) -> Cuts:
+        """Dims that are cut along mesh axes that run apart, and gathered for use."""
+        return () if self.is_done else self.sharding.cuts(self.axes)
+
+    def whole_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the shape of the weight whose part here has the shape `shape`."""
+        whole = list(shape)
+        for dim, names in self.cuts:
+            whole[dim] *= math.prod(map(self.sharding.size, names))
+        return tuple(whole)
 
     def each(
         self,
         function: Callable,
         inputs: Sequence[str],
         output: str,
-        reduce: Callable = jax.lax.psum,
+        reduce: Callable = lax.psum,
     ) -> Callable:
         """Returns `function` run by each device on its own rows and experts.
 
@@ -276,14 +429,14 @@ class Gather:
         in_specs = tuple(map(self._spec, inputs))
         out_spec = self._spec(output)
         is_gradient = output == "edf" and not self.is_done
-        given = {name for spec in in_specs for e in spec for name in _names(e)}
-        left = given - {name for entry in out_spec for name in _names(entry)}
+        given = {name for spec in in_specs for e in spec for name in names_of(e)}
+        left = given - {name for entry in out_spec for name in names_of(entry)}
 
         def own(*args):
             result, over = function(*args), left
             if is_gradient:
                 for dim, axes in self._scattered(out_spec, left):
-                    result = jax.lax.psum_scatter(
+                    result = lax.psum_scatter(
                         result, axes, scatter_dimension=dim, tiled=True
                     )
                     over = over - set(axes)
@@ -299,7 +452,7 @@ class Gather:
         rows = self.sharding.axes_of_rows()
         in_use = dict(zip("edf", self.sharding.spec_in_use(self.axes), strict=True))
         for letter in "df":
-            kept = tuple(a for a in _names(in_use[letter]) if a not in rows)
+            kept = tuple(a for a in names_of(in_use[letter]) if a not in rows)
             in_use[letter] = kept or None
         return PartitionSpec(*[{"m": rows, **in_use}.get(c) for c in letters])
 
@@ -307,7 +460,7 @@ class Gather:
         self, spec: PartitionSpec, summed: set[str]
     ) -> list[tuple[int, tuple[str, ...]]]:
         """Returns the dims of a gradient along which devices keep a part of a sum."""
-        stored = map(_names, self.sharding.spec(self.axes))
+        stored = map(names_of, self.sharding.spec(self.axes))
         return [
             (dim, axes)
             for dim, axes in enumerate(stored)
@@ -325,9 +478,21 @@ class Gather:
         others = [PartitionSpec.UNCONSTRAINED] * (a.ndim - 1)
         spec = PartitionSpec(*self.sharding.spec(("batch",)), *others)
         place = NamedSharding(self.sharding.mesh, spec)
-        return jax.lax.with_sharding_constraint(a, place)
+        return lax.with_sharding_constraint(a, place)
 
-    def whole(self, a: jax.Array) -> jax.Array:
-        """Gathers an array of other dims, such as scales, to every device."""
+    def greatest(self, a: jax.Array, dims: Sequence[int]) -> jax.Array:
+        """Returns the greatest of what shards found along these dims of the weight."""
+        names = tuple(name for dim, by in self.cuts if dim in dims for name in by)
+        return lax.pmax(lax.stop_gradient(a), names) if names else a
+
+    def whole(self, a: jax.Array, dims: Sequence[int | None]) -> jax.Array:
+        """Gathers an array of other dims, such as scales, to every device.
+
+        Args:
+          a: The array.
+          dims: For each of its dims the dim of the weight along which it counts.
+        """
+        of_weight = dict(self.cuts)
+        cuts = [(i, of_weight[d]) for i, d in enumerate(dims) if d in of_weight]
         place = NamedSharding(self.sharding.mesh, PartitionSpec())
-        return jax.lax.with_sharding_constraint(a, place)
+        return self.sharding.whole(lax.with_sharding_constraint(a, place), tuple(cuts))

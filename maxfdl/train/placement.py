@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from maxfdl.layers.parameter import Parameter, map_parameters
 from maxfdl.ops.state import StateDeclaration
 from maxfdl.sharding.memory import HOST
-from maxfdl.sharding.sharding import DATA, Sharding
+from maxfdl.sharding.sharding import DATA, Sharding, only
 
 Memory = Literal["device", "host"]
 
@@ -49,6 +49,23 @@ class Placement:
             return PartitionSpec(*(e if e == axis else None for e in further))
 
         return map_parameters(cut, parameters)
+
+    def shares(self, parameters: dict, sharding: Sharding) -> Any:
+        """Returns how each parameter is cut along the axes `Sharding.parallel`."""
+
+        def share(path: str, parameter: Parameter) -> PartitionSpec:
+            return sharding.spec(parameter.full_axes, only=sharding.parallel)
+
+        return map_parameters(share, parameters)
+
+    def shares_of_moments(self, parameters: dict, sharding: Sharding) -> Any:
+        """Returns the same of optimizer state, which may be cut further."""
+
+        def share(path: str, parameter: Parameter) -> PartitionSpec:
+            spec = self._of_moment(parameter, sharding, DATA)
+            return only(spec, sharding.parallel)
+
+        return map_parameters(share, parameters)
 
     def of_moments(self, parameters: dict, sharding: Sharding, axis: str = DATA) -> Any:
         """Returns the sharding of optimizer state with the shape of a parameter.

@@ -30,7 +30,7 @@ from maxfdl.train.guard import Guard, Proposal
 from maxfdl.train.loss import STUDENT, Batch, Loss, Term, total
 from maxfdl.train.masters import Masters
 from maxfdl.train.placement import Placement
-from maxfdl.train.replicas import on_replicas
+from maxfdl.train.replicas import Shares, on_replicas
 from maxfdl.train.updates import Step, Update, updated
 
 State = dict[str, Any]
@@ -223,12 +223,18 @@ class Trainer:
         whole = on_replicas(
             self._gradients_of_rows,
             self.sharding,
-            self.placement.cuts(self._trained(), self.sharding),
+            self._shares(),
             States(self.model.state()),
         )
         weights = self.guard.scaled(state["guard"], self.weights(batch))
         grads, parts = whole(state["params"], state["state"], rows, weights, key)
         return self.guard.unscaled(state["guard"], grads), parts
+
+    def _shares(self) -> Shares:
+        """Returns which part of parameters and gradients a shard of the rows has."""
+        params = self.placement.shares(self.model.parameters(), self.sharding)
+        gradients = self.placement.shares_of_moments(self._trained(), self.sharding)
+        return Shares(params, self._trained(params), gradients)
 
     def reported(self, step: int, metrics: Mapping[str, Any]) -> dict[str, float]:
         """Returns what is logged of the metrics of `step`, from the host's memory."""

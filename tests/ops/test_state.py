@@ -1,6 +1,7 @@
 """State of layers declares itself, and is the same however a batch is cut."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from maxfdl.sharding.mesh import MeshShape
 from maxfdl.sharding.rules import AxisRules
 from maxfdl.sharding.sharding import Sharding
 from maxfdl.train.gradients import Accumulate, Parts, WholeBatch
-from maxfdl.train.replicas import on_replicas
+from maxfdl.train.replicas import Shares, on_replicas
 from tests.layers.families import FAMILIES, FEATURES, Case, on_vectors, stack
 
 KINDS = ("same", "max", "sum", "mean", "last")
@@ -41,10 +42,10 @@ def objective(params, state, rows):
     return jnp.sum(rows["x"] * params), Parts({}, after(state, rows["x"]), {})
 
 
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("axes", [dict(data=1), dict(data=8), dict(data=2, fsdp=4)])
 @pytest.mark.parametrize("way", [WholeBatch(), Accumulate(4)])
-def test_a_state_is_the_same_however_the_batch_is_cut(way, devices):
-    shape = MeshShape(data=devices)
+def test_a_state_is_the_same_however_the_batch_is_cut(way, axes):
+    devices, shape = math.prod(axes.values()), MeshShape(**{"fsdp": 1} | axes)
     sharding = Sharding(shape.build(jax.devices()[:devices]), AxisRules())
     states = States(DECLARED)
 
@@ -53,7 +54,8 @@ def test_a_state_is_the_same_however_the_batch_is_cut(way, devices):
 
     x = np.random.default_rng(0).integers(0, 20, (64, 2)).astype(np.float32)
     before = {name: declared.first() for name, declared in DECLARED.items()}
-    run = on_replicas(gradients, sharding, PartitionSpec(), states)
+    whole = Shares(PartitionSpec(), PartitionSpec(), PartitionSpec())
+    run = on_replicas(gradients, sharding, whole, states)
     _, parts = jax.jit(run)(jnp.ones(2), before, {"x": x})
     expected = after(before, x)
     for name, value in parts.layer_state.items():

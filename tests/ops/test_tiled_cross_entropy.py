@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from maxfdl.ops.cost import count_flops
 from maxfdl.ops.cross_entropy import CrossEntropy
 from maxfdl.ops.dot import Dot
-from maxfdl.ops.tiled_cross_entropy import TiledCrossEntropy, _sum_and_cut
+from maxfdl.ops.tiled_cross_entropy import TiledCrossEntropy
 from maxfdl.ops.unembedding import Unembedding
 from maxfdl.sharding.mesh import MeshShape
 from maxfdl.sharding.rules import AxisRules
@@ -179,23 +179,6 @@ def test_replicas_that_run_apart_change_nothing(tied):
         check_vma=False,
     )
     assert_same(jax.jit(apart)(placed(inputs, sharding)), alone)
-
-
-@pytest.mark.parametrize("rings", [(8,), (2, 4), (4, 2), (2, 2, 2)], ids=str)
-def test_a_sum_ring_by_ring_leaves_each_device_its_own_part(rings):
-    def local(x):
-        return _sum_and_cut(x[0], "fsdp", 1, rings)
-
-    x = jnp.arange(8.0 * 3 * 16).reshape(8, 3, 16) % 11
-    mesh = on_mesh(data=1, fsdp=8, tensor=1).mesh
-    summed = jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=PartitionSpec("fsdp"),
-        out_specs=PartitionSpec(None, "fsdp"),
-        check_vma=False,
-    )(x)
-    np.testing.assert_array_equal(summed, x.sum(0))
 
 
 def test_the_floor_of_flops_is_reached():

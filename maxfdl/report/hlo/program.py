@@ -9,6 +9,7 @@ import functools
 import math
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from maxfdl.report.hlo.groups import Groups, groups_of
 from maxfdl.report.hlo.products import (
@@ -215,8 +216,8 @@ def collective_of(
       module: Where it stands.
       types: Of its operands.
     """
-    named = dict(
-        channel=int(instruction.attribute(r"channel_id=(\d+)") or 0) or None,
+    named: dict[str, Any] = dict(
+        channel=_channel(instruction),
         source=instruction.attribute(r'op_name="([^"]*)"') or "",
     )
     if between := between_slices(instruction):
@@ -239,6 +240,19 @@ def collective_of(
     if kind == "all-gather":
         payload *= len(groups[0])
     return Collective(kind, payload, len(groups[0]), groups=groups, **named)
+
+
+def _channel(instruction: Instruction) -> int | None:
+    """Returns the number of a channel, if it is that of one collective alone.
+
+    JAX gives those of a `shard_map` the channel 1, all of them; of the asynchronous
+    ones among them the chain tells which are one.
+    """
+    channel = int(instruction.attribute(r"channel_id=(\d+)") or 0)
+    if channel > 1:
+        return channel
+    chain = instruction.attribute(r'chain_id="(\d+)"')
+    return None if chain is None else -1 - int(chain)
 
 
 def between_slices(instruction: Instruction) -> str | None:
