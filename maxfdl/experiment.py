@@ -150,7 +150,8 @@ class Experiment:
         if parts > 1:
             rows, name = rows // parts, f"{name} / gradients.steps"
         shape = rows, self.sequence_length
-        sharding.check(f"{name}, sequence_length", shape, ("batch", "sequence"))
+        for dims in (("batch", "sequence"), ("batch", "residual")):
+            sharding.check(f"{name}, sequence_length", shape, dims)
         self.make_model().check_rows(rows, sharding)
 
     def batch_size_at(self, step: int) -> int:

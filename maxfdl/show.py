@@ -5,10 +5,15 @@ parameters, FLOPs and state, and in what products are computed. Allocates nothin
 mesh is the experiment's, on the devices that are here or, if it names more, on as many
 as it names. Mutations and values may follow, as for `maxfdl.launch`.
 
+With `--sharding` it prints where every parameter, array of optimizer state and pinned
+activation lies instead, and what each device holds of it. With `--devices=N` the mesh
+is laid out on N devices, which need not be here.
+
 `python -m maxfdl.show --models` prints the published models instead.
 """
 
 import dataclasses
+from typing import Any
 
 from absl import flags
 
@@ -22,6 +27,10 @@ flags.adopt_module_key_flags(json_file)
 # This module may be imported under two names (`python -m` makes one `__main__`).
 if "models" not in FLAGS:
     flags.DEFINE_bool("models", False, "Print a table of the published models.")
+    flags.DEFINE_bool("sharding", False, "Print where every array lies on the mesh.")
+    flags.DEFINE_integer(
+        "devices", None, "Lay the mesh out on so many devices.", lower_bound=1
+    )
 
 
 def main(argv: list[str]) -> None:
@@ -40,7 +49,10 @@ def main(argv: list[str]) -> None:
     from maxfdl.report.text import summary, tree
 
     here, platform = jax.device_count(), jax.default_backend()
-    facts = facts_of(graph.build(config), here)
+    experiment, on = graph.build(config), FLAGS.devices or here
+    if FLAGS.sharding:
+        return _show_sharding(experiment, on)
+    facts = facts_of(experiment, on)
     modules = list(modules_of(config.model))
     attention = attention_of(config)
     print(f"{config.name}\n")
@@ -62,6 +74,26 @@ def main(argv: list[str]) -> None:
             "products": products,
             **facts.as_json(),
             "modules": [dataclasses.asdict(module) for module in modules],
+        }
+    )
+
+
+def _show_sharding(experiment: Any, num_devices: int) -> None:
+    from maxfdl.report import shardings
+
+    sharding, places = shardings.places_of(experiment, num_devices)
+    mesh = dict(sharding.mesh.shape)
+    axes = " x ".join(f"{name} {size}" for name, size in mesh.items())
+    across = " and ".join(experiment.mesh.across)
+    of_slices = f", {across} across slices" if across else ""
+    print(f"{experiment.name}\n")
+    print(f"mesh: {axes} = {sharding.mesh.size} devices{of_slices}\n")
+    print("\n".join(shardings.table(places)))
+    json_file.write_if_asked(
+        {
+            "name": experiment.name,
+            "mesh": mesh,
+            "arrays": [dataclasses.asdict(place) for place in places],
         }
     )
 

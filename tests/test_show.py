@@ -90,8 +90,8 @@ def test_json_holds_what_the_text_says(show, tmp_path):
         (
             [SEVEN_B, "mesh(tensor=3)"],
             "decoder/stacks_0/layers_0/attention/key/kernel: dim 'kv_heads' of size 32"
-            " cannot be cut into 3 by mesh axis tensor; change the size, the mesh, or"
-            " sharding.kv_heads.",
+            " cannot be cut into 3 by mesh axis tensor; 1 or 2 would fit: change the"
+            " mesh, the size, or sharding.kv_heads.",
         ),
         (
             ["experiments.llama2_smoke", "--json=no/such/folder/facts.json"],

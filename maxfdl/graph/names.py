@@ -150,7 +150,10 @@ def ways_to_set() -> dict[type, str]:
 
 
 def find_mutation(name: str, trust: Sequence[str] = ()) -> Callable:
-    """Returns the mutation `name`: of `maxfdl.mutations`, or dotted and trusted.
+    """Returns the mutation `name`: of `maxfdl.mutations`, or a dotted name.
+
+    A dotted one is a function of `fdl_configs`, such as a preset of
+    `fdl_configs.meshes`, of `experiments` or of a trusted package.
 
     Raises:
       ConfigError: If there is none.
@@ -159,10 +162,11 @@ def find_mutation(name: str, trust: Sequence[str] = ()) -> Callable:
     short = name.removeprefix(f"{MUTATIONS}.")
     if short in known:
         return known[short]
-    if "." in short and _is_within(short, trust):
-        module, rest = _longest_module(name, trust)
+    packages = (*CONFIGS, *trust)
+    if "." in short and _is_within(short, packages):
+        module, rest = _longest_module(name, packages)
         if module is not None and len(rest) == 1:
-            if _is_ours(vars(module).get(rest[0]), trust):
+            if _is_ours(vars(module).get(rest[0]), packages):
                 return vars(module)[rest[0]]
             _fail_unknown(module, rest[0], name, trust)
     near = did_you_mean(short, known) or f" There are: {', '.join(known) or 'none'}."

@@ -51,11 +51,12 @@ class DecoderLayer(Layer):
         h_BTD = parts.attention(h_BTD, at("attention"))
         h_BTD = apply_if(parts.attention_post_norm, h_BTD, at("attention_post_norm"))
         x_BTD = x_BTD + parts.dropout(h_BTD, at("attention").at("dropout"))
+        x_BTD = context.constrain(x_BTD, "batch", "residual", "embed")
         h_BTD = apply_if(parts.mlp_norm, x_BTD, at("mlp_norm"))
         h_BTD = parts.mlp(h_BTD, at("mlp"))
         h_BTD = apply_if(parts.mlp_post_norm, h_BTD, at("mlp_post_norm"))
         x_BTD = x_BTD + parts.dropout(h_BTD, at("mlp").at("dropout"))
-        return context.constrain(x_BTD, "batch", "sequence", "embed")
+        return context.constrain(x_BTD, "batch", "residual", "embed")
 
 
 class ParallelDecoderLayer(Layer):
@@ -84,7 +85,7 @@ class ParallelDecoderLayer(Layer):
         h_BTD = parts.mlp(h_BTD, at("mlp"))
         h_BTD = parts.dropout(h_BTD, at("mlp").at("dropout"))
         x_BTD = x_BTD + mixed_BTD + h_BTD
-        return context.constrain(x_BTD, "batch", "sequence", "embed")
+        return context.constrain(x_BTD, "batch", "residual", "embed")
 
 
 class Decoder(Layer):

@@ -43,7 +43,7 @@ class Embedding(Layer):
     @with_parts
     def __call__(self, parts, tokens: jax.Array, context: Context) -> jax.Array:
         x = look_up(parts.table.ready(context, self.dtype), tokens, context)
-        return context.constrain(x, "batch", "sequence", "embed")
+        return context.constrain(x, "batch", "residual", "embed")
 
 
 class ScaledEmbedding(Embedding):

@@ -66,6 +66,7 @@ class Transformer(Layer):
         x_BTD = apply_if(parts.position_embedding, x_BTD, at("position_embedding"))
         h_BTD = parts.decoder(x_BTD, at("decoder"))
         x_BTD = parts.final_norm(h_BTD, at("final_norm"))
+        x_BTD = context.constrain(x_BTD, "batch", "sequence", "embed")
         unembedding = parts.head(parts.embedding.stored(), at("head"))
         ahead = []
         for k, module in enumerate([] if context.caches else parts.later, 1):

@@ -1,5 +1,6 @@
 """The device mesh."""
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import fiddle as fdl
@@ -21,6 +22,7 @@ def mesh(
     context: int = 1,
     tensor: int = 1,
     expert: int = 1,
+    across: Sequence[str] = (),
 ) -> C:
     """Lays the run out on a mesh with so many devices along each of these axes.
 
@@ -29,7 +31,8 @@ def mesh(
     pipeline. One axis may be -1 and then takes all devices that the others leave. Same
     mathematics; sums run in another order. `replica`, which is never -1, is for the
     replicas of `use_diloco`: each has the product of the other axes as its devices,
-    where several replicas may take turns. The inverse gives the shape that was there,
+    where several replicas may take turns. `across` names the axes that go across
+    slices, such as `("data",)`. The inverse gives the shape that was there,
     usually `mesh(fsdp=-1)`.
 
     Raises:
@@ -41,4 +44,5 @@ def mesh(
         node.data, node.fsdp, node.tensor = data, fsdp, tensor
         for axis, size in optional.items():
             put(node, axis, None if size == 1 else size)
+        put(node, "across", tuple(across) or None)
     return out

@@ -70,6 +70,10 @@ class Gather(Protocol):
 class GroupGather(Gather, Protocol):
     """The same for kernels of groups, whose rows each device has some of."""
 
+    def done(self) -> "GroupGather":
+        """Returns the same for kernels that are gathered already."""
+        ...
+
     def each(
         self,
         function: Callable,

@@ -37,16 +37,16 @@ class GroupedProduct(Product):
     def __call__(
         self,
         x_MD: Float[Array, "M D"],
-        kernel_EDF: Float[Array, "E D F"],
+        kernel_EDF: Float[Array, "E _ _"],
         state: State,
         sizes_E: Int[Array, " S"] | None,
         gather: GroupGather | None = None,
-    ) -> tuple[Float[Array, "M F"], State]:
+    ) -> tuple[Float[Array, "M _"], State]:
         """Multiplies rows that lie in the order of their groups.
 
         Args:
           x_MD: The rows.
-          kernel_EDF: A kernel for each group.
+          kernel_EDF: A kernel for each group, or the shards of them that lie here.
           state: A value for each name that was declared.
           sizes_E: How many rows each group has, M in all at most. None: equally many.
             On a mesh, each device has rows of its own, for all groups or some: this
@@ -85,11 +85,11 @@ class GroupedDot(GroupedProduct):
     def __call__(
         self,
         x_MD: Float[Array, "M D"],
-        kernel_EDF: Float[Array, "E D F"],
+        kernel_EDF: Float[Array, "E _ _"],
         state: State,
         sizes_E: Int[Array, " S"] | None,
         gather: GroupGather | None = None,
-    ) -> tuple[Float[Array, "M F"], State]:
+    ) -> tuple[Float[Array, "M _"], State]:
         kernel_EDF = kernel_EDF.astype(x_MD.dtype)
         if gather is not None and sizes_E is not None:
             chosen = self.resolve()

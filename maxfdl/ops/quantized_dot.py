@@ -157,15 +157,15 @@ class QuantizedGroupedDot(ByRecipe, GroupedProduct):
     def __call__(
         self,
         x_MD: Float[Array, "M D"],
-        kernel_EDF: Float[Array, "E D F"],
+        kernel_EDF: Float[Array, "E _ _"],
         state: State,
         sizes_E: Int[Array, " S"] | None,
         gather: GroupGather | None = None,
-    ) -> tuple[Float[Array, "M F"], State]:
+    ) -> tuple[Float[Array, "M _"], State]:
         if gather is not None and not self.recipe.gathers_kernel:
             kernel_EDF, gather = gather(kernel_EDF), gather.done()
         x, kernel = _wide(x_MD), _wide(kernel_EDF)
-        rows, groups, outputs = x.shape[0], kernel.shape[0], kernel.shape[2]
+        rows, groups = x.shape[0], kernel.shape[0]
         dtype = x_MD.dtype.name
         if sizes_E is None:
             product = Contraction(x="emd", kernel="edf", y="emf", each="e", dtype=dtype)
@@ -175,7 +175,7 @@ class QuantizedGroupedDot(ByRecipe, GroupedProduct):
             chosen = GroupedDot(self.implementation).resolve()
             product = GroupedContraction.of_rows(rows, sizes_E, chosen, dtype, gather)
         y, state = self.recipe.multiply(product, x, kernel, state)
-        return y.reshape(rows, outputs).astype(x_MD.dtype), state
+        return y.reshape(rows, -1).astype(x_MD.dtype), state
 
 
 def _wide(x: jax.Array) -> jax.Array:

@@ -114,7 +114,7 @@ def _on_mesh(loss, unembedding, hidden, stored, targets, weights, *, gradients):
         return on_device(hidden, stored.astype(unembedding.dtype), targets, weights)
 
     tokens, dims = sharding.spec(("batch", "sequence")), unembedding.cut_axes
-    axes = tuple(axis for _, names in _cuts(tokens) for axis in names)
+    axes = tuple(axis for names in sharding.axes_of_tokens() for axis in names)
     of_stored = sharding.spec(dims, only=axes)
 
     def local(hidden, stored, targets, weights):

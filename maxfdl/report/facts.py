@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from maxfdl.experiment import Experiment
 from maxfdl.layers.parameter import Parameter, map_parameters
-from maxfdl.sharding.mesh import MeshShape
+from maxfdl.sharding.mesh import REPLICA, MeshShape, axis_names
 from maxfdl.sharding.room import bytes_on_host, bytes_per_device
 from maxfdl.sharding.sharding import Sharding
 from maxfdl.train.diloco import DiLoCo
@@ -145,7 +145,7 @@ def facts_of(experiment: Experiment, devices_here: int) -> Facts:
     Raises:
       UserError: If the mesh does not cut the batch and every parameter evenly.
     """
-    sharding = _planned_sharding(experiment, devices_here)
+    sharding = planned_sharding(experiment, devices_here)
     trainer = experiment.make_trainer(sharding)
     program = Program(trainer, experiment.batch_size, experiment.sequence_length)
     state = program.abstract_state()
@@ -175,7 +175,12 @@ def _replicas(trainer: Trainer, state: State) -> ReplicaFacts | None:
     )
 
 
-def _planned_sharding(experiment: Experiment, devices_here: int) -> Sharding:
+def planned_sharding(experiment: Experiment, devices_here: int) -> Sharding:
+    """Returns the rules on the mesh that an experiment asks for, which is abstract.
+
+    Raises:
+      UserError: If the mesh does not cut the batch evenly.
+    """
     sizes = experiment.mesh.sizes(_planned_devices(experiment.mesh, devices_here))
     # It has no devices, and nothing that is asked of it here needs them.
     mesh: Any = AbstractMesh(
@@ -188,7 +193,7 @@ def _planned_sharding(experiment: Experiment, devices_here: int) -> Sharding:
 
 def _planned_devices(mesh: MeshShape, devices_here: int) -> int:
     """Returns how many devices the mesh names; an axis of -1 has at least one."""
-    sizes = dataclasses.astuple(mesh)
+    sizes = [getattr(mesh, axis) for axis in (REPLICA, *axis_names())]
     named = math.prod(size for size in sizes if size != -1)
     return max(named, devices_here) if -1 in sizes else named
 

@@ -34,6 +34,10 @@ class MeshShape:
       expert: Shards of the experts of an MoE layer; each computes other rows, whose
         tokens travel to the experts and back.
 
+      across: Axes that go across slices, which the data-centre network joins, the
+        outermost first; the number of slices must divide their sizes. Without any, it
+        is the outermost axis that can be cut into so many.
+
     The axes replica, stage, context and expert are left out of the mesh where they
     have one device.
     """
@@ -45,9 +49,16 @@ class MeshShape:
     context: int = 1
     tensor: int = 1
     expert: int = 1
+    across: tuple[str, ...] = ()
 
     @staticmethod
     def check_config(node):
+        for axis in node.across:
+            if axis not in (REPLICA, *axis_names()):
+                yield (
+                    f"MeshShape across names the axis {axis!r}, which must be one of"
+                    f" {', '.join((REPLICA, *axis_names()))}."
+                )
         sizes = {name: getattr(node, name) for name in axis_names()}
         sizes = {name: size for name, size in sizes.items() if size != 1}
         if any(size < 1 and size != -1 for size in sizes.values()):
@@ -65,7 +76,7 @@ class MeshShape:
         """
         named = {
             axis: size
-            for axis, size in dataclasses.asdict(self).items()
+            for axis, size in self._named().items()
             if size != 1 or axis in _ALWAYS
         }
         fixed = math.prod(size for size in named.values() if size != -1)
@@ -78,6 +89,10 @@ class MeshShape:
             )
         return sizes
 
+    def _named(self) -> dict[str, int]:
+        """Returns the fields that are sizes of axes, the outermost first."""
+        return {axis: getattr(self, axis) for axis in (REPLICA, *axis_names())}
+
     def build(self, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
         """Returns the mesh over `devices` (default: all), the last axis innermost.
 
@@ -89,40 +104,63 @@ class MeshShape:
         if devices[0].platform == "cpu":
             array = np.asarray(devices).reshape(tuple(sizes.values()))
         else:
-            array = _on_network(tuple(sizes.values()), devices)
+            array = _on_network(sizes, devices, self.across)
         return jax.sharding.Mesh(array, tuple(sizes))
 
 
 def axis_names() -> tuple[str, ...]:
     """Returns the names of the mesh axes of one replica, outermost first."""
     names = [field.name for field in dataclasses.fields(MeshShape)]
-    return tuple(name for name in names if name != REPLICA)
+    return tuple(name for name in names if name not in (REPLICA, "across"))
 
 
-def _on_network(sizes: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+def _on_network(
+    sizes: dict[str, int], devices: Sequence[jax.Device], across: Sequence[str]
+) -> np.ndarray:
     """Returns the devices of a mesh of this shape, neighbours on the network together.
 
-    Of several slices, which the data-centre network joins, each is a part of the
-    outermost axis that can be cut into so many.
-
     Raises:
-      UserError: If no axis can.
+      UserError: If the axes cannot go across the slices.
     """
     from jax.experimental import mesh_utils
 
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
         return mesh_utils.create_device_mesh(
-            sizes, devices, allow_split_physical_axes=True
+            tuple(sizes.values()), devices, allow_split_physical_axes=True
         )
-    across = [dim for dim, size in enumerate(sizes) if size % slices == 0]
-    if not across:
-        raise UserError(
-            f"mesh axes of the sizes {sizes} must have one that is a multiple of the"
-            f" number of slices ({slices}); give replica or data that size."
-        )
-    of_slices = [slices if dim == across[0] else 1 for dim in range(len(sizes))]
-    within = [size // n for size, n in zip(sizes, of_slices, strict=True)]
+    parts = parts_across(sizes, slices, across)
     return mesh_utils.create_hybrid_device_mesh(
-        within, of_slices, devices, allow_split_physical_axes=True
+        [size // parts[axis] for axis, size in sizes.items()],
+        [parts[axis] for axis in sizes],
+        devices,
+        allow_split_physical_axes=True,
     )
+
+
+def parts_across(
+    sizes: dict[str, int], slices: int, across: Sequence[str]
+) -> dict[str, int]:
+    """Returns into how many parts each axis goes across slices: 1, all in one slice.
+
+    Args:
+      sizes: Of the axes.
+      slices: How many there are.
+      across: Axes that may, as in `MeshShape`.
+
+    Raises:
+      UserError: If their sizes do not have the number of slices as a factor.
+    """
+    able = [axis for axis, size in sizes.items() if size % slices == 0][:1]
+    parts, left = dict.fromkeys(sizes, 1), slices
+    for axis in across or able:
+        parts[axis] = math.gcd(sizes.get(axis, 1), left)
+        left //= parts[axis]
+    if left > 1:
+        must = " x ".join(across) or "one"
+        raise UserError(
+            f"mesh axes of the sizes {sizes} must have {must} of a multiple of the"
+            f" number of slices ({slices}); give it such a size, or name others in"
+            " across."
+        )
+    return parts

@@ -23,6 +23,13 @@ class AxisRules:
     `cut_in_use` are not: such weights stay where they lie, and tokens travel to them,
     as they do to experts (Lepikhin et al. 2020, https://arxiv.org/abs/2006.16668).
 
+    `sequence` cuts the tokens where layers mix features of each: queries, keys, values,
+    hidden features. `residual` cuts them between, where norms and residuals work on
+    each token alone: with `("context", "tensor")` each of the tensor-parallel shards
+    has other tokens there (sequence parallelism, Korthikanti et al. 2022,
+    https://arxiv.org/abs/2205.05198), whose activations take less memory. An all-reduce
+    per product of two cut kernels then is a reduce-scatter and an all-gather.
+
     Args:
       cut_in_use: Logical dims along which weights are never gathered for use.
       reduce: Type in which devices add up the gradients of a weight that they gathered:
@@ -32,7 +39,8 @@ class AxisRules:
 
     batch: MeshAxes = (REPLICA, "data", STAGE, "fsdp", "expert")
     sequence: MeshAxes = ("context",)
-    embed: MeshAxes = (STAGE, "fsdp", "context", "expert")
+    residual: MeshAxes = ("context",)
+    embed: MeshAxes = ("fsdp", STAGE, "context", "expert")
     heads: MeshAxes = ("tensor",)
     kv_heads: MeshAxes = ("tensor",)
     head_dim: MeshAxes = ()

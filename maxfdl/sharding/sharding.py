@@ -308,11 +308,18 @@ class Sharding:
             names = names_of(entry)
             parts = math.prod(self.mesh.shape[name] for name in names)
             if dim % parts:
+                fitting = [n for n in range(1, parts) if dim % n == 0]
                 raise UserError(
                     f"{path}: dim {axis!r} of size {dim} cannot be cut into {parts} by"
-                    f" mesh axis {' x '.join(names)}; change the size, the mesh, or"
-                    f" sharding.{axis}."
+                    f" mesh axis {' x '.join(names)}; {_listed(fitting)} would fit:"
+                    f" change the mesh, the size, or sharding.{axis}."
                 )
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    """Returns `1`, `1 or 2`, or `1, 2 or 4`; of many numbers the largest four."""
+    *others, last = map(str, numbers[-4:])
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 Cuts = tuple[tuple[int, tuple[str, ...]], ...]

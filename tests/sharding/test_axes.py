@@ -20,7 +20,7 @@ from maxfdl.train.program import Program
 
 STEPS, ROWS, LENGTH = 3, 8, 32
 TOLERANCE = 1e-5
-SIZES = {"data": 4, "fsdp": 4, "tensor": 2, "expert": 4}
+SIZES = {"data": 4, "fsdp": 4, "context": 4, "tensor": 2, "expert": 4}
 """Devices along an axis that is alone or the first of two; the second has 2."""
 NETWORKS = {
     "dense": "llama2",
@@ -42,16 +42,15 @@ def name_of(axes):
 def cases():
     """Yields network, mesh and family of all cases.
 
-    Every mesh has one network in the slow part, in turns, and a family in turns; the
-    others are exhaustive.
+    Every axis alone has one network and family in the slow part, in turns; the others
+    are exhaustive.
     """
     for m, axes in enumerate(MESHES):
         for n, network in enumerate(NETWORKS):
             for f, family in enumerate((to_nnx, to_linen)):
-                is_turn = (m + n) % len(NETWORKS) == 0 and (m + m // 4 + f) % 2 == 0
-                marks = [pytest.mark.slow]
-                if not is_turn:
-                    marks.append(pytest.mark.exhaustive)
+                marks = [pytest.mark.slow, pytest.mark.exhaustive]
+                if len(axes) == 1 and (m + 1 - n) % len(NETWORKS) == 0 and (m + f) % 2:
+                    marks = [pytest.mark.slow]
                 if (network, name_of(axes)) in FAST and family is to_nnx:
                     marks = []
                 name = f"{network}-{name_of(axes)}-{family.__name__}"

@@ -1,14 +1,12 @@
 """The shape of the device mesh, and what it refuses."""
 
-import types
-
 import jax
 import numpy as np
 import pytest
 from jax.experimental import topologies
 
 from maxfdl.errors import UserError
-from maxfdl.sharding.mesh import MeshShape, axis_names
+from maxfdl.sharding.mesh import MeshShape, axis_names, parts_across
 
 
 @pytest.mark.parametrize(
@@ -69,13 +67,44 @@ def test_refuses_a_number_of_devices_that_it_does_not_fill(shape):
     ],
 )
 def test_refuses_sizes_that_make_no_sense(sizes, problem):
-    node = types.SimpleNamespace(**(dict.fromkeys(axis_names(), 1) | sizes))
+    node = MeshShape(**(dict.fromkeys(axis_names(), 1) | sizes))
     expected = f"MeshShape axes {problem.format(sizes)}"
     assert list(MeshShape.check_config(node)) == [expected]
 
 
 def test_accepts_sizes_that_do():
     assert not list(MeshShape.check_config(MeshShape(data=2, fsdp=-1, tensor=2)))
+
+
+def test_an_axis_across_slices_must_exist():
+    (problem,) = MeshShape.check_config(MeshShape(across=("dcn",)))
+    assert problem.startswith(
+        "MeshShape across names the axis 'dcn', which must be one"
+    )
+
+
+@pytest.mark.parametrize(
+    ("sizes", "slices", "across", "parts"),
+    [
+        ({"data": 4, "fsdp": 8}, 4, (), (4, 1)),
+        ({"data": 2, "fsdp": 8}, 4, (), (1, 4)),
+        ({"data": 4, "fsdp": 8}, 4, ("fsdp",), (1, 4)),
+        ({"data": 2, "fsdp": 8}, 4, ("data", "fsdp"), (2, 2)),
+    ],
+)
+def test_axes_go_across_slices_in_the_order_that_they_are_named(
+    sizes, slices, across, parts
+):
+    assert tuple(parts_across(sizes, slices, across).values()) == parts
+
+
+def test_axes_that_cannot_go_across_the_slices_are_refused():
+    with pytest.raises(UserError) as error:
+        parts_across({"data": 3, "fsdp": 8}, 4, ("data",))
+    assert str(error.value) == (
+        "mesh axes of the sizes {'data': 3, 'fsdp': 8} must have data of a multiple of"
+        " the number of slices (4); give it such a size, or name others in across."
+    )
 
 
 @pytest.mark.slow

@@ -135,14 +135,14 @@ def test_check_accepts_what_can_be_cut(on):
         (
             (6, 8),
             ("embed", "mlp"),
-            "'embed' of size 6 cannot be cut into 4 by mesh axis fsdp; change the"
-            " size, the mesh, or sharding.embed.",
+            "'embed' of size 6 cannot be cut into 4 by mesh axis fsdp; 1, 2 or 3 would"
+            " fit: change the mesh, the size, or sharding.embed.",
         ),
         (
             (8, 5),
             ("embed", "heads"),
-            "'heads' of size 5 cannot be cut into 2 by mesh axis tensor; change the"
-            " size, the mesh, or sharding.heads.",
+            "'heads' of size 5 cannot be cut into 2 by mesh axis tensor; 1 would fit:"
+            " change the mesh, the size, or sharding.heads.",
         ),
     ],
 )
@@ -173,8 +173,8 @@ def test_an_experiment_refuses_a_parameter_that_its_mesh_cannot_cut():
         program.init()
     assert str(error.value) == (
         "decoder/stacks_0/layers_0/attention/key/kernel: dim 'kv_heads' of size 2"
-        " cannot be cut into 8 by mesh axis tensor; change the size, the mesh, or"
-        " sharding.kv_heads."
+        " cannot be cut into 8 by mesh axis tensor; 1 or 2 would fit: change the mesh,"
+        " the size, or sharding.kv_heads."
     )
 
 
@@ -185,7 +185,8 @@ def test_an_experiment_refuses_a_batch_that_its_mesh_cannot_cut():
         tiny.program(config, 8)
     assert str(error.value) == (
         "batch_size, sequence_length: dim 'batch' of size 6 cannot be cut into 8 by"
-        " mesh axis fsdp; change the size, the mesh, or sharding.batch."
+        " mesh axis fsdp; 1, 2, 3 or 6 would fit: change the mesh, the size, or"
+        " sharding.batch."
     )
 
 
