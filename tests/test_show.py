@@ -48,6 +48,7 @@ def test_json_holds_what_the_text_says(show, tmp_path):
         "platform",
         "devices_here",
         "attention",
+        "pipelines",
         "products",
         "num_parameters",
         "num_frozen_parameters",

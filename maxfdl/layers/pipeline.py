@@ -9,6 +9,7 @@ https://arxiv.org/abs/2104.04473, section 2.2).
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import jax
 from jax.sharding import PartitionSpec
@@ -23,6 +24,7 @@ from maxfdl.layers.execution import (
     Scan,
     joined,
 )
+from maxfdl.layers.one_forward_one_backward import OneForwardOneBackward
 from maxfdl.layers.schedule import Schedule
 from maxfdl.layers.stages import Stages
 from maxfdl.sharding.line import Line
@@ -56,6 +58,8 @@ class Pipeline(Execution):
     """
 
     in_loop = True
+    _stages: ClassVar[type[Stages]] = Stages
+
     stages: int
     microbatches: int
     repeats: int = 1
@@ -129,7 +133,7 @@ class Pipeline(Execution):
         self, layers: Layers, x: jax.Array, context: Context, remat: Remat
     ) -> tuple[jax.Array, Results]:
         """Runs repeats all of which go through the pipeline."""
-        stages = functools.partial(Stages, self.schedule, layers, remat)
+        stages = functools.partial(self._stages, self.schedule, layers, remat)
         arrays = layers.params, layers.state, x, context.rows, context.key
         sharding = context.sharding
         devices = 1 if sharding is None else sharding.size(STAGE)
@@ -152,3 +156,14 @@ class Pipeline(Execution):
             check_vma=False,
         )(*arrays)
         return x, Results(state, sinks, {})
+
+
+class Pipeline1F1B(Pipeline):
+    """A pipeline whose activations take the memory of a few microbatches.
+
+    They are those of `2 R S - 1` microbatches at the entrance of a stage, however many
+    there are; `Pipeline` keeps `M R + S - 1`. It runs the forward pass twice, see
+    `one_forward_one_backward.py`.
+    """
+
+    _stages = OneForwardOneBackward

@@ -67,6 +67,23 @@ class Schedule:
         repeat, place = divmod(within, self.stages)
         return Unit(repeat, group * self.stages + place)
 
+    def number(self, unit: Unit) -> Any:
+        """Returns the number of a unit."""
+        group, place = divmod(unit.microbatch, self.stages)
+        return (group * self.repeats + unit.repeat) * self.stages + place
+
+    def enters(self, number: Numbers) -> tuple[Unit, Any]:
+        """Returns the unit of the first stage of that number, and whether it takes a
+        new microbatch."""
+        unit = self.unit(number)
+        return unit, self.is_due(number) & (unit.repeat == 0)
+
+    def leaves(self, number: Numbers) -> tuple[Unit, Any]:
+        """Returns the unit of the last stage of that number, and whether it is the last
+        of its microbatch."""
+        unit = self.unit(number)
+        return unit, self.is_due(number) & (unit.repeat == self.repeats - 1)
+
     def is_due(self, number: Numbers) -> Any:
         """Says whether there is a unit of this number."""
         return (number >= 0) & (number < self.units)

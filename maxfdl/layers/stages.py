@@ -16,7 +16,7 @@ from jax import lax
 from maxfdl.layers.context import Context, Outbox, Rows
 from maxfdl.layers.execution import Layers, Remat, Scan, rematerialised
 from maxfdl.layers.microbatches import Microbatches
-from maxfdl.layers.schedule import Schedule
+from maxfdl.layers.schedule import Schedule, Unit
 from maxfdl.layers.sinks import merged
 from maxfdl.ops.state import StateDeclaration, States
 from maxfdl.sharding.line import Line
@@ -102,24 +102,32 @@ class Stages:
 
         def iteration(carry: Any, time: jax.Array) -> tuple[Any, Any]:
             inputs, waiting, done = carry
-            waiting, inputs = self.microbatches.taken(waiting, inputs, time)
+            waiting, inputs = self._taken(waiting, inputs, time)
             x, left = self._units(arrays, inputs, time)
-            done = self.microbatches.given(done, x[-1], time)
+            number = time - (self.schedule.stages - 1)
+            done = self.microbatches.given(done, x[-1], *self.schedule.leaves(number))
             return (self._passed_on((x, inputs[1])), waiting, done), left
 
-        inputs = jax.tree.map(
-            lambda a: jnp.zeros((self.count, *a.shape[1:]), a.dtype), waiting
-        )
-        carry = inputs, waiting, jnp.zeros_like(waiting[0])
+        carry = self._nothing(waiting), waiting, jnp.zeros_like(waiting[0])
         times = jnp.arange(self.schedule.iterations)
         (_, _, done), left = lax.scan(iteration, carry, times)
         return done, jax.tree.map(self._by_unit, left)
+
+    def _nothing(self, waiting: Inputs) -> Inputs:
+        """Returns [k, ...] what stages run before microbatches reach them."""
+        return jax.tree.map(
+            lambda a: jnp.zeros((self.count, *a.shape[1:]), a.dtype), waiting
+        )
+
+    def _taken(self, waiting: Inputs, inputs: Inputs, time: jax.Array):
+        """Returns what waits and what stages run, once an iteration has begun."""
+        return self.microbatches.taken(waiting, inputs, *self.schedule.enters(time))
 
     def _units(
         self, arrays: Arrays, inputs: Inputs, time: jax.Array
     ) -> tuple[jax.Array, Any]:
         """Runs the units of one iteration, [k, ...]."""
-        unit = rematerialised(self.unit, self.remat, prevent_cse=False)
+        unit = rematerialised(self._unit, self.remat, prevent_cse=False)
 
         def one(_: None, each: Any) -> tuple[None, Any]:
             place, inputs = each
@@ -127,7 +135,7 @@ class Stages:
 
         return lax.scan(one, None, (jnp.arange(self.count), inputs))[1]
 
-    def unit(
+    def _unit(
         self, arrays: Arrays, inputs: Inputs, time: jax.Array, place: jax.Array
     ) -> tuple[jax.Array, Any]:
         """Runs the unit of a stage of this device, the one at `place` of k.
@@ -138,27 +146,38 @@ class Stages:
         Returns:
           Activations, and [L, ...] the layers' new state and sinks.
         """
-        stage = self.line.index * self.count + place
-        is_due = self.schedule.is_due(time - stage)
-        repeat, microbatch = self.schedule.unit(time - stage)
-        params, state = _at((arrays.params, arrays.state), repeat, place)
-        values = _at(arrays.values, microbatch, repeat, place)
+        number = time - self._stage(place)
+        unit, is_due = self.schedule.unit(number), self.schedule.is_due(number)
+        params, values = self._of_unit(arrays, unit, place)
         x, rows = inputs
         x, params, values = _gradient_if(is_due, (x, params, values))
-        state = self.states.with_backward(state, values)
-        turn = repeat * self.schedule.stages + stage
-        return self._run_layers(params, state, x, rows, arrays.key, turn)
+        return self._layers(params, values, (x, rows), arrays, unit, place, "none")
 
-    def _run_layers(self, params, state, x, rows, key, turn):
-        """Runs the layers that have the given turn."""
+    def _stage(self, place: jax.Array) -> jax.Array:
+        """Returns the number of a stage by its place on this device."""
+        return self.line.index * self.count + place
+
+    def _of_unit(self, arrays: Arrays, unit: Unit, place: jax.Array) -> tuple[Any, Any]:
+        """Returns the parameters and the values of the layers of a unit."""
+        params = at(arrays.params, unit.repeat, place)
+        return params, at(arrays.values, unit.microbatch, unit.repeat, place)
+
+    def _layers(self, params, values, inputs, arrays, unit, place, remat):
+        """Runs the layers of a unit; returns activations, and new state and sinks."""
+        state = at(arrays.state, unit.repeat, place)
+        state = self.states.with_backward(state, values)
         form = jax.tree.structure(self.layers.state)
         layers = dataclasses.replace(
             self.layers, params=params, state=form.unflatten(state)
         )
+        turn = unit.repeat * self.schedule.stages + self._stage(place)
         first = self.layers.first + turn * layers.repeats
         layers = dataclasses.replace(layers, first=first)
-        context = dataclasses.replace(self.context, rows=rows, key=key, outbox=Outbox())
-        x, results = Scan().run(layers, x, context, remat="none")
+        x, rows = inputs
+        context = dataclasses.replace(
+            self.context, rows=rows, key=arrays.key, outbox=Outbox()
+        )
+        x, results = Scan().run(layers, x, context, remat)
         return x, (jax.tree.leaves(results.state), results.sinks)
 
     def _passed_on(self, results: Inputs) -> Inputs:
@@ -190,7 +209,7 @@ class Stages:
         return jnp.stack(of_stages, axis=2)
 
 
-def _at(tree: Any, *places: jax.Array) -> Any:
+def at(tree: Any, *places: jax.Array) -> Any:
     """Returns `a[places]` of each array."""
 
     def cut(a: jax.Array) -> jax.Array:

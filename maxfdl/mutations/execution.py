@@ -1,17 +1,20 @@
 """How stacks run: as a scan over repeats, unrolled, or as stages of a pipeline."""
 
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import fiddle as fdl
 
 from maxfdl.errors import MutationError
 from maxfdl.graph import copy, nodes_of, swap
 from maxfdl.layers.execution import Scan, Unroll
-from maxfdl.layers.pipeline import Pipeline
+from maxfdl.layers.pipeline import Pipeline, Pipeline1F1B
 from maxfdl.mutations.roles import is_stack
 from maxfdl.mutations.scope import MODEL, network_in
 
 C = TypeVar("C", bound=fdl.Buildable)
+
+
+_PIPELINES = {"gpipe": Pipeline, "1f1b": Pipeline1F1B}
 
 
 def scan_layers(cfg: C, *, unroll: int = 1, under: str = MODEL) -> C:
@@ -44,13 +47,21 @@ def unroll_layers(cfg: C, *, under: str = MODEL) -> C:
 
 
 def pipeline(
-    cfg: C, *, stages: int, microbatches: int, repeats: int = 1, under: str = MODEL
+    cfg: C,
+    *,
+    stages: int,
+    microbatches: int,
+    repeats: int = 1,
+    schedule: Literal["gpipe", "1f1b"] = "gpipe",
+    under: str = MODEL,
 ) -> C:
     """Runs layers as `stages` of a pipeline, which cuts rows into `microbatches`.
 
-    Each microbatch passes through all stages `repeats` times. Stacks of fewer layers
-    than `stages * repeats` run as a loop before or after it. The stages lie on the mesh
-    axis `stage`, which `mesh(stage=...)` sets. Same parameters and mathematics, see
+    Each microbatch passes through all stages `repeats` times (circular, interleaved).
+    With the schedule `1f1b`, activations take the memory of a few microbatches, and the
+    forward pass runs twice. Stacks of fewer layers than `stages * repeats` run as a
+    loop before or after. The stages lie on the mesh axis `stage`, which
+    `mesh(stage=...)` sets. Same parameters and mathematics, see
     `maxfdl.layers.pipeline`. `scan_layers` is the inverse.
 
     Raises:
@@ -72,7 +83,7 @@ def pipeline(
         else:
             swap(
                 stack.execution,
-                Pipeline,
+                _PIPELINES[schedule],
                 stages=stages,
                 microbatches=microbatches,
                 repeats=repeats,

@@ -10,9 +10,11 @@ def pipelines_of(config: fdl.Buildable) -> list[str]:
     """Returns a sentence for each stack of the graph's model that is a pipeline."""
     found = []
     for path, node in graph.iterate(config.model):
-        execution = node.__arguments__.get("execution")
-        if execution is not None and fdl.get_callable(execution) is Pipeline:
-            found.append(_sentence(path, node.repeats, graph.build(execution)))
+        if "execution" not in node.__arguments__:
+            continue
+        execution = graph.build(node.execution)
+        if isinstance(execution, Pipeline):
+            found.append(_sentence(path, node.repeats, execution))
     return found
 
 

@@ -23,7 +23,7 @@ from maxfdl.layers.nnx.module import Module as NnxModule
 from maxfdl.layers.nnx.module import param as nnx_param
 from maxfdl.layers.nnx.module import state as nnx_state
 from maxfdl.layers.parameter import Parameter
-from maxfdl.layers.pipeline import Pipeline
+from maxfdl.layers.pipeline import Pipeline, Pipeline1F1B
 from maxfdl.layers.sinks import Max, Sum
 from maxfdl.ops.initializers import Normal
 from maxfdl.ops.state import StateDeclaration
@@ -183,24 +183,43 @@ CASES = {
         Pipeline(8, 8, repeats=2),
         {"stage": 4},
     ),
-    "beside data, fsdp and tensor": (
+    "beside fsdp and tensor": (
         4,
         Pipeline(2, 2, repeats=2),
+        {"stage": 2, "fsdp": 2, "tensor": 2},
+    ),
+    "1f1b": (4, Pipeline1F1B(2, 6), {}),
+    "1f1b of fewer microbatches than stages": (4, Pipeline1F1B(4, 2), {}),
+    "1f1b, repeats and a rest": (7, Pipeline1F1B(2, 2, repeats=3), {}),
+    "1f1b, four devices, repeats of stages in twos, and a rest": (
+        17,
+        Pipeline1F1B(8, 8, repeats=2),
+        {"stage": 4},
+    ),
+    "1f1b beside fsdp and tensor": (
+        4,
+        Pipeline1F1B(2, 2, repeats=2),
         {"stage": 2, "fsdp": 2, "tensor": 2},
     ),
 }
 
 
-FAST = ("repeats and a rest", "four devices, repeats of stages in twos, and a rest")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
-        for name in CASES
-    ],
+FAST = ("four devices, repeats of stages in twos, and a rest", "1f1b")
+SLOW = (
+    "beside fsdp and tensor",
+    "1f1b, four devices, repeats of stages in twos, and a rest",
 )
+
+
+def cases():
+    for name in CASES:
+        marks = [] if name in FAST else [pytest.mark.slow]
+        if name not in (*FAST, *SLOW):
+            marks.append(pytest.mark.exhaustive)
+        yield pytest.param(name, marks=marks)
+
+
+@pytest.mark.parametrize("name", [*cases()])
 def test_all_is_what_layers_in_sequence_give(name):
     layers, pipeline, mesh = CASES[name]
     actual = run(model(pipeline, layers, **mesh), layers)
@@ -214,22 +233,47 @@ def test_the_linen_family_gives_the_same():
 
 
 @pytest.mark.slow
-def test_what_is_computed_again_changes_nothing():
-    actual = run(model(Pipeline(4, 4), 4, remat="full", stage=4), 4)
+@pytest.mark.parametrize(
+    "pipeline",
+    [
+        Pipeline(4, 4),
+        pytest.param(Pipeline1F1B(4, 4), marks=pytest.mark.exhaustive),
+    ],
+)
+def test_what_is_computed_again_changes_nothing(pipeline):
+    actual = run(model(pipeline, 4, remat="full", stage=4), 4)
     assert_equal(actual, in_sequence(4))
 
 
-def compiled(pipeline, layers, **mesh):
-    made = model(pipeline, layers, **mesh)
-    given = variables(layers)
-    lowered = objective(made).lower(given["params"], given["state"], inputs())
-    return hlo.read(str(lowered.compile().as_text()))
+def compiled(pipeline, layers, rows=ROWS, **mesh):
+    made = model(pipeline, layers, remat="full", **mesh)
+    given = jax.eval_shape(lambda: variables(layers))
+    rows = jax.eval_shape(lambda: packed_tokens(rows, 64) | {"key": KEY})
+    return objective(made).lower(given["params"], given["state"], rows).compile()
 
 
-def test_stages_send_nothing_but_permutes():
-    program = compiled(Pipeline(4, 4, repeats=2), 8, stage=4)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [Pipeline, Pipeline1F1B])
+def test_stages_send_nothing_but_permutes(kind):
+    program = hlo.read(str(compiled(kind(4, 4, repeats=2), 8, stage=4).as_text()))
     in_loops = [each for each in program.collectives if each.in_loop]
     assert {each.kind for each in in_loops} == {"collective-permute"}
+
+
+@pytest.mark.slow
+def test_activations_of_1f1b_do_not_grow_with_the_number_of_microbatches():
+    """But for the rows at entrance and exit and their gradients, which stages share."""
+
+    def temporary(pipeline):
+        rows = 4 * pipeline.microbatches
+        memory = compiled(pipeline, 4, rows=rows, stage=4).memory_analysis()
+        return getattr(memory, "temp_size_in_bytes", 0)
+
+    one, few, many = 4 * 64 * FEATURES * 4, 8, 32
+    grown = temporary(Pipeline1F1B(4, many)) - temporary(Pipeline1F1B(4, few))
+    assert 0 < grown < 1.1 * (many - few) * 4 * one / 4
+    kept = temporary(Pipeline(4, many)) - temporary(Pipeline1F1B(4, many))
+    assert kept > 0.6 * (many - few) * one
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from experiments import zoo_smoke
 from maxfdl import graph
 from maxfdl.errors import ConfigError, MutationError, UserError
 from maxfdl.layers.execution import Scan
-from maxfdl.layers.pipeline import Pipeline
+from maxfdl.layers.pipeline import Pipeline, Pipeline1F1B
 from maxfdl.mutations import mesh, multi_token_prediction, pipeline, scan_layers
 from maxfdl.report.pipelines import pipelines_of
 from maxfdl.sharding.rules import AxisRules
@@ -38,6 +38,12 @@ def test_several_turns_are_told():
     (sentence,) = pipelines_of(config)
     assert "4 of 4 repeats in 2 stages that take 2 turns;" in sentence
     assert "1 of 9 iterations (11.1%)" in sentence
+
+
+def test_the_schedule_is_a_class_of_its_own():
+    config = pipeline(tiny.experiment(), stages=3, microbatches=2, schedule="1f1b")
+    assert kinds(config) == [Pipeline1F1B]
+    assert "3 of 3 repeats in 3 stages" in pipelines_of(config)[0]
 
 
 def test_a_graph_without_a_stack_that_can_be_cut_is_refused():
@@ -87,18 +93,15 @@ def test_a_batch_that_a_mesh_and_microbatches_cannot_cut_is_refused(
 
 
 def test_layers_that_stages_share_evenly_lie_with_their_stages():
-    (layers,) = (
-        tiny.program(
-            mesh(
-                pipeline(tiny.experiment(num_layers=n), stages=2, microbatches=2),
-                stage=2,
-                fsdp=2,
-            ),
-            devices=4,
-        ).trainer.state_shardings()["params"]["decoder"]["stacks_0"]["layers_0"]
-        for n in [4]
-    )
-    assert tuple(layers["mlp"]["up"]["kernel"].spec) == ("stage", "fsdp", None)
+    def spec_of(num_layers):
+        config = tiny.experiment(num_layers=num_layers)
+        config = pipeline(config, stages=2, microbatches=2)
+        program = tiny.program(mesh(config, stage=2, fsdp=2), devices=4)
+        params = program.trainer.state_shardings()["params"]["decoder"]["stacks_0"]
+        return tuple(params["layers_0"]["mlp"]["up"]["kernel"].spec)
+
+    assert spec_of(4) == ("stage", "fsdp", None)
+    assert spec_of(3) == (None, ("stage", "fsdp"), None)
 
 
 def test_the_axis_stage_cuts_rows_and_parameters_outside_of_pipelines():
