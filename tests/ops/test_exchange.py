@@ -30,9 +30,11 @@ def exchanged(room):
         return jax.tree.map(lambda a: a[None], made)
 
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:DEVICES]), "x")
-    specs = dict(in_specs=PartitionSpec("x"), out_specs=PartitionSpec("x"))
-    run = jax.jit(jax.shard_map(on_device, mesh=mesh, **specs, check_vma=False))
-    return jax.device_get(run(jnp.asarray(SIZES), jnp.asarray(X)))
+    cut = PartitionSpec("x")
+    run = jax.shard_map(
+        on_device, mesh=mesh, in_specs=cut, out_specs=cut, check_vma=False
+    )
+    return jax.device_get(jax.jit(run)(jnp.asarray(SIZES), jnp.asarray(X)))
 
 
 def ragged_all_to_all(rows, slices, arriving):
