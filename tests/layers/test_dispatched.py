@@ -148,7 +148,7 @@ def compiled_for(chips, kind):
         return jnp.sum(jnp.square(out.hidden))
 
     lowered = jax.jit(jax.grad(objective)).lower(params, state, inputs)
-    options = {"xla_tpu_enable_async_ragged_all_to_all": True}
+    options: dict[str, str | bool] = {"xla_tpu_enable_async_ragged_all_to_all": True}
     return lowered.compile(compiler_options=options).as_text() or ""
 
 
