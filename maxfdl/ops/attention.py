@@ -148,8 +148,16 @@ class DotProductAttention:
 
     def _blocks(self, name: str, width: int, mask: Mask) -> BlockAttention | None:
         """Returns what attends parts of rows; None if the implementation cannot."""
+        options = self._scale(width), self.soft_cap
+        if name == "tokamax" and jax.default_backend() != "gpu":
+            # Pallas takes a third of a second to import.
+            from maxfdl.ops.splash_attention import SplashBlocks
+
+            band = mask.band()
+            assert band is not None
+            return SplashBlocks(band.window, *options)
         if name == "xla" or self.implementation == "auto":
-            return PlainBlocks(mask.rule, self._scale(width), self.soft_cap)
+            return PlainBlocks(mask.rule, *options)
         return None
 
     def highest_scores(

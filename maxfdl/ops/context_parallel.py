@@ -67,11 +67,13 @@ class RingAttention(ContextParallel):
                 " gives with implementation xla, and tokamax on a TPU; use one of them,"
                 " auto, or context_parallel(kind='ulysses')."
             )
-        ring, zigzag = cut.ring, self.order == "zigzag"
+        ring = cut.ring
 
         def run(q, k, v, mask, sinks):
             tokens = q.shape[1]
             reach = mask.rule.reach(tokens)
+            # Within a window the work is balanced already.
+            zigzag = self.order == "zigzag" and reach == tokens
             _check_tokens(tokens, ring.size, zigzag)
 
             def on_shard(q, k, v, told, sinks):

@@ -189,9 +189,11 @@ class Mask:
         return self.rule.band() if self.same else None
 
     def segments(self) -> Int[Array, "B T"] | None:
-        """Returns the number of each token's document, or of its chunk if the rule has
-        chunks, counted along the row; None: each row is one segment."""
-        starts = self._starts()
+        """Returns the number of each token's document, or, if the rule has chunks, of
+        its chunk, counted along the row; None: each row is one segment."""
+        band, starts = self.band(), self._starts()
+        if band is None or band.chunk is None:
+            return self.queries.segment_ids
         return None if starts is None else jnp.cumsum(starts, axis=1, dtype=jnp.int32)
 
     def first_keys(self) -> Int[Array, "B T"] | None:

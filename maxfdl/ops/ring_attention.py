@@ -70,11 +70,11 @@ def ring_attention(
     Liu et al. 2023, https://arxiv.org/abs/2310.01889. Keys and values go round the ring
     while a device computes with those that it has; the backward pass goes round again
     with the gradients of keys and values, in float32, and forms the scores anew. Where
-    no query sees further back than some shards, those alone exchange keys with it.
+    the reach is shorter than a row, each device sends only the keys that are seen.
 
     A device sends, each way, as many keys and values as n - 1 shards have, and half a
-    shard of queries, keys, values and outputs for the zigzag order. Where the reach
-    ends the ring early, it sends `reach - 1` keys and values, and nothing else.
+    shard of queries, keys, values and outputs for the zigzag order; or, within
+    a shorter reach, `reach - 1` keys and values.
 
     Args:
       blocks: How the parts of attention are computed.
@@ -83,12 +83,12 @@ def ring_attention(
       told: What `blocks` is told of these tokens, [B, T] each.
       sinks_H: Scores that take weight and give no value.
       reach: Most keys that a query sees, itself the last.
-      zigzag: Whether the work of causal attention is balanced, see `to_pairs`, unless
-        the reach ends the ring early: then it is balanced as it is.
+      zigzag: Whether the work of causal attention is balanced, see `to_pairs`, where
+        the reach is the whole row; within a shorter one it is balanced as it is.
     """
     tokens, dtype = q_BTHK.shape[1], q_BTHK.dtype
     arrays = (q_BTHK, k_BTGK, v_BTGV, told)
-    if math.ceil((reach - 1) / tokens) < ring.size - 1:
+    if reach < ring.size * tokens:
         route = _Neighbours(blocks, ring, reach)
         return _attend(route)(*arrays, sinks_H).astype(dtype)
     if not zigzag:
@@ -166,7 +166,8 @@ class _Neighbours:
 
     def _steps(self, tokens: int) -> Iterator[_Step]:
         keys = self.reach - 1
-        for far in range(1, math.ceil(keys / tokens) + 1):
+        farthest = min(math.ceil(keys / tokens), self.ring.size - 1)
+        for far in range(1, farthest + 1):
             between = (far - 1) * tokens
             count = min(tokens, keys - between)
             yield _Step(far, count, between + count)
@@ -336,7 +337,9 @@ class _Round:
             step, (d_q, d_keys, later), jnp.arange(1, last)
         )
         d_q, d_keys = meet(d_q, self.ring.shift(d_keys, 1), keys, last)
-        return d_q, *self.ring.shift(d_keys, 1)
+        # Nothing is added any more, and they may be rounded for the way home.
+        d_k, d_v = d_keys[0].astype(k.dtype), d_keys[1].astype(v.dtype)
+        return d_q, *self.ring.shift((d_k, d_v), 1)
 
     def _gradients(self, meeting, q, told, whole, keys, d_q, d_k, d_v):
         """Adds what a meeting contributes."""

@@ -73,16 +73,27 @@ IN_FAST = ("zigzag", "window", "window over shards", "ulysses")
     "name", [name if name in IN_FAST else slow(name) for name in CASES]
 )
 def test_output_and_gradients_are_those_of_one_device(name):
-    way, rule, packing, sizes, soft_cap, has_sinks = CASES[name]
+    check(*CASES[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["zigzag", "window", "window over shards", "chunks"])
+def test_parts_by_the_kernel_for_tpus_are_as_good(name):
+    check(*CASES[name], implementation="tokamax")
+
+
+def check(way, rule, packing, sizes, soft_cap, has_sinks, implementation="xla"):
     rows, tokens, heads, *_ = sizes
     mask = Mask.within(rule, places(rows, tokens, packing))
     sinks = jnp.linspace(-1.0, 2.0, heads) if has_sinks else None
     by_rows = way is not ULYSSES and rows == 2
     on_mesh = sharding(fsdp=2, tensor=1) if by_rows else sharding()
-    op = DotProductAttention("xla", soft_cap=soft_cap or None, context_parallel=way)
+    cap = soft_cap or None
+    op = DotProductAttention(implementation, soft_cap=cap, context_parallel=way)
     arguments = (*inputs(*sizes), mask, sinks)
     cut = functools.partial(op, sharding=on_mesh)
-    found, whole = (out_and_gradients(each, *arguments) for each in (cut, op))
+    alone = DotProductAttention("xla", soft_cap=cap)
+    found, whole = (out_and_gradients(each, *arguments) for each in (cut, alone))
     for ours, theirs in zip(found, whole, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
