@@ -149,7 +149,7 @@ class DotProductAttention:
     def _blocks(self, name: str, width: int, mask: Mask) -> BlockAttention | None:
         """Returns what attends parts of rows; None if the implementation cannot."""
         options = self._scale(width), self.soft_cap
-        if name == "tokamax" and jax.default_backend() != "gpu":
+        if name == "tokamax" and target_platform() != "gpu":
             # Pallas takes a third of a second to import.
             from maxfdl.ops.splash_attention import SplashBlocks
 

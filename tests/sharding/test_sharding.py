@@ -34,6 +34,15 @@ def test_a_dim_is_cut_by_the_axes_that_its_rule_names(on):
     assert sharding.spec(("layers", "norm")) == P(None, None)
 
 
+def test_without_a_dim_its_axes_cut_nothing_and_the_others_what_they_did(on):
+    sharding = on(fsdp=2, context=2, tensor=2)
+    dims = "batch", "sequence", "embed", "heads"
+    assert sharding.spec(dims) == P("fsdp", "context", None, "tensor")
+    assert sharding.spec(("embed",)) == P(("fsdp", "context"))
+    assert sharding.without("sequence").spec(dims) == P("fsdp", None, None, "tensor")
+    assert sharding.without("sequence").spec(("embed",)) == P("fsdp")
+
+
 def test_axes_of_size_one_are_left_out(on):
     assert on(data=8, fsdp=1).spec(("embed", "mlp")) == P(None, None)
     assert on(data=2, fsdp=4).spec(("batch", "sequence")) == P(("data", "fsdp"), None)
