@@ -75,8 +75,8 @@ def main(argv: list[str]) -> None:
             target, format = given["to_hf"], FLAGS.format or "hugging_face"
         case _:
             raise UserError(
-                "give --from=FOLDER and --to=FOLDER with --format; or --from_hf=FOLDER"
-                " and --to=RUN_DIR, or --from_run=RUN_DIR and --to_hf=FOLDER."
+                "give --from_hf=FOLDER and --to=RUN_DIR, or --from_run=RUN_DIR and"
+                " --to_hf=FOLDER, or --from=FOLDER and --to=FOLDER with --format."
             )
     to_checkpoint = format.startswith(("maxtext", "paxml"))
     way = kind, "maxtext" if to_checkpoint else format

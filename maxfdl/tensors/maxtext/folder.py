@@ -60,8 +60,9 @@ class MaxTextFolder:
         file = self._config
         if file is None:
             raise UserError(
-                f"{self.path} has no {CONFIG} with MaxText's options; give them with"
-                " --maxtext_config=FILE, a JSON or YAML file of what MaxText ran with."
+                f"{self.path} has no {CONFIG} with MaxText's options; put one there, or"
+                " give convert --maxtext_config=FILE, a JSON or YAML file of what"
+                " MaxText ran with."
             )
         return resolved(outside.read_object(file).content, str(file))
 
@@ -105,14 +106,14 @@ def items_in(path: pathlib.Path) -> pathlib.Path | None:
     """Returns the folder of the arrays: of the newest step, if there are several."""
     places = [path, path / ITEMS, path / CHECKPOINT / ITEMS]
     for folder in (path / CHECKPOINTS, path):
-        if step := _newest(folder):
-            places.append(step / ITEMS)
+        places += [step / ITEMS for step in _steps(folder)]
     return next((place for place in places if (place / METADATA).is_file()), None)
 
 
-def _newest(folder: pathlib.Path) -> pathlib.Path | None:
+def _steps(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the folders of steps, newest first; some may be unfinished."""
     steps = [each for each in folder.glob("*") if each.name.isdecimal()]
-    return max(steps, key=lambda each: int(each.name), default=None)
+    return sorted(steps, key=lambda each: int(each.name), reverse=True)
 
 
 def _has_options(file: pathlib.Path) -> bool:

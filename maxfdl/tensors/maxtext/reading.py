@@ -20,7 +20,7 @@ from maxfdl.tensors.matching import listed, their_shapes
 from maxfdl.tensors.maxtext.binding import bind
 from maxfdl.tensors.maxtext.folder import MaxTextFolder, is_maxtext
 from maxfdl.tensors.maxtext.form import form_of, maxtext_form
-from maxfdl.tensors.maxtext.items import Key
+from maxfdl.tensors.maxtext.items import Entry, Key
 from maxfdl.tensors.maxtext.paxml import PaxmlFolder, is_paxml
 from maxfdl.tensors.on_disk import lazily
 from maxfdl.tensors.source import tell
@@ -159,7 +159,7 @@ def moments_in(source: MaxTextSource) -> dict[str, Moment]:
       UserError: If it lacks some.
     """
     plan = source.folder.plan
-    entries = source.folder.items.entries
+    entries: Mapping[Key, Entry] = source.folder.items.entries
     found, missing = {}, []
     for name, order in plan.orders.items():
         bindings = [b for b in source.bindings if plan.has(name, b)]
@@ -242,9 +242,8 @@ def _check(
         for key, shape in found.items()
         if shape != shapes[key]
     ]
-    weights = {
-        key for key in arrays if not str(key[0]).startswith(("opt_state", "step"))
-    }
+    training = ("opt_state", "step")
+    weights = {key for key in arrays if not str(key[0]).startswith(training)}
     extra = [key for key in weights - shapes.keys() if not _is_stream(key)]
     parts = {
         "missing": [_shown(key) for key in missing],
