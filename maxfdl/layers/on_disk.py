@@ -21,8 +21,8 @@ class OnDisk:
     """
 
     abstract: jax.ShapeDtypeStruct
-    read: Callable[[], np.ndarray]
-    read_part: Callable[[int], np.ndarray] | None = None
+    read: Callable[[], np.ndarray | jax.Array]
+    read_part: Callable[[int], np.ndarray | jax.Array] | None = None
 
     @property
     def dtype(self) -> Any:

@@ -21,7 +21,7 @@ def test_refuses_a_mesh_axis_that_does_not_exist():
 def test_refuses_a_dim_in_use_that_does_not_exist():
     (problem,) = AxisRules.check_config(AxisRules(cut_in_use=("expert",)))
     assert problem.startswith("AxisRules cut_in_use names the dim 'expert', which must")
-    assert problem.endswith("groups, layers.")
+    assert problem.endswith("stages, layers.")
 
 
 def test_accepts_the_default():

@@ -147,7 +147,9 @@ class PaxmlItems:
     def __init__(self, path: pathlib.Path):
         self.path = path
         found = (each.parent.name for each in sorted(path.glob("*/.zarray")))
-        self.entries = {(name,): Entry((name,), "array") for name in found}
+        self.entries: dict[Key, Entry] = {
+            (name,): Entry((name,), "array") for name in found
+        }
 
     def arrays(self) -> list[Key]:
         return list(self.entries)
