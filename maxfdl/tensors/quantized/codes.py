@@ -13,6 +13,8 @@ from typing import ClassVar
 import ml_dtypes
 import numpy as np
 
+from maxfdl.ops.numbers import NUMBERS, Integers, Numbers
+
 Shape = tuple[int, ...]
 
 _PIECE = 2**18  # numbers that are packed or unpacked at a time
@@ -24,7 +26,6 @@ class Codes(abc.ABC):
     Attributes:
       dtype: Type of the tensor.
       part: What its name adds to that of the weight.
-      most: Greatest magnitude of a code.
     """
 
     dtype: ClassVar[np.dtype]
@@ -32,11 +33,17 @@ class Codes(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def most(self) -> float: ...
+    def numbers(self) -> Numbers:
+        """What codes can be."""
 
-    @abc.abstractmethod
+    @property
+    def most(self) -> float:
+        """Greatest magnitude of a code."""
+        return self.numbers.most
+
     def nearest(self, x: np.ndarray) -> np.ndarray:
         """Returns the code nearest to each number; those too large become `most`."""
+        return self.numbers.decode(self.numbers.encode(x))
 
     def holds(self, x: np.ndarray) -> bool:
         """Says whether all numbers are codes."""
@@ -65,12 +72,8 @@ class Float8(Codes):
     dtype = np.dtype(ml_dtypes.float8_e4m3fn)
 
     @property
-    def most(self):
-        return 448.0
-
-    def nearest(self, x):
-        inside = np.clip(x, -self.most, self.most)
-        return inside.astype(self.dtype).astype(np.float32)
+    def numbers(self):
+        return NUMBERS["e4m3"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,11 +87,8 @@ class Int8(Codes):
     dtype = np.dtype(np.int8)
 
     @property
-    def most(self):
-        return float(2 ** (self.bits - 1) - 1)
-
-    def nearest(self, x):
-        return np.clip(np.rint(x), -self.most, self.most)
+    def numbers(self):
+        return Integers(self.bits, "uint8" if self.bits == 4 else "int8")
 
     def holds(self, x):
         inside = np.clip(np.rint(x), -self.most - 1, self.most)
@@ -152,10 +152,11 @@ class Float4(Codes):
     dtype = np.dtype(np.uint8)
 
     @property
-    def most(self):
-        return 6.0
+    def numbers(self):
+        return NUMBERS["e2m1"]
 
     def nearest(self, x):
+        # Keeps the sign of what becomes 0, as files of other tools do.
         return x.astype(ml_dtypes.float4_e2m1fn).astype(np.float32)
 
     def packed_shape(self, shape):

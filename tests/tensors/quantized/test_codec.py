@@ -124,3 +124,12 @@ def test_a_last_block_may_be_smaller():
             alone = w[r : r + 16, c : c + 24]
             expected = codec.decode(codec.encode(alone), alone.shape)
             np.testing.assert_array_equal(found[r : r + 16, c : c + 24], expected)
+
+
+def test_codes_of_four_bits_are_the_numbers_of_products_but_for_the_sign_of_0():
+    x = np.random.default_rng(0).normal(0, 3, 4096).astype(np.float32)
+    numbers = Float4().numbers
+    nearest = Float4().nearest(x)
+    np.testing.assert_array_equal(nearest, numbers.decode(numbers.encode(x)))
+    small = nearest == 0
+    assert np.array_equal(np.signbit(nearest[small]), np.signbit(x[small]))
