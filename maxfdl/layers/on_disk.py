@@ -21,8 +21,8 @@ class OnDisk:
     """
 
     abstract: jax.ShapeDtypeStruct
-    read: Callable[[], np.ndarray | jax.Array]
-    read_part: Callable[[int], np.ndarray | jax.Array] | None = None
+    read: Callable[[], jax.Array | np.ndarray]
+    read_part: Callable[[int], np.ndarray] | None = None
 
     @property
     def dtype(self) -> Any:

@@ -13,6 +13,7 @@ from maxfdl.ops.context_parallel import ContextParallel
 from maxfdl.ops.cross_entropy import CrossEntropy
 from maxfdl.ops.dot import MatrixProduct
 from maxfdl.ops.grouped_dot import GroupedProduct
+from maxfdl.ops.product import Ends
 from maxfdl.ops.recipe import Recipe
 from maxfdl.optim.schedules import Schedule
 from maxfdl.optim.transforms import UpdateRule, WeightDecay
@@ -42,6 +43,7 @@ WAYS: dict[type, str] = {
     MatrixProduct: _PRODUCTS,
     GroupedProduct: _PRODUCTS,
     Recipe: _PRODUCTS,
+    Ends: "the mutation enable_fp8 or quantize(first_layers=..., last_layers=...)",
     CacheFormat: "the mutation quantize_cache(format=...)",
     Codec: "the mutation quantize_weights(format=...)",
     Simulated: "the mutation quantize_weights(simulate=True)",
