@@ -6,13 +6,16 @@ unpacks it, and adds it up in float32.
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from maxfdl.ops.state import Declaration
+from maxfdl.sharding.mesh import REPLICA
 
 Packed = dict[str, jax.Array]
 """The arrays that one replica sends of one array."""
@@ -195,7 +198,7 @@ def _filled(codes: jax.Array, count: int) -> jax.Array:
 
 
 def exchanged(
-    exchange: Exchange, x: jax.Array, shares: jax.Array, axis: str | None
+    exchange: Exchange, x: jax.Array, shares: jax.Array, cut_by: Sequence[str] | None
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the mean of all replicas' arrays, and what each has sent of its own.
 
@@ -203,7 +206,8 @@ def exchanged(
       exchange: How they are sent.
       x: [r, ...] of the replicas here, in float32.
       shares: [r] weights of the mean.
-      axis: Mesh axis of other replicas; None if all are here.
+      cut_by: Mesh axes that a replica is sharded over, see `_gathered`; None if all
+        replicas are here.
     """
     shape = x.shape[1:]
     mine = jax.vmap(exchange.packed)(x)
@@ -212,8 +216,8 @@ def exchanged(
         return exchange.unpacked(packed, shape)
 
     everyone = (mine, shares)
-    if axis is not None:
-        everyone = lax.all_gather(everyone, axis, tiled=True)
+    if cut_by is not None:
+        everyone = _gathered(everyone, cut_by)
 
     def add(total: jax.Array, each: Any) -> tuple[jax.Array, None]:
         packed, share = each
@@ -221,3 +225,35 @@ def exchanged(
 
     mean, _ = lax.scan(add, jnp.zeros(shape, jnp.float32), everyone)
     return mean, jax.vmap(unpacked)(mine)
+
+
+def _gathered(arrays: Any, cut_by: Sequence[str]) -> Any:
+    """Returns the arrays of all replicas, [R, ...], of those of the replicas here.
+
+    Each device gathers a share of each array, cut by the mesh axes `cut_by` where they
+    divide a dim. All mesh axes are manual here: with automatic ones XLA gathers whole
+    arrays inside the replica first, and every device of it sends all of them.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    sizes = {axis: mesh.shape[axis] for axis in cut_by if mesh.shape.get(axis, 1) > 1}
+    specs = jax.tree.map(lambda x: _spec(x.shape, sizes), arrays)
+    return jax.shard_map(
+        lambda arrays: lax.all_gather(arrays, REPLICA, tiled=True),
+        in_specs=(specs,),
+        out_specs=specs,
+        axis_names=set(mesh.axis_names) - {REPLICA},
+        check_vma=False,
+    )(arrays)
+
+
+def _spec(shape: tuple[int, ...], sizes: Mapping[str, int]) -> PartitionSpec:
+    """Returns a spec that cuts the first dim by no axis, and the others by each axis
+    once, if it divides one."""
+    left = [*shape]
+    entries: list[tuple[str, ...]] = [()] * len(shape)
+    for axis, size in sizes.items():
+        free = [d for d in range(1, len(shape)) if left[d] % size == 0]
+        if free:
+            left[free[0]] //= size
+            entries[free[0]] += (axis,)
+    return PartitionSpec(*(entry or None for entry in entries))

@@ -17,7 +17,7 @@ from maxfdl.optim.optimizer import Optimizer
 from maxfdl.optim.schedules import WarmupConstant
 from maxfdl.optim.transforms import UpdateRule
 from maxfdl.sharding.mesh import REPLICA
-from maxfdl.sharding.sharding import Sharding
+from maxfdl.sharding.sharding import DATA, Sharding
 from maxfdl.train.exchange import Exchange, exchanged
 
 
@@ -128,8 +128,9 @@ def mean_delta(
         decay = exchange.error_decay
         if decay is not None:
             deltas = jax.tree.map(lambda d, error: d + decay * error, deltas, errors)
+        axes = [a for a in sharding.mesh.axis_names if a not in (REPLICA, DATA)]
         send = functools.partial(
-            exchanged, exchange, shares=shares, axis=REPLICA if is_cut else None
+            exchanged, exchange, shares=shares, cut_by=axes if is_cut else None
         )
         found = jax.tree.map(send, deltas)
         mean = jax.tree.map(lambda _, pair: pair[0], deltas, found)

@@ -130,7 +130,7 @@ def test_with_all_numbers_sent_sparse_is_averaged_sgd():
 @pytest.mark.slow
 @pytest.mark.parametrize("exchange", ["e3m0", "top_k"])
 def test_replicas_exchange_packed_integers(exchange):
-    across = functools.partial(mesh, replica=2, data=2)
+    across = functools.partial(mesh, replica=2, data=1, fsdp=2)
     config = tiny.experiment(diloco(exchange=exchange), across)
     metrics, states, compiled = train(config, 4, devices=4)
     always, at_sync = hlo.crossing(compiled.as_text(), devices=2)
@@ -139,7 +139,9 @@ def test_replicas_exchange_packed_integers(exchange):
     sent = trainer.reported(3, metrics[-1])["bytes_sent"]
     gathered = sum(c.payload for c in at_sync if c.kind == "all-gather")
     scalars = sum(c.payload for c in at_sync if c.kind == "all-reduce")
-    assert 2 * sent <= gathered <= 2 * sent + 64 and scalars <= 64
+    # Of two replicas, on each of two devices a half; what is too small to cut is whole.
+    most = 1.2 if exchange == "e3m0" else 1.8
+    assert sent <= gathered <= most * sent and scalars <= 64
     size = sum(p.size for p in jax.tree.leaves(trainer.model.parameters()))
     assert sent < (0.2 if exchange == "e3m0" else 0.05) * 4 * size
     alone, of_one, _ = train(tiny.experiment(diloco(exchange=exchange)), 4)
