@@ -187,6 +187,8 @@ def smaller(words: list[str]) -> list[str]:
         more += ["mesh.data=4", "mesh.fsdp=2"]
     if any("diloco" in each for each in args):
         more += ["trainer.sync_period=1"]
+    if any("fragments=2" in each for each in args):  # the model has one layer now
+        more += ["trainer.streaming.fragments=1", "trainer.streaming.overlap=0"]
     if any("batch_ramp_up" in each for each in args):
         more += ["ramp_up.start=32", "ramp_up.steps=2"]
     return more
