@@ -50,10 +50,25 @@ def test_slices_exchange_the_parameters_at_a_sync_and_nothing_else(chips):
     trainer, text = compiled(chips)
     always, at_sync = hlo.crossing(text, devices=16)
     assert always == [] and {c.kind for c in at_sync} == {"all-reduce"}
-    parameters = jax.tree.leaves(trainer.model.parameters())
-    size = sum(4 * p.size // (1 if p.role == "scale" else 4) for p in parameters)
     sent = sum(c.payload for c in at_sync)
+    size = bytes_of_a_chip(trainer)
     assert size <= sent <= 1.1 * size  # arrays are filled up to whole tiles
+
+
+def bytes_of_a_chip(trainer):
+    """Returns the float32 bytes of the parameters that a chip holds."""
+    parameters = jax.tree.leaves(trainer.model.parameters())
+    return sum(4 * p.size // (1 if p.role == "scale" else 4) for p in parameters)
+
+
+@pytest.mark.slow
+def test_in_int8_slices_exchange_a_quarter_of_that(chips):
+    trainer, text = compiled(chips, exchange="int8")
+    always, at_sync = hlo.crossing(text, devices=16)
+    assert always == [] and {c.kind for c in at_sync} == {"all-gather", "all-reduce"}
+    sent = sum(c.wire for c in at_sync)
+    size = bytes_of_a_chip(trainer)
+    assert size / 4 <= sent <= 1.1 * size / 4
 
 
 @pytest.mark.slow
