@@ -33,8 +33,9 @@ class AxisRules:
     Args:
       cut_in_use: Logical dims along which weights are never gathered for use.
       reduce: Type in which devices add up the gradients of a weight that they gathered:
-        `compute`, that of its products, or `float32`. bfloat16 halves the traffic; of
-        the sum over 16 devices it is off by 2e-3 of its norm.
+        `compute`, that of its products, or `float32`, at twice the traffic. A sum of
+        bfloat16 numbers over a torus of 4 x 4 devices is off by 4e-3 of its norm, over
+        16 x 16 by 7e-3.
     """
 
     batch: MeshAxes = (REPLICA, "data", STAGE, "fsdp", "expert")

@@ -271,16 +271,13 @@ class Sharding:
         return Gather(self, axes)
 
     def on_each(self, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
-        """Returns `function` run by each device on its own part of the arguments.
-
-        The stages of a pipeline stay with XLA, which may run them under one `vmap`.
-        """
+        """Returns `function` run by each device on its own part of the arguments."""
         return jax.shard_map(
             function,
             mesh=self.mesh,
             in_specs=in_specs,
             out_specs=out_specs,
-            axis_names=set(self.mesh.axis_names) - {*self.manual, "stage"},
+            axis_names=set(self.mesh.axis_names) - set(self.manual),
             check_vma=False,
         )
 
