@@ -14,7 +14,6 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from maxfdl.errors import UserError
 from maxfdl.ops.documents import document_numbers, is_token, places_of_shard
 from maxfdl.ops.mask import Places
 from maxfdl.ops.ring import Ring, names_of
@@ -77,15 +76,12 @@ def convolution_of_shards(
     """Returns what `causal_convolution` does for rows that begin here.
 
     Where a mesh cuts the rows along their tokens, each device sends its last `W - 1`
-    inputs to the next.
+    inputs to the next; if a shard has fewer, so often that those of several come by.
 
     Args:
       x, kernel, places: As there.
       sharding: Where arrays lie, a `maxfdl.sharding.Sharding`; None on one device.
       channels: Logical names of the channels' dims.
-
-    Raises:
-      UserError: If a shard has fewer than `W - 1` tokens.
     """
     if sharding is None:
         return causal_convolution(x, kernel, places)[0]
@@ -93,12 +89,6 @@ def convolution_of_shards(
     if tokens is None:
         return causal_convolution(x, kernel, places)[0]
     size = math.prod(map(sharding.size, names_of(tokens)))
-    if x.shape[1] // size < kernel.shape[0] - 1:
-        raise UserError(
-            f"CausalConvolution of width {kernel.shape[0]} reaches beyond the shard"
-            f" before: a sequence ({x.shape[1]}) in {size} shards must leave each at"
-            f" least {kernel.shape[0] - 1} tokens; take a smaller mesh.context."
-        )
     of_x, of_kernel = PartitionSpec(rows, tokens, *cuts), PartitionSpec(None, *cuts)
     return jax.shard_map(
         functools.partial(_of_shard, Ring(tokens, size)),
@@ -112,5 +102,8 @@ def convolution_of_shards(
 
 def _of_shard(ring, x, kernel, places):
     places = places_of_shard(places, ring)
-    _, last = causal_convolution(x, kernel, places)
-    return causal_convolution(x, kernel, places, ring.before(last))[0]
+    before = None
+    for _ in range(math.ceil((kernel.shape[0] - 1) / x.shape[1])):
+        _, last = causal_convolution(x, kernel, places, before)
+        before = ring.before(last)
+    return causal_convolution(x, kernel, places, before)[0]

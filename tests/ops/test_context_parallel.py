@@ -169,6 +169,17 @@ def test_no_more_is_sent_than_keys_that_are_seen(name):
         assert all(each.kind == "all-reduce" for each in set(sent) - set(permutes))
 
 
+def test_ulysses_exchanges_tokens_for_heads_and_gathers_places():
+    """Two key-value heads are four, one for each device."""
+    sent = program(ULYSSES, Causal(), gradients=False).collectives
+    wires = {}
+    for each in sent:
+        wires[each.kind] = wires.get(each.kind, 0) + each.wire
+    assert wires["all-to-all"] == 3 / 4 * SHARD * (2 * QUERY + 2 * KEYS)
+    assert wires.keys() <= {"all-to-all", "all-gather", "all-reduce"}
+    assert wires.get("all-gather", 0) <= 3 / 4 * TOKENS * PLACES
+
+
 # Refusals, before anything is compiled.
 
 

@@ -289,7 +289,7 @@ def test_rates_are_uniform_before_the_logarithm():
 # On a mesh.
 
 
-@pytest.mark.parametrize("lengths", [[17, 15], [3, 29]])
+@pytest.mark.parametrize("lengths", [[17, 15], [1, 3]])  # the last one token each
 def test_devices_that_share_a_row_hand_on_its_state(lengths):
     shape = MeshShape(fsdp=2, context=4)
     sharding = Sharding(shape.build(jax.devices()[:8]), AxisRules())
