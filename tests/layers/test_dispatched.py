@@ -62,7 +62,7 @@ def on_mesh(kind, dispatch, sharding):
 @pytest.mark.parametrize(
     ("kind", "axes"),
     [
-        ("deepseek_v3", dict(expert=4, fsdp=2)),
+        ("deepseek_v3", dict(expert=2, stage=2, fsdp=2)),
         ("gpt_oss", dict(expert=2, context=2, tensor=2)),
         slow("llama4", dict(expert=2, data=4)),
         slow("qwen3_next", dict(expert=8)),
