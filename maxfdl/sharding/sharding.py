@@ -440,9 +440,9 @@ class Gather:
             result, over = function(*args), left
             if is_gradient:
                 for dim, axes in self._scattered(out_spec, left):
-                    result = lax.psum_scatter(
-                        result, axes, scatter_dimension=dim, tiled=True
-                    )
+                    for axis in axes:
+                        rings = self.sharding.rings(axis)
+                        result = reduce_scatter(result, axis, dim, rings)
                     over = over - set(axes)
             return reduce(result, tuple(sorted(over))) if over else result
 
