@@ -48,29 +48,32 @@ class OneForwardOneBackward(Stages):
 
     def _run(self, arrays: Arrays, waiting: Inputs) -> tuple[jax.Array, Any]:
         x, rows = waiting
-        others = rows, arrays.state, arrays.key
+        plain = super()._run
+
+        def joined(numbers, values, x, others):
+            arrays, rows = others
+            params = _with_numbers(arrays.params, numbers)
+            return arrays._replace(params=params, values=values), (x, rows)
 
         @jax.custom_vjp
-        def run(params, values, x, others):
-            rows, state, key = others
-            return plain(Arrays(params, state, values, key), (x, rows))
+        def run(*given):
+            return plain(*joined(*given))
 
         def forward(*given):
             return run(*given), given
 
         def backward(given, grads):
-            params, values, x, (rows, state, key) = given
-            arrays = Arrays(params, state, values, key)
-            return *self._backward(arrays, (x, rows), *grads), None
+            return *self._backward(*joined(*given), *grads), None
 
-        plain = super()._run
         run.defvjp(forward, backward)
-        return run(arrays.params, arrays.values, x, others)
+        return run(_numbers(arrays.params), arrays.values, x, (arrays, rows))
 
     def _backward(
         self, arrays: Arrays, waiting: Inputs, d_done: jax.Array, d_left: Any
-    ) -> tuple[Any, Any, jax.Array]:
+    ) -> tuple[list[jax.Array], Any, jax.Array]:
         """Returns the gradients of parameters, values, and what entered the pipeline.
+
+        Parameters that are integers, parts of packed kernels, have none.
 
         Args:
           arrays, waiting: As `_run` was given them.
@@ -80,10 +83,10 @@ class OneForwardOneBackward(Stages):
         kept = jax.tree.map(
             lambda a: jnp.zeros((self.depth, *a.shape), a.dtype), inputs
         )
-        total = jax.tree.map(
-            lambda p: jnp.zeros_like(p, jnp.promote_types(p.dtype, jnp.float32)),
-            arrays.params,
-        )
+        numbers = _numbers(arrays.params)
+        total = [
+            jnp.zeros_like(p, jnp.promote_types(p.dtype, jnp.float32)) for p in numbers
+        ]
         forth = inputs, waiting, kept
         back = (
             jnp.zeros_like(inputs[0]),
@@ -104,8 +107,8 @@ class OneForwardOneBackward(Stages):
         forth, back = _loop(lambda c, t: both(c, t), (forth, back), self.lag, end)
         back = _loop(lambda c, t: backward(c, forth[2], t), back, end, end + self.lag)
         _, _, d_x, total, d_values = back
-        cast = jax.tree.map(lambda g, p: g.astype(p.dtype), total, arrays.params)
-        return cast, d_values, d_x
+        pairs = zip(total, numbers, strict=True)
+        return [g.astype(p.dtype) for g, p in pairs], d_values, d_x
 
     def _forward_iteration(self, arrays: Arrays, carry: Any, time: jax.Array) -> Any:
         """Runs the stages, and keeps what they were given."""
@@ -164,15 +167,23 @@ class OneForwardOneBackward(Stages):
         unit = Unit(self.schedule.repeats - 1 - mirrored.repeat, mirrored.microbatch)
         x, rows = at(kept, self.schedule.number(unit) % self.depth, place)
 
-        def run(params, values, x):
-            x, (state, sinks) = self._layers(
-                params, values, (x, rows), arrays, unit, place, self.remat
-            )
-            return x, _with_gradients(sinks)
+        params, values = self._of_unit(arrays, unit, place)
 
-        _, pull = jax.vjp(run, *self._of_unit(arrays, unit, place), x)
+        def run(numbers, values, x):
+            x, (_, sinks) = self._layers(
+                _with_numbers(params, numbers),
+                values,
+                (x, rows),
+                arrays,
+                unit,
+                place,
+                self.remat,
+            )
+            return x, _numbers(sinks)
+
+        _, pull = jax.vjp(run, _numbers(params), values, x)
         _, d_sinks = d_left
-        d_sinks = at(_with_gradients(d_sinks), unit.microbatch, unit.repeat, place)
+        d_sinks = at(_numbers(d_sinks), unit.microbatch, unit.repeat, place)
         grads = pull((grad, d_sinks))
         d_params, d_values, d_x = jax.tree.map(lambda g: jnp.where(is_due, g, 0), grads)
         where, of_values = (unit.repeat, place), sums[1]
@@ -189,7 +200,20 @@ def _loop(iteration: Any, carry: Any, start: int, stop: int) -> Any:
     return lax.scan(step, carry, jnp.arange(start, stop))[0]
 
 
-def _with_gradients(tree: Any) -> list[jax.Array]:
-    """Returns the leaves that gradients flow through: numbers with a fraction."""
+def _numbers(tree: Any) -> list[jax.Array]:
+    """Returns the leaves that gradients flow through, which are no integers."""
     leaves = jax.tree.leaves(tree)
     return [x for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)]
+
+
+def _with_numbers(tree: Any, numbers: list[jax.Array]) -> Any:
+    """Returns the tree with other leaves in place of those that `_numbers` gives."""
+    leaves, form = jax.tree.flatten(tree)
+    new = iter(numbers)
+    are_numbers = [jnp.issubdtype(x.dtype, jnp.inexact) for x in leaves]
+    return form.unflatten(
+        [
+            next(new) if is_number else x
+            for x, is_number in zip(leaves, are_numbers, strict=True)
+        ]
+    )

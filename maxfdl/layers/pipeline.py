@@ -28,6 +28,7 @@ from maxfdl.layers.one_forward_one_backward import OneForwardOneBackward
 from maxfdl.layers.schedule import Schedule
 from maxfdl.layers.stages import Stages
 from maxfdl.sharding.line import Line
+from maxfdl.sharding.memory import on_device
 from maxfdl.sharding.mesh import STAGE
 from maxfdl.sharding.sharding import DATA, Sharding
 
@@ -134,7 +135,9 @@ class Pipeline(Execution):
     ) -> tuple[jax.Array, Results]:
         """Runs repeats all of which go through the pipeline."""
         stages = functools.partial(self._stages, self.schedule, layers, remat)
-        arrays = layers.params, layers.state, x, context.rows, context.key
+        # Each iteration reads all of them, so what is in host memory comes once.
+        params = on_device(layers.params)
+        arrays = params, layers.state, x, context.rows, context.key
         sharding = context.sharding
         devices = 1 if sharding is None else sharding.size(STAGE)
         self._check_devices(devices)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.dtypes import float0
 
 from maxfdl.layers.context import Context, Outbox, Rows
 from maxfdl.layers.execution import Layers, Remat, Scan, rematerialised
@@ -227,7 +228,10 @@ def _gradient_if(condition: jax.Array, tree: Any) -> Any:
 
 
 def _gradient_if_backward(condition: jax.Array, grads: Any) -> tuple[None, Any]:
-    return None, jax.tree.map(lambda g: jnp.where(condition, g, 0), grads)
+    def keep(grad: Any) -> Any:  # that of an integer has no numbers
+        return grad if grad.dtype == float0 else jnp.where(condition, grad, 0)
+
+    return None, jax.tree.map(keep, grads)
 
 
 _gradient_if.defvjp(lambda condition, tree: (tree, condition), _gradient_if_backward)
