@@ -9,6 +9,7 @@ https://arxiv.org/abs/2104.04473, section 2.2).
 
 import dataclasses
 import functools
+import math
 from typing import ClassVar
 
 import jax
@@ -30,7 +31,7 @@ from maxfdl.layers.stages import Stages
 from maxfdl.sharding.line import Line
 from maxfdl.sharding.memory import on_device
 from maxfdl.sharding.mesh import STAGE
-from maxfdl.sharding.sharding import DATA, Sharding
+from maxfdl.sharding.sharding import Sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,16 +95,18 @@ class Pipeline(Execution):
 
     def check_rows(self, rows: int, sharding: Sharding) -> None:
         self._check_devices(sharding.size(STAGE))
-        replicas = sharding.data_parallel
-        if rows % (replicas * self.microbatches):
+        # Each of these shards computes the gradients of its own rows.
+        parts = math.prod(sharding.size(axis) for axis in sharding.parallel)
+        if rows % (parts * self.microbatches):
             raise UserError(
                 f"The rows of a batch that a pipeline is given ({rows}) must be a"
-                f" multiple of its microbatches ({self.microbatches}) times the"
-                f" data-parallel replicas ({replicas}); change batch_size, or take"
-                " fewer microbatches."
+                f" multiple of its microbatches ({self.microbatches}) times the shards"
+                f" of the rows ({parts}, mesh axes"
+                f" {' x '.join(sharding.parallel) or 'none'}); change batch_size, or"
+                " take fewer microbatches."
             )
-        rows = rows // replicas // self.microbatches
-        alone = (*sharding.alone, STAGE, *[DATA] * (replicas > 1))
+        rows = rows // parts // self.microbatches
+        alone = (*sharding.alone, STAGE, *sharding.parallel)
         inner = dataclasses.replace(sharding, alone=alone)
         inner.check("rows of a microbatch", (rows,), ("batch",))
 

@@ -78,8 +78,13 @@ def test_fields_that_fit_no_schedule_are_refused(fields, problem):
     ("axes", "microbatches", "problem"),
     [
         (dict(), 3, r"\(8\) must be a multiple of its microbatches \(3\) times"),
-        (dict(data=4), 4, r"microbatches \(4\) times the data-parallel replicas \(4\)"),
-        (dict(fsdp=4), 4, "rows of a microbatch: dim 'batch' of size 2 cannot be cut"),
+        (
+            dict(data=4),
+            4,
+            r"microbatches \(4\) times the shards of the rows \(4, .*data",
+        ),
+        (dict(fsdp=4), 4, r"\(4\) times the shards of the rows \(4, mesh axes fsdp\)"),
+        (dict(expert=4), 4, "rows of a microbatch: dim 'batch' of size 2 cannot be"),
         (dict(stage=4), 4, r"stages \(2\) must be a multiple of the mesh axis 'stage'"),
     ],
 )
@@ -98,10 +103,11 @@ def test_layers_that_stages_share_evenly_lie_with_their_stages():
         config = pipeline(config, stages=2, microbatches=2)
         program = tiny.program(mesh(config, stage=2, fsdp=2), devices=4)
         params = program.trainer.state_shardings()["params"]["decoder"]["stacks_0"]
-        return tuple(params["layers_0"]["mlp"]["up"]["kernel"].spec)
+        return params["layers_0"]["mlp"]["up"]["kernel"].spec
 
-    assert spec_of(4) == ("stage", "fsdp", None)
-    assert spec_of(3) == (None, ("stage", "fsdp"), None)
+    assert tuple(spec_of(4)) == ("stage", "fsdp", None)
+    layers, embed, _ = spec_of(3)
+    assert layers is None and set(embed) == {"stage", "fsdp"}
 
 
 def test_the_axis_stage_cuts_rows_and_parameters_outside_of_pipelines():
