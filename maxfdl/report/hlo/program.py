@@ -9,7 +9,6 @@ import functools
 import math
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from maxfdl.report.hlo.groups import Groups, groups_of
 from maxfdl.report.hlo.products import (
@@ -216,30 +215,33 @@ def collective_of(
       module: Where it stands.
       types: Of its operands.
     """
-    named: dict[str, Any] = dict(
-        channel=_channel(instruction),
-        source=instruction.attribute(r'op_name="([^"]*)"') or "",
-    )
-    if between := between_slices(instruction):
-        if instruction.opcode == "recv":  # the other half of a send
-            return None
-        group = _slices(instruction)
-        size = num_bytes(types[0]) * (group if between == "all-gather" else 1)
-        return Collective(between, size, group, through_host=True, **named)
-    kind = instruction.kind
+    if instruction.opcode == "recv":  # the other half of a send
+        return None
+    kind = between_slices(instruction) or instruction.kind
     if kind not in KINDS:
         return None
-    if kind == "collective-permute":
+    through_host, groups = instruction.opcode == "send", ()
+    if through_host or kind == "collective-permute":
         types = types[:1]  # The others are buffers.
     if kind == "ragged-all-to-all":
         # Of what is sent and where it is received, one is as large as all that may
         # come; the other, on average over devices, is what travels.
         types = [min(types[:2], key=num_bytes)]
-    groups = groups_of(instruction, module.num_devices)
+    if through_host:
+        group = _slices(instruction)
+    else:
+        groups = groups_of(instruction, module.num_devices)
+        group = len(groups[0])
     payload = sum(map(num_bytes, types))
-    if kind == "all-gather":
-        payload *= len(groups[0])
-    return Collective(kind, payload, len(groups[0]), groups=groups, **named)
+    return Collective(
+        kind,
+        payload * (group if kind == "all-gather" else 1),
+        group,
+        groups=groups,
+        channel=_channel(instruction),
+        through_host=through_host,
+        source=instruction.attribute(r'op_name="([^"]*)"') or "",
+    )
 
 
 def _channel(instruction: Instruction) -> int | None:
