@@ -93,7 +93,8 @@ def _masked(options: Options) -> list[str]:
     for row in rows_for(naming_of(options), options) if patterns else ():
         ours = row.ours if isinstance(row.ours, str) else row.ours[0]
         role = _ROLES.get(ours.rpartition("/")[2])
-        if role is not None and not row.state:
+        has = not row.state and (options["attention_sink"] or "sinks" not in ours)
+        if role is not None and has:
             found = any(re.search(each, f"params/{row.theirs}") for each in patterns)
             by_role.setdefault(role, set()).add(found)
     if any(len(found) > 1 for found in by_role.values()):
@@ -232,7 +233,7 @@ def _optimizer_options(node: Any) -> dict[str, Any]:
     return written
 
 
-_MASKS = {"scale": "scale$", "bias": "bias$", "embedding": "embedding$"}
+_MASKS = {"scale": "scale$", "bias": "(bias|sinks)$", "embedding": "embedding$"}
 """Patterns of MaxText's paths of the parameters of a role."""
 
 
@@ -249,8 +250,8 @@ def _schedule_options(schedule: Any, steps: int) -> dict[str, Any]:
     warmup = schedule.warmup_steps
     if not issubclass(kind, WarmupCosine):
         raise _nothing_like(kind.__name__)
-    fall = schedule.decay_steps
-    total = steps if fall is None else warmup + fall + 1
+    # Ours reaches its end after the last step of the decay, MaxText's at its own last.
+    total = warmup + (schedule.decay_steps or max(steps - warmup, 1)) + 1
     return {
         "learning_rate": schedule.peak,
         "lr_schedule_type": "cosine",

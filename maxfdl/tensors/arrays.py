@@ -123,10 +123,6 @@ class Arrays:
             node[path[-1]] = self._arrays[key]
         return tree
 
-    def array(self, key: Key) -> jax.Array:
-        """Returns an array that is filled."""
-        return self._arrays[key]
-
     def _empty(self, key: Key) -> jax.Array:
         shape = self._leaves[key].full_shape
         return _zeros(shape, self._dtype(key), self._place(key))

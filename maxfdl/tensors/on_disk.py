@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maxfdl.errors import UserError
 from maxfdl.layers.on_disk import OnDisk
 from maxfdl.model import Model
 from maxfdl.ops.state import StateDeclaration
-from maxfdl.tensors.arrays import Arrays, Key
+from maxfdl.tensors.arrays import Key
 from maxfdl.tensors.table import Binding, Leaves, Slot
 
 Index = tuple[int, ...]
@@ -109,21 +110,34 @@ def lazily(
             continue
         dtype = jnp.dtype(declared.dtype or model.network.param_dtype)
         abstract = jax.ShapeDtypeStruct(declared.full_shape, dtype)
-        arrays = functools.partial(Arrays, {key: declared}, model, None)
-        assembled = functools.partial(_assembled, key, of_array[key], read, arrays)
+        if declared.packing is not None:
+            raise UserError(
+                f"{'/'.join(key[1])} is stored in few bits, and cannot be read one"
+                " array at a time; leave out quantize_weights."
+            )
+        assembled = functools.partial(_assembled, key, abstract, of_array[key], read)
         node[key[1][-1]] = OnDisk(abstract, assembled)
     return variables
 
 
 def _assembled(
     key: Key,
+    abstract: jax.ShapeDtypeStruct,
     bindings: Sequence[Binding],
     read: Callable[[Binding], list[np.ndarray]],
-    make: Callable[[], Arrays],
-) -> jax.Array:
-    arrays = make()
-    for binding in bindings:
-        for slot, values in zip(binding.slots, read(binding), strict=True):
-            if (slot.collection, slot.path) == key:
-                arrays.fill(slot, values)
-    return arrays.array(key)
+) -> np.ndarray:
+    """Returns an array in host memory: what one binding has, or all of its parts."""
+    parts = (
+        (slot.index, values)
+        for binding in bindings
+        for slot, values in zip(binding.slots, read(binding), strict=True)
+        if (slot.collection, slot.path) == key
+    )
+    index, values = next(parts)
+    if not index:
+        return values.astype(abstract.dtype, copy=False)
+    whole = np.empty(abstract.shape, abstract.dtype)
+    whole[index] = values
+    for index, values in parts:
+        whole[index] = values
+    return whole

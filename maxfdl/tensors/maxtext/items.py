@@ -8,7 +8,7 @@ places in lists as integers.
 import json
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,8 +21,8 @@ Key = tuple[str | int, ...]
 METADATA = "_METADATA"
 _ARRAY_METADATA = pathlib.PurePath("array_metadatas", "process_0")
 _IN_LIST, _IN_DICT = 1, 2  # Orbax's key types
-_CHUNK_BYTES = 2**26
-"""Arrays are compressed in chunks of at most so many bytes, to bound what it takes."""
+_CHUNK_BYTES = 2**24
+"""Arrays are compressed and written in chunks of at most so many bytes, one by one."""
 
 
 class Entry(NamedTuple):
@@ -129,14 +129,13 @@ class ItemsWriter:
         random: str | None = None,
     ) -> None:
         """Writes an array; `random` names the kind of random keys that it holds."""
-        chunks = _chunks(values)
+        chunks = chunks_of(values)
         spec = _spec(self._path, key, use_ocdbt=True, use_zarr3=True) | {
             "dtype": values.dtype.name,
             "metadata": {"shape": list(values.shape), **_zarr3(chunks)},
             "store_data_equal_to_fill_value": True,
         }
-        store = tensorstore().open(spec, create=True, open=False).result()
-        store.write(values).result()
+        write_array(spec, values, chunks)
         self._add(key, value_type=kind, skip_deserialize=False, write_shape=chunks)
         self._arrays.append(
             {
@@ -177,6 +176,25 @@ class ItemsWriter:
         }
 
 
+def write_array(spec: Any, values: np.ndarray, chunks: Sequence[int]) -> None:
+    """Writes a new array, a few of its rows at a time."""
+    store = tensorstore().open(spec, create=True, open=False).result()
+    if list(values.shape) == list(chunks):
+        store.write(values).result()
+        return
+    for start in range(0, values.shape[0], chunks[0]):
+        rows = slice(start, min(start + chunks[0], values.shape[0]))
+        store[rows].write(values[rows]).result()
+
+
+def chunks_of(values: np.ndarray) -> list[int]:
+    """Returns the shape of a chunk: whole but for the first dim of a large array."""
+    if values.nbytes <= _CHUNK_BYTES:
+        return list(values.shape)
+    rows = _CHUNK_BYTES * values.shape[0] // values.nbytes
+    return [max(rows, 1), *values.shape[1:]]
+
+
 def _name(key: Key) -> str:
     return ".".join(map(str, key))
 
@@ -191,14 +209,6 @@ def _spec(
     if use_ocdbt:
         store = {"driver": "ocdbt", "base": f"file://{base}/", "path": name}
     return {"driver": "zarr3" if use_zarr3 else "zarr", "kvstore": dict(store)}
-
-
-def _chunks(values: np.ndarray) -> list[int]:
-    """Returns the shape of a chunk: whole but for the first dim of a large array."""
-    if values.nbytes <= _CHUNK_BYTES:
-        return list(values.shape)
-    rows = _CHUNK_BYTES * values.shape[0] // values.nbytes
-    return [max(rows, 1), *values.shape[1:]]
 
 
 def _zarr3(chunks: list[int]) -> dict[str, Any]:

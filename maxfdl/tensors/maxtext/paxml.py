@@ -16,7 +16,14 @@ import numpy as np
 
 from maxfdl.errors import UserError
 from maxfdl.tensors.layouts import Layout
-from maxfdl.tensors.maxtext.items import Entry, Key, resolved_array, tensorstore
+from maxfdl.tensors.maxtext.items import (
+    Entry,
+    Key,
+    chunks_of,
+    resolved_array,
+    tensorstore,
+    write_array,
+)
 from maxfdl.tensors.maxtext.layouts import Plus, Same, Side
 from maxfdl.tensors.maxtext.moments import OptimizerLayout
 from maxfdl.tensors.maxtext.names import LAYER_STACK, Group, Naming
@@ -251,12 +258,12 @@ class PaxmlWriter:
         self._path = path
 
     def write(self, key: Key, values: np.ndarray) -> None:
+        chunks = chunks_of(values)
         spec = _spec(self._path, str(key[0])) | {
             "dtype": values.dtype.name,
-            "metadata": {"shape": list(values.shape)},
+            "metadata": {"shape": list(values.shape), "chunks": chunks},
         }
-        store = tensorstore().open(spec, create=True, open=False).result()
-        store.write(values).result()
+        write_array(spec, values, chunks)
 
 
 def _spec(path: pathlib.Path, name: str) -> dict[str, Any]:
