@@ -20,7 +20,7 @@ from maxfdl.tensors.matching import listed, their_shapes
 from maxfdl.tensors.maxtext.binding import bind
 from maxfdl.tensors.maxtext.folder import MaxTextFolder, is_maxtext
 from maxfdl.tensors.maxtext.form import form_of, maxtext_form
-from maxfdl.tensors.maxtext.items import Entry, Key
+from maxfdl.tensors.maxtext.items import Key
 from maxfdl.tensors.maxtext.paxml import PaxmlFolder, is_paxml
 from maxfdl.tensors.on_disk import lazily
 from maxfdl.tensors.source import tell
@@ -159,7 +159,7 @@ def moments_in(source: MaxTextSource) -> dict[str, Moment]:
       UserError: If it lacks some.
     """
     plan = source.folder.plan
-    entries: Mapping[Key, Entry] = source.folder.items.entries
+    entries = source.folder.items.entries
     found, missing = {}, []
     for name, order in plan.orders.items():
         bindings = [b for b in source.bindings if plan.has(name, b)]
