@@ -13,12 +13,12 @@ from fdl_configs.optimizers import adamw
 from fdl_configs.runs import pretrain
 from maxfdl import hf, maxtext
 from maxfdl.errors import UserError
+from maxfdl.layers.on_disk import OnDisk
 from maxfdl.maxtext.loading import open_folder
 from maxfdl.maxtext.saving import save, write
 from maxfdl.run.first_state import first_state
 from maxfdl.tensors.maxtext.folder import MaxTextFolder
 from maxfdl.tensors.maxtext.layout import CheckpointLayout
-from maxfdl.tensors.on_disk import OnDisk
 from tests.maxtext import tiny
 from tests.maxtext.comparing import differences
 from tests.maxtext.goldens import NAMES, Golden
