@@ -23,8 +23,20 @@ def expert_counts(
     experts: Int[Array, "B T k"], mask: Bool[Array, "B T"], num_experts: int
 ) -> Int[Array, " E"]:
     """Returns how often each expert was chosen."""
-    once = jnp.broadcast_to(mask[..., None], experts.shape).astype(jnp.int32)
-    return jnp.zeros(num_experts, jnp.int32).at[experts].add(once)
+    chosen = _chosen(experts, mask, num_experts)
+    return jnp.sum(chosen, axis=(0, 1, 2), dtype=jnp.int32)
+
+
+def _chosen(
+    experts_BTk: jax.Array, mask_BT: jax.Array, num_experts: int
+) -> Bool[Array, "B T k E"]:
+    """Returns which expert each choice of a token that counts is.
+
+    Summed up, it is never formed. A scatter would count the same, but on a mesh XLA
+    gathers all choices for it.
+    """
+    numbers = jnp.arange(num_experts, dtype=experts_BTk.dtype)
+    return (experts_BTk[..., None] == numbers) & mask_BT[..., None, None]
 
 
 def probabilities(scores: Float[Array, "*N E"]) -> Float[Array, "*N E"]:
@@ -84,11 +96,10 @@ def sequence_balance(
     scores, and P_e is the mean probability of e. Neither a selection bias nor groups
     enter. DeepSeek-V3, https://arxiv.org/abs/2412.19437, equations 17 to 20.
     """
-    rows, _, num_experts = scores.shape
+    num_experts = scores.shape[-1]
     highest = lax.top_k(lax.stop_gradient(scores), k)[1]
-    once = jnp.broadcast_to(mask[..., None], highest.shape).astype(jnp.float32)
-    row = jnp.arange(rows)[:, None, None]
-    chosen_BE = jnp.zeros((rows, num_experts)).at[row, highest].add(once)
+    chosen = _chosen(highest, mask, num_experts)
+    chosen_BE = jnp.sum(chosen, axis=(1, 2), dtype=jnp.float32)
     tokens_B1 = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
     f_BE = chosen_BE * num_experts / (k * tokens_B1)
     shares = jnp.where(mask[..., None], probabilities(scores), 0.0)

@@ -163,6 +163,9 @@ def test_tpus_send_tokens_four_times_and_no_weights_beside_the_shared_expert(chi
     assert sent == [copies * width * 4] * 4
     kernels = rf"\[({EXPERTS},{FEATURES},{HIDDEN}|{EXPERTS},{HIDDEN},{FEATURES})\]"
     assert not re.search(rf"{kernels}\S* all-gather", text)
+    assert not re.search(
+        rf"s32\[{ROWS},\S* all-gather", text
+    )  # choices are counted here
     # Between the first start and its end stand the products of the shared expert.
     first = text.index("ragged-all-to-all-start(")
     between = text[first : text.index("ragged-all-to-all-done(", first)]
