@@ -2,6 +2,7 @@
 
 import functools
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +34,8 @@ WIDE = AxisRules(expert_mlp=())
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
-def sharding_on(rules=WIDE, devices=None, **axes):
-    return Sharding(MeshShape(**{"fsdp": 1} | axes).build(devices), rules)
+def sharding_on(rules=WIDE, devices=None, fsdp=1, **axes: Any):
+    return Sharding(MeshShape(fsdp=fsdp, **axes).build(devices), rules)
 
 
 @functools.cache
