@@ -261,7 +261,11 @@ def test_other_tokens_of_a_dropless_batch_change_nothing():
     np.testing.assert_allclose(both[2:3], one, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("dispatch", [Dropless(), Capacity(0.7)], ids=str)
+@pytest.mark.parametrize(
+    "dispatch",
+    [Dropless(), pytest.param(Capacity(0.7), marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_a_mesh_changes_nothing(dispatch):
     model = model_of("nnx", **BLOCKS["deepseek_v3"], dispatch=dispatch)
     variables, inputs = jax.jit(model.init)(KEY), packed_tokens(rows=4)
