@@ -46,9 +46,10 @@ class DiLoCo(Trainer):
     Each replica takes the steps of the standard trainer on its share of every batch,
     the first replica on the first rows, and exchanges nothing with the others. At a
     sync, the outer optimizer moves the outer weights along the mean of what the
-    replicas have learnt, and all go on from there, each with its own optimizer state.
-    The outer weights are those that are evaluated and saved for use; if the inner
-    optimizer or an update keeps an average, the mean of the replicas' averages is.
+    replicas have learnt, and all go on from there, each with its own optimizer state: a
+    sync leaves that as it is, and so the z of schedule-free learning. The outer weights
+    are those that are evaluated and saved for use; if the inner optimizer or an update
+    keeps an average, the mean of the replicas' averages is.
     Douillard et al. 2023, https://arxiv.org/abs/2311.08105, algorithm 1.
 
     The inner trainer is made of the other fields, with the guard and the placement: a
