@@ -92,6 +92,8 @@ def test_a_step_that_has_no_room_is_a_result(call, tmp_path, monkeypatch):
     found = figures(file)
     assert found.keys() >= PROMISED and found["fits"] is False
     assert found["peak_bytes"] == 20.5 * 2**30 and found["flops"] is None
+    # How much of it are state and batch is known without the compiler.
+    assert 0 < found["argument_bytes"] < 2**20 and "arguments: " in out
 
 
 def test_a_bug_is_not_taken_for_a_lack_of_room(call, monkeypatch):

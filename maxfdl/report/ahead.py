@@ -16,7 +16,7 @@ from maxfdl.experiment import Experiment
 from maxfdl.report import hlo
 from maxfdl.report.roofline import Roofline, Sent, roofline
 from maxfdl.run.chips import chip_of
-from maxfdl.sharding.room import host_bytes
+from maxfdl.sharding.room import bytes_on_host, bytes_per_device, host_bytes
 from maxfdl.train.program import CompiledStep, Program
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -66,8 +66,8 @@ class Ahead:
       num_slices: Slices that the devices are in.
       compile_seconds, compile_cpu_seconds: What it took to trace and compile it.
       refusal: Why the compiler gave up for want of memory; None if it did not. Then
-        what follows is not known, but for `memory_bytes` and `peak_bytes`.
-      argument_bytes: State and batch.
+        what follows is not known, but for bytes of memory.
+      argument_bytes: State and batch; of a refusal, by their shapes.
       temp_bytes: What the step needs beside them.
       peak_bytes: All that it needs; of a refusal, what the compiler says that it would.
       memory_bytes: What the device has; None if that is not known.
@@ -168,9 +168,16 @@ def compile_ahead(name: str, program: Program) -> tuple[Ahead, CompiledStep | No
         written_flops=program.written_flops() / mesh.size,
         memory_bytes=_memory_of(device, mesh.size),
         refusal=refusal,
+        argument_bytes=_size_of_arguments(program),
         peak_bytes=None if refusal is None else _needed(refusal),
     )
     return (report if step is None else _with_figures(report, step, mesh)), step
+
+
+def _size_of_arguments(program: Program) -> int:
+    """Returns the bytes of state and batch in the memory of a device."""
+    arguments = program.abstract_state(), program.abstract_batch()
+    return bytes_per_device(arguments) - bytes_on_host(arguments)
 
 
 def _with_figures(report: Ahead, step: CompiledStep, mesh: Mesh) -> Ahead:

@@ -81,12 +81,12 @@ def _rows(report: Ahead) -> list[tuple[str, str]]:
             f" ({duration(report.compile_cpu_seconds)} of CPU)",
         ),
         ("fits", _fits(report)),
+        ("arguments", size_text(report.argument_bytes or 0)),
     ]
     if report.refusal is not None:
         return rows
     assert report.flops is not None and report.peak_bytes is not None
     rows += [
-        ("arguments", size_text(report.argument_bytes or 0)),
         ("temporaries", size_text(report.temp_bytes or 0)),
         ("peak", size_text(report.peak_bytes)),
         ("FLOPs", _flops(report)),
