@@ -6,9 +6,19 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 FOLDER = pathlib.Path(__file__).parents[1] / "goldens" / "maxtext"
 NAMES = sorted(path.parent.name for path in FOLDER.glob("*/config.json"))
+
+QUICK = ("llama2_linen024_param_only", "deepseek3_nnx025_scan")
+
+
+def with_slow(names, quick):
+    """Returns parameters of a test, of which all but the `quick` ones are slow."""
+    slow = pytest.mark.slow
+    return [n if n in quick else pytest.param(n, marks=slow) for n in names]
+
 
 _LOGITS = {"gpt3": 3e-5, "qwen3": 3e-5, "gemma3": 5e-5}
 _AFTER = {"gpt3": 5e-5, "qwen3": 5e-5, "gemma3": 1e-3}

@@ -4,10 +4,10 @@ import pytest
 
 from maxfdl import maxtext
 from tests.maxtext.comparing import differences
-from tests.maxtext.goldens import NAMES, Golden
+from tests.maxtext.goldens import NAMES, QUICK, Golden, with_slow
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", with_slow(NAMES, QUICK))
 def test_a_checkpoint_is_written_back_with_the_same_tree_and_bytes(name, tmp_path):
     golden = Golden(name)
     loaded = maxtext.load(golden.path)
