@@ -424,3 +424,10 @@ _MORE: dict[str, Callable[[Config], dict[str, Any]]] = {
     "deepseek_v2": _deepseek_from_hf,
     "deepseek_v3": _deepseek_from_hf,
 }
+
+
+def model_types_of(block: str) -> list[str]:
+    """Returns the model types of config.json that a `decoder_block` stands for."""
+    if block == "gpt3":
+        return ["gpt2"]
+    return [kind for kind, own in _BLOCKS.items() if own == block]

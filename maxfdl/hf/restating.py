@@ -5,14 +5,15 @@ from typing import Any
 
 import fiddle as fdl
 
-from fdl_configs.families import FAMILIES
-from fdl_configs.maxtext_families import options_from_hf
+from fdl_configs.families import family_of
+from fdl_configs.maxtext_families import model_types_of, options_from_hf
 from fdl_configs.maxtext_forms import in_published_form
 from maxfdl import graph
 from maxfdl.hf.describing import config_of, plain_network
 from maxfdl.layers import nnx
 from maxfdl.model import Model, NnxModel
 from maxfdl.mutations.family import with_layers_of
+from maxfdl.tensors.hugging_face.config import Config
 from maxfdl.tensors.maxtext.layout import CheckpointLayout
 from maxfdl.tensors.maxtext.names import NAMINGS
 from maxfdl.tensors.maxtext.options import Options, resolved
@@ -69,13 +70,23 @@ def _published(network: fdl.Partial) -> tuple[fdl.Partial, Options] | None:
     """Returns the network in the form of a family, and MaxText's options for it."""
     for block in NAMINGS:
         made = in_published_form(network, block)
-        plain = plain_network(made)
-        for family in FAMILIES.values():
-            config = config_of(family, plain)
-            options = config and options_from_hf(config)
-            if options and options["decoder_block"] == block:
-                return made, resolved(options, "this graph")
+        config = config_for(plain_network(made), block)
+        options = config and options_from_hf(config)
+        if options:
+            return made, resolved(options, "this graph")
     return None
+
+
+def config_for(plain: fdl.Partial, block: str) -> Config | None:
+    """Returns the config.json of a network in published form, as a decoder of MaxText.
+
+    Args:
+      plain: The network, as `plain_network` gives it.
+      block: The `decoder_block`, whose families alone are tried.
+    """
+    families = map(family_of, model_types_of(block))
+    configs = (config_of(family, plain) for family in families)
+    return next((config for config in configs if config is not None), None)
 
 
 def _model(network: Any) -> Model:

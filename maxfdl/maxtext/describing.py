@@ -5,14 +5,14 @@ from typing import Any
 
 import fiddle as fdl
 
-from fdl_configs.families import FAMILIES
 from fdl_configs.maxtext import published_network
 from fdl_configs.maxtext_families import options_from_hf
 from fdl_configs.maxtext_forms import in_published_form
 from fdl_configs.maxtext_training import training_options
 from maxfdl import graph
 from maxfdl.errors import UserError
-from maxfdl.hf.describing import config_of, plain_network
+from maxfdl.hf.describing import plain_network
+from maxfdl.hf.restating import config_for
 from maxfdl.layers import nnx
 from maxfdl.tensors.maxtext.layout import CheckpointLayout
 from maxfdl.tensors.maxtext.names import NAMINGS
@@ -57,7 +57,7 @@ def _is_of(plain: fdl.Partial, options: Options) -> bool:
 def _network_options(plain: fdl.Partial) -> Options:
     for block in NAMINGS:
         stripped, normalised = _without_logit_scale(plain)
-        config = _config_of(in_published_form(stripped, block))
+        config = config_for(in_published_form(stripped, block), block)
         options = None if config is None else options_from_hf(config)
         if options is not None and options["decoder_block"] == block:
             if normalised is not None:
@@ -67,12 +67,6 @@ def _network_options(plain: fdl.Partial) -> Options:
         "MaxText has no decoder like this network: none that"
         f" {', '.join(NAMINGS)} describe; undo what changed it."
     )
-
-
-def _config_of(plain: fdl.Partial) -> dict[str, Any] | None:
-    """Returns the config.json of the first family that has a network."""
-    configs = (config_of(family, plain) for family in FAMILIES.values())
-    return next((config for config in configs if config is not None), None)
 
 
 def _without_logit_scale(plain: fdl.Partial) -> tuple[fdl.Partial, bool | None]:

@@ -11,7 +11,7 @@ import pytest
 FOLDER = pathlib.Path(__file__).parents[1] / "goldens" / "maxtext"
 NAMES = sorted(path.parent.name for path in FOLDER.glob("*/config.json"))
 
-QUICK = ("llama2_linen024_param_only", "deepseek3_nnx025_scan")
+QUICK = ("llama2_linen024_param_only", "llama2_nnx025_muon")
 
 
 def with_slow(names, quick):

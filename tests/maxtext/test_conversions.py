@@ -43,7 +43,7 @@ def opened(folder, network):
     )
 
 
-@pytest.mark.parametrize("name", with_slow(tiny.OPTIONS, ("gemma3", "gpt3")))
+@pytest.mark.parametrize("name", with_slow(tiny.OPTIONS, ("llama2", "gpt3")))
 def test_weights_go_through_all_layouts_and_back(name, tmp_path, capsys):
     network = tiny.published(name)
     weights = tiny.variables(tiny.model(network))
