@@ -275,7 +275,7 @@ def _with_whole_rows(model: Model) -> Model:
     """Returns the model as it generates: a single token is cut by no mesh axis."""
     if model.sharding is None:
         return model
-    return model.on(model.sharding.without("sequence"))
+    return model.on(model.sharding.with_whole_rows())
 
 
 def _row_parts(model: Model) -> int:

@@ -64,14 +64,17 @@ class Sharding:
     def _alone(self, axis: str) -> "Sharding":
         return dataclasses.replace(self._abstract(), alone=(*self.alone, axis))
 
-    def without(self, dim: str) -> "Sharding":
-        """Returns the sharding in which the mesh axes that cut `dim` cut nothing."""
-        axes = getattr(self.rules, dim)
+    def with_whole_rows(self) -> "Sharding":
+        """Returns the sharding in which no mesh axis cuts a row along its tokens.
+
+        Those that cut `sequence` then cut nothing at all.
+        """
+        axes = self.rules.sequence
         left = {
             name: tuple(axis for axis in getattr(self.rules, name) if axis not in axes)
             for name in dims()
         }
-        rules = dataclasses.replace(self.rules, **left)
+        rules = dataclasses.replace(self.rules, **left | {"residual": ()})
         return dataclasses.replace(self, rules=rules)
 
     def _abstract(self) -> "Sharding":

@@ -34,13 +34,18 @@ def test_a_dim_is_cut_by_the_axes_that_its_rule_names(on):
     assert sharding.spec(("layers", "norm")) == P(None, None)
 
 
-def test_without_a_dim_its_axes_cut_nothing_and_the_others_what_they_did(on):
-    sharding = on(fsdp=2, context=2, tensor=2)
+def test_rows_that_are_whole_are_cut_along_their_tokens_by_no_axis(on):
+    rules = AxisRules(residual=("context", "tensor"))
+    sharding = on(rules, fsdp=2, context=2, tensor=2)
     dims = "batch", "sequence", "embed", "heads"
+    between = "batch", "residual", "embed"
     assert sharding.spec(dims) == P("fsdp", "context", None, "tensor")
+    assert sharding.spec(between) == P("fsdp", ("context", "tensor"), None)
     assert sharding.spec(("embed",)) == P(("fsdp", "context"))
-    assert sharding.without("sequence").spec(dims) == P("fsdp", None, None, "tensor")
-    assert sharding.without("sequence").spec(("embed",)) == P("fsdp")
+    whole = sharding.with_whole_rows()
+    assert whole.spec(dims) == P("fsdp", None, None, "tensor")
+    assert whole.spec(between) == P("fsdp", None, None)
+    assert whole.spec(("embed",)) == P("fsdp")
 
 
 def test_axes_of_size_one_are_left_out(on):
