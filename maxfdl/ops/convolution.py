@@ -90,14 +90,10 @@ def convolution_of_shards(
         return causal_convolution(x, kernel, places)[0]
     size = math.prod(map(sharding.size, names_of(tokens)))
     of_x, of_kernel = PartitionSpec(rows, tokens, *cuts), PartitionSpec(None, *cuts)
-    return jax.shard_map(
-        functools.partial(_of_shard, Ring(tokens, size)),
-        mesh=sharding.mesh,
-        in_specs=(of_x, of_kernel, PartitionSpec(rows, tokens)),
-        out_specs=of_x,
-        axis_names=set(sharding.mesh.axis_names) - set(sharding.manual),
-        check_vma=False,
-    )(x, kernel.astype(jnp.float32), places)
+    on_shard = functools.partial(_of_shard, Ring(tokens, size))
+    in_specs = of_x, of_kernel, PartitionSpec(rows, tokens)
+    spread = sharding.on_each(on_shard, in_specs, of_x)
+    return spread(x, kernel.astype(jnp.float32), places)
 
 
 def _of_shard(ring, x, kernel, places):

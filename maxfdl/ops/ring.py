@@ -97,15 +97,7 @@ class Cut:
 
     def run(self, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
         """Returns `function` run by each device on its shards."""
-        sharding = self.sharding
-        return jax.shard_map(
-            function,
-            mesh=sharding.mesh,
-            in_specs=in_specs,
-            out_specs=out_specs,
-            axis_names=set(sharding.mesh.axis_names) - set(sharding.manual),
-            check_vma=False,
-        )
+        return self.sharding.on_each(function, in_specs, out_specs)
 
     def highest(self, per_head: jax.Array, *more: Axis) -> jax.Array:
         """Returns the maximum over all devices with these heads, inside of `run`."""
