@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import logging
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -145,10 +146,16 @@ def saved_tree(path: pathlib.Path) -> Any:
       DamagedCheckpointError: If it cannot be read.
     """
     ocp = import_orbax()
+    logging.disable(logging.WARNING)  # of what is damaged, Orbax tells a page
     try:
-        return ocp.checkpointables_metadata(path).metadata["state"]
+        tree = ocp.checkpointables_metadata(path).metadata["state"]
     except Exception as error:
         raise DamagedCheckpointError(gist(error)) from None
+    finally:
+        logging.disable(logging.NOTSET)
+    if tree is None:
+        raise DamagedCheckpointError("the tree of its arrays cannot be read")
+    return tree
 
 
 def check_fits(path: pathlib.Path, record: Record, abstract: Any, whole: bool) -> None:

@@ -14,25 +14,8 @@ import pytest
 
 from maxfdl.checkpoint.checkpointer import Checkpointer
 from maxfdl.errors import UserError
-
-
-def delete(path):
-    path.unlink()
-
-
-def truncate(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def empty(path):
-    path.write_bytes(b"")
-
-
-def flip_a_bit(path, position=None):
-    content = bytearray(path.read_bytes())
-    position = len(content) // 2 if position is None else position
-    content[position] ^= 1 << position % 8
-    path.write_bytes(content)
+from tests import faults
+from tests.faults import delete, empty, flip_a_bit, truncate
 
 
 @pytest.fixture
@@ -235,3 +218,15 @@ def test_a_kill_while_saving_leaves_a_whole_step(tmp_path, make_data):
     checkpointer.save(newest + 1, {"w": restored["w"]}, make_data(), "{}")
     checkpointer.close()
     assert len(list(pathlib.Path(tmp_path).iterdir())) == 3
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_goes_on_as_if_nothing_had_happened(
+    tmp_path,
+):
+    """A share of `python -m tests.faults`."""
+    found = faults.storm("diloco", kills=2, folder=tmp_path)
+    assert found.kills == 2
+    assert found.unrestorable == found.wrong_losses == 0
+    # The metrics of a step are written one step late, and a save may be under way.
+    assert found.most_lost <= 2 * faults.EVERY
