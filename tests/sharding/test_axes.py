@@ -14,13 +14,13 @@ import pytest
 
 from experiments import zoo_smoke
 from maxfdl import graph
-from maxfdl.mutations import mesh, router_losses, to_linen, to_nnx, use_sgd
+from maxfdl.mutations import mesh, pipeline, router_losses, to_linen, to_nnx, use_sgd
 from maxfdl.ops.state import StateDeclaration
 from maxfdl.train.program import Program
 
 STEPS, ROWS, LENGTH = 3, 8, 32
 TOLERANCE = 1e-5
-SIZES = {"data": 4, "fsdp": 4, "context": 4, "tensor": 2, "expert": 4}
+SIZES = {"data": 4, "fsdp": 4, "context": 4, "tensor": 2, "expert": 4, "stage": 2}
 """Devices along an axis that is alone or the first of two; the second has 2."""
 NETWORKS = {
     "dense": "llama2",
@@ -57,33 +57,36 @@ def cases():
                 yield pytest.param(network, axes, family, id=name, marks=marks)
 
 
-def experiment(network, axes, family=to_nnx):
+def experiment(network, axes, repeats, family=to_nnx):
     config = zoo_smoke.experiment(NETWORKS[network])
     config.batch_size, config.sequence_length = ROWS, LENGTH
     config.model.embedding.initializer.stddev = 1.0
     for stack in config.model.decoder.stacks:
-        stack.repeats, stack.layers = 1, [stack.layers[0], *stack.layers[1:][-1:]]
+        stack.repeats = repeats
+        stack.layers = [stack.layers[0], *stack.layers[1:][-1:]]
     config.optimizer.schedule.peak, config.optimizer.schedule.warmup_steps = 0.1, 0
     config = use_sgd(config, momentum=0.9)
     if network != "dense":
         config = router_losses(config, batch_balance=1e-2, z=1e-3)
+    if "stage" in axes:
+        config = pipeline(config, stages=axes["stage"], microbatches=2)
     return family(mesh(config, **axes))
 
 
 @functools.cache
-def weights(network):
-    model = graph.build(experiment(network, {})).make_model()
+def weights(network, repeats):
+    model = graph.build(experiment(network, {}, repeats)).make_model()
     return jax.device_get(jax.jit(model.init)(jax.random.key(0)))["params"]
 
 
-def trained(network, axes, family=to_nnx):
+def trained(network, axes, repeats, family=to_nnx):
     """Returns the loss of each step, and the momentum after the last."""
-    made = graph.build(experiment(network, axes, family))
+    made = graph.build(experiment(network, axes, repeats, family))
     devices = jax.devices()[: int(np.prod([*axes.values()], dtype=int))]
     trainer = made.make_trainer(made.make_sharding(devices))
     program = Program(trainer, ROWS, LENGTH)
     state = jax.tree.map(StateDeclaration.first, trainer.model.state())
-    state = trainer.start_from({"params": weights(network), "state": state})
+    state = trainer.start_from({"params": weights(network, repeats), "state": state})
     state = jax.device_put(jax.tree.map(np.array, state), trainer.state_shardings())
     step = program.compile_step().run
     batches = iter(made.make_batches(made.make_data(trainer.model)))
@@ -95,8 +98,8 @@ def trained(network, axes, family=to_nnx):
 
 
 @functools.cache
-def on_one_device(network):
-    return trained(network, {})
+def on_one_device(network, repeats):
+    return trained(network, {}, repeats)
 
 
 def errors(found, expected):
@@ -121,8 +124,9 @@ def errors(found, expected):
 
 @pytest.mark.parametrize("network, axes, family", [*cases()])
 def test_losses_and_gradients_are_those_of_one_device(network, axes, family):
-    losses, momentum = trained(network, axes, family)
-    expected_losses, expected = on_one_device(network)
+    repeats = axes.get("stage", 1)  # a stage needs a repeat of each stack
+    losses, momentum = trained(network, axes, repeats, family)
+    expected_losses, expected = on_one_device(network, repeats)
     np.testing.assert_allclose(losses, expected_losses, rtol=TOLERANCE)
     found = errors(momentum, expected)
     assert not {path: e for path, e in found.items() if not e <= TOLERANCE}
