@@ -74,6 +74,8 @@ def folder(tmp_path, monkeypatch) -> pathlib.Path:
     table = pyarrow.table({"text": texts})
     pyarrow.parquet.write_table(table, tmp_path / "corpus/a.parquet")
     model_folder(tmp_path / "models/x")
+    maxtext = goldens.FOLDER / "maxtext" / "llama2_linen024_param_only"
+    shutil.copytree(maxtext, tmp_path / "old/maxtext")
     return tmp_path
 
 
@@ -206,6 +208,7 @@ def test_all_of_them_run_one_after_the_other(folder, call):
     assert sorted(path.name for path in folder.joinpath("models").iterdir()) == [
         "x",
         "x-int4",
+        "x-maxtext",
         "x-tuned",
     ]
 
