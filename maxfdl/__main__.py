@@ -13,7 +13,7 @@ COMMANDS = {
     "aot": "Compiles for TPUs elsewhere: memory, FLOPs, collectives, least time.",
     "bench": "Times the step of an experiment; --accelerator checks the card here.",
     "generate": "Writes text with a run, a Hugging Face folder or a GGUF file.",
-    "convert": "Turns Hugging Face folders into runs, and runs into folders.",
+    "convert": "Goes between runs, Hugging Face, and MaxText's checkpoints.",
     "checkpoint": "Lists, verifies, inspects, compares and prunes checkpoints.",
     "plot": "Draws metrics of runs over steps, tokens or bytes.",
     "quantize": "Stores a folder or a run in few bits: int8, int4, fp8, mxfp4.",

@@ -30,7 +30,7 @@ from typing import Any
 from absl import flags
 
 from maxfdl import commandline
-from maxfdl.errors import UserError
+from maxfdl.errors import UserError, did_you_mean
 
 FLAGS = flags.FLAGS
 
@@ -50,7 +50,9 @@ for name, what in {
     if name not in FLAGS:
         flags.DEFINE_string(name, None, what)
 if "format" not in FLAGS:
-    flags.DEFINE_enum("format", None, _FORMATS, "What --to becomes; default: run.")
+    formats = ", ".join(_FORMATS)
+    flags.DEFINE_string("format", None, f"What --to becomes: {formats}.")
+if "scanned" not in FLAGS:
     flags.DEFINE_bool("scanned", True, "Stack MaxText's layers.")
     flags.DEFINE_bool("parameters_only", False, "Leave out optimizer and step.")
 if "allow_non_finite" not in FLAGS:
@@ -60,6 +62,11 @@ if "allow_non_finite" not in FLAGS:
 
 
 def main(argv: list[str]) -> None:
+    if FLAGS.format is not None and FLAGS.format not in _FORMATS:
+        raise UserError(
+            f"--format ({FLAGS.format}) must be one of {', '.join(_FORMATS)}."
+            f"{did_you_mean(FLAGS.format, _FORMATS)}"
+        )
     ways = ("from", "from_hf", "to", "from_run", "to_hf")
     values: dict[str, Any] = {name: FLAGS[name].value for name in ways}
     given = {name: value for name, value in values.items() if value is not None}

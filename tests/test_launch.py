@@ -418,7 +418,7 @@ def test_all_that_is_wrong_with_the_values_is_said_at_once(call):
         "  <root>: Experiment name ('../../x') must be letters, digits and '_.+-', for"
         " it names the run directory.\n"
         "  <root>: Experiment steps (0) must be positive.\n"
-        "  mesh: MeshShape axes ({'data': 1, 'fsdp': 0, 'tensor': 1}) must be positive,"
+        "  mesh: MeshShape axes ({'fsdp': 0}) must be positive,"
         " or -1 for the rest."
     )
 

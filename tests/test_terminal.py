@@ -39,8 +39,8 @@ def test_alone_it_lists_the_commands():
     assert (done.returncode, done.stderr) == (0, b"")
     lines = done.stdout.decode().splitlines()
     for name, what in COMMANDS.items():
-        assert f"  {name:<9} {what}" in lines
-    assert COMMANDS.keys() == ENTRY_POINTS
+        assert f"  {name:<10} {what}" in lines
+    assert COMMANDS.keys() == {n.removesuffix(".__main__") for n in ENTRY_POINTS}
     assert max(map(len, lines)) <= 88
 
 
@@ -56,7 +56,7 @@ def test_a_command_by_name_is_its_module():
         (
             ("lanch", "--x"),
             "no command 'lanch'. Did you mean 'launch' or 'bench'? There are: launch,"
-            " show, diff, aot, bench, generate, convert, plot, quantize.",
+            " show, diff, aot, bench, generate, convert, checkpoint, plot, quantize.",
         ),
         (("--x",), "the command comes first, as in: maxfdl launch --x"),
     ],

@@ -123,7 +123,7 @@ def write(
     with staged if jax.process_index() == 0 else contextlib.nullcontext() as new:
         if new is not None:
             (new / CHECKPOINT).mkdir()
-            (new / CONFIG).write_text(_config(options, layout.framework, step))
+            (new / CONFIG).write_text(_config(options, layout.framework, step), "utf-8")
         write_maxtext(
             new and new / CHECKPOINT,
             target,

@@ -1,10 +1,10 @@
 """Notices a step that hangs, says where, and ends the process."""
 
 import contextlib
-import faulthandler
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 
 from maxfdl.run.leave import leave_now, say_error
@@ -69,5 +69,17 @@ class Watchdog:
                     f"step {step} has taken more than {self._seconds:g} s; if it takes"
                     " as long again, the process ends. The stacks of its threads:"
                 )
-                with contextlib.suppress(OSError, ValueError, AttributeError):
-                    faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+                say_error(stacks())
+
+
+def stacks() -> str:
+    """Returns the stack of every thread of this process, the main thread first."""
+    frames = sys._current_frames()
+    main = threading.main_thread()
+    threads = sorted(threading.enumerate(), key=lambda thread: thread is not main)
+    return "\n".join(
+        f"thread {thread.name}:\n"
+        + "".join(traceback.format_stack(frames[thread.ident])).rstrip()
+        for thread in threads
+        if thread.ident in frames
+    )

@@ -98,15 +98,15 @@ CASES = [
         | dict(mask=Chunked(4), sinks=object(), attention=DotProductAttention("auto")),
         [],
     ),
-    (check_stack, dict(layers=[1], repeats=1), []),
+    (check_stack, dict(layers=[1], repeats=1, execution=None), []),
     (
         check_stack,
-        dict(layers=[1], repeats=10**9),
+        dict(layers=[1], repeats=10**9, execution=None),
         ["Stack repeats (1000000000) must be at most 10000."],
     ),
     (
         check_stack,
-        dict(layers=[], repeats=0),
+        dict(layers=[], repeats=0, execution=None),
         [
             "Stack repeats (0) must be at least 1; drop the stack.",
             "Stack layers must name at least one layer.",

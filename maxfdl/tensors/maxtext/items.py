@@ -155,7 +155,7 @@ class ItemsWriter:
     def close(self) -> None:
         arrays = self._path / _ARRAY_METADATA
         arrays.parent.mkdir(exist_ok=True)
-        arrays.write_text(json.dumps({"array_metadatas": self._arrays}))
+        arrays.write_text(json.dumps({"array_metadatas": self._arrays}), "utf-8")
         text = json.dumps(
             {
                 "tree_metadata": self._tree,
@@ -165,7 +165,7 @@ class ItemsWriter:
                 "custom_metadata": None,
             }
         )
-        (self._path / METADATA).write_text(text)
+        (self._path / METADATA).write_text(text, "utf-8")
 
     def _add(self, key: Key, **value: Any) -> None:
         kinds = [_IN_LIST if isinstance(part, int) else _IN_DICT for part in key]

@@ -245,6 +245,6 @@ def _commit(folder: pathlib.Path, layout: CheckpointLayout, whole: bool) -> None
         "commit_timestamp_nsecs": now,
         "custom_metadata": {"scan_layers": layout.scanned} if whole else {},
     }
-    (folder / _METADATA).write_text(json.dumps(metadata))
+    (folder / _METADATA).write_text(json.dumps(metadata), "utf-8")
     for place in (folder, folder / ITEMS):
-        (place / _COMMITTED).write_text("Checkpoint commit was successful")
+        (place / _COMMITTED).write_text("Checkpoint commit was successful", "utf-8")
