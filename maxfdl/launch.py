@@ -16,6 +16,7 @@ from maxfdl import commandline
 from maxfdl.errors import UserError
 from maxfdl.run.leave import without_waiting
 from maxfdl.run.processes import local, place
+from maxfdl.run.render import RENDERERS, job_of
 from maxfdl.terminal import session
 
 FLAGS = flags.FLAGS
@@ -49,6 +50,22 @@ if "profile_steps" not in FLAGS:
     flags.DEFINE_bool(
         "compilation_cache", True, "Keep compiled programs for the next start."
     )
+if "render" not in FLAGS:
+    flags.DEFINE_enum(
+        "render",
+        None,
+        sorted(RENDERERS),
+        "Print the file that starts this run on a cluster, and start nothing.",
+    )
+    flags.DEFINE_integer(
+        "nodes", 1, "For --render: nodes, or slices of xpk.", lower_bound=1
+    )
+    flags.DEFINE_string(
+        "accelerator_type",
+        None,
+        "For --render: what a node has, such as H100:8, or a slice, such as v5p-128.",
+    )
+    flags.DEFINE_string("image", None, "For --render: a container with maxfdl in it.")
 for module in (place, local):
     module.define_flags()
     flags.adopt_module_key_flags(module)
@@ -65,6 +82,8 @@ def main(argv: list[str]) -> int:
 
 def _launch(stop: Any) -> None:
     config = commandline.config_from_flags()
+    if FLAGS.render is not None:
+        return print(_rendered(config), end="")
 
     from maxfdl.run.directory import RunDirectory
     from maxfdl.run.processes.ending import current
@@ -84,6 +103,16 @@ def _launch(stop: Any) -> None:
         _train(config, directory, profile, executable, writes, stop)
     finally:
         directory.unlock()
+
+
+def _rendered(config: Any) -> str:
+    """Returns the file that starts this run, with its flags, on a cluster."""
+    own = ("render", "nodes", "accelerator_type", "image")
+    arguments = local.without_flags(sys.argv[1:], own)
+    job = job_of(
+        config.name, arguments, FLAGS.nodes, FLAGS.accelerator_type, FLAGS.image
+    )
+    return RENDERERS[FLAGS.render](job)
 
 
 def _check_same_run(peers: Any, config: Any, directory: Any) -> None:

@@ -64,11 +64,12 @@ def _names(argument: str, flag: str) -> bool:
     return argument.startswith("-") and argument.lstrip("-").split("=")[0] == flag
 
 
-def without_flag(argv: Sequence[str]) -> list[str]:
-    """Returns arguments for each of the processes."""
+def without_flags(argv: Sequence[str], names: Sequence[str] = (_FLAG,)) -> list[str]:
+    """Returns arguments without these flags and their values: by default, those for
+    each of the processes."""
     kept, rest = [], iter(argv)
     for arg in rest:
-        if not _names(arg, _FLAG):
+        if not any(_names(arg, name) for name in names):
             kept.append(arg)
         elif "=" not in arg:
             next(rest, None)  # its value
@@ -180,5 +181,5 @@ def run_if_asked(argv: Sequence[str]) -> int | None:
     count = asked_for(argv)
     if count is None or count == 1:
         return None
-    command = [sys.executable, "-m", "maxfdl.launch", *without_flag(argv[1:])]
+    command = [sys.executable, "-m", "maxfdl.launch", *without_flags(argv[1:])]
     return run(command, environments(count, dict(os.environ)))

@@ -28,7 +28,7 @@ def test_reads_its_flag_beside_any_other(arguments, count):
     argv = ["launch", "--fdl_config=x", *arguments, "--unknown"]
     assert local.asked_for(argv) == count
     left = [word for word in arguments if word in ("x", "y=1")]
-    assert local.without_flag(argv[1:]) == ["--fdl_config=x", *left, "--unknown"]
+    assert local.without_flags(argv[1:]) == ["--fdl_config=x", *left, "--unknown"]
 
 
 @pytest.mark.parametrize(
