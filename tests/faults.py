@@ -80,7 +80,7 @@ def launched(kind: str, steps: int, run_dir: pathlib.Path) -> subprocess.Popen:
     words += ["trainer.sample_tokens=0", f"--run_dir={run_dir}"]
     return subprocess.Popen(
         [sys.executable, "-m", "maxfdl.launch", *words],
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

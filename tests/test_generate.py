@@ -15,7 +15,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from maxfdl import commandline, convert, hf, saved_run
+from maxfdl import commandline, hf, saved_run
 from maxfdl import generate as command
 from maxfdl.data import HuggingFaceTokenizer
 from maxfdl.errors import UserError
@@ -134,8 +134,8 @@ def test_a_run_goes_on_from_its_newest_checkpoint_and_so_does_its_export(tmp_pat
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(SPEED, done.stderr)
     folder = tmp_path / "exported"
-    with flagsaver.flagsaver(trust=[]):
-        convert._to_hugging_face(str(tmp_path), str(folder), None)
+    converted = run("convert", f"--from_run={tmp_path}", f"--to_hf={folder}")
+    assert converted.returncode == 0, converted.stderr
     exported = generate(f"--hf={folder}", *drawn)
     assert exported.stdout == done.stdout
 

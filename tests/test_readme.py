@@ -177,6 +177,8 @@ def smaller(words: list[str]) -> list[str]:
     if "pretrain" in args[0]:
         more += ["model.vocab_size=512", "optimizer.schedule.warmup_steps=1"]
         more += [] if "tokenizer" in args[0] else ["data.tokenizer.vocab_size=300"]
+    if any(each.startswith("pipeline") for each in args):
+        more += ["model.decoder.stacks[0].repeats=2"]
     if any("num_experts" in each for each in args):
         more += ["model.vocab_size=512"]
         more += ["model.decoder.stacks[0].layers[0].mlp.experts.hidden=32"]

@@ -4,8 +4,10 @@ from typing import TypeVar
 
 import fiddle as fdl
 
-from maxfdl.graph import copy, nodes_of
+from maxfdl.graph import copy, nodes_of, swap
 from maxfdl.layers import linen, nnx
+from maxfdl.layers.execution import Scan
+from maxfdl.layers.pipeline import Pipeline
 from maxfdl.mutations.fields import put
 from maxfdl.mutations.roles import is_linear, is_loss, is_of_nnx, is_transformer
 from maxfdl.mutations.scope import network_in
@@ -41,6 +43,8 @@ def _module(model: fdl.Buildable) -> fdl.Partial:
     last = model.decoder.stacks[-1]
     stack = copy(last)
     stack.layers, stack.repeats = [copy(last.layers[-1])], 1
+    if issubclass(fdl.get_callable(stack.execution), Pipeline):
+        swap(stack.execution, Scan)  # one layer is no pipeline
     return fdl.Partial(
         family.LaterToken,
         hidden_norm=copy(model.final_norm),

@@ -80,7 +80,8 @@ def compiled(loss, sharding, *, tied):
 @losses
 def test_one_chip_needs_six_products_and_one_tile(v5e, loss, tied):
     program = compiled(loss, v5e(1), tied=tied)
-    assert hlo.read(program.as_text()) == hlo.Program(pytest.approx(FLOPS, rel=0.01))
+    read = hlo.read(program.as_text())
+    assert read.flops == pytest.approx(FLOPS, rel=0.01) and not read.collectives
     # 0.98 are the head in bfloat16 and 0.49 the logits.
     assert program.memory_analysis().temp_size_in_bytes <= 1.5 * GIB
 
@@ -94,10 +95,11 @@ def test_sixteen_chips_gather_the_head_once_and_reduce_its_gradient_once(
     assert program.flops == pytest.approx(FLOPS, rel=0.01)
     large = [c for c in program.collectives if c.payload > 1024]
     assert all(c.times == 1 and not c.in_loop for c in program.collectives)
-    # The reduction is one along each of the two rings that the 16 chips make.
+    # Both go along each of the two rings that the 16 chips make.
     head = WIDTH * VOCAB
     assert [(c.kind, c.payload, c.group) for c in large] == [
-        ("all-gather", 2 * head, 16),
+        ("all-gather", 2 * head // 4, 4),
+        ("all-gather", 2 * head, 4),
         ("reduce-scatter", 4 * head, 4),
         ("reduce-scatter", 4 * head // 4, 4),
     ]

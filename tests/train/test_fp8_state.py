@@ -87,8 +87,8 @@ def test_parts_of_a_batch_leave_the_history_of_the_whole(how):
 @pytest.mark.parametrize(
     ("recipe", "how", "rtol"),
     [
-        # Shards of kernels have the scales of the whole; parts of a batch their own.
-        ("current", "fsdp", 1e-6),
+        # Shards of kernels have the scales of the whole; shards of a batch their own.
+        ("current", "fsdp", 1e-2),
         ("channel", "fsdp", 1e-6),
         ("block", "fsdp", 1e-6),
         ("current", "replicas", 1e-2),

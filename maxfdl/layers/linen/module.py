@@ -1,5 +1,6 @@
 """What Linen layers are made of: parameters and state that know themselves."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
@@ -149,8 +150,9 @@ class LinenStackedLayers(StackedLayers):
 
 def _to_declare(context: Context, name: str) -> Context:
     """Returns the context in which a layer declares its parts: at no depth, for what is
-    declared is the same in all repeats."""
-    return context.for_layer(0).at_depth(None).at(name)
+    declared is the same in all repeats, and on no mesh, for its arrays are whole."""
+    told = dataclasses.replace(context.for_layer(0), sharding=None)
+    return told.at_depth(None).at(name)
 
 
 class LinenMaker(Maker):
