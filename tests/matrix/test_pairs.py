@@ -187,6 +187,8 @@ def test_together_they_take_a_step(network, family, calls):
     # Replicas have experts and gradients of their own rows; losses are their mean.
     if "use_diloco" in calls:
         others += ["expert_load", "grad_norm", "later_token"]
+        # They weigh later tokens by what their own rows have of them.
+        rtol = max(rtol, 1e-4) if "multi_token_prediction" in calls else rtol
     # A scaled loss is beyond what FP8 holds while the history of gradients is empty.
     if "delayed" in calls.get("enable_fp8", "") and "loss_scale" in calls:
         others += ["grad_norm"]
