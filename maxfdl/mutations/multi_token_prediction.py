@@ -5,6 +5,7 @@ from typing import TypeVar
 import fiddle as fdl
 
 from maxfdl.graph import copy, nodes_of, swap
+from maxfdl.graph.select import makes
 from maxfdl.layers import linen, nnx
 from maxfdl.layers.execution import Scan
 from maxfdl.layers.pipeline import Pipeline
@@ -43,7 +44,7 @@ def _module(model: fdl.Buildable) -> fdl.Partial:
     last = model.decoder.stacks[-1]
     stack = copy(last)
     stack.layers, stack.repeats = [copy(last.layers[-1])], 1
-    if issubclass(fdl.get_callable(stack.execution), Pipeline):
+    if makes(stack.execution, Pipeline):
         swap(stack.execution, Scan)  # one layer is no pipeline
     return fdl.Partial(
         family.LaterToken,
