@@ -62,7 +62,7 @@ class Guard:
     """
 
     stop_after: int
-    then: GoBack | None
+    then: GoBack | None = None
 
     @staticmethod
     def check_in(node, root):
