@@ -13,8 +13,9 @@ from maxfdl.layers.sinks import SinkKey, Sinks
 from maxfdl.ops.later import places_with_later
 from maxfdl.ops.mask import Places
 from maxfdl.ops.product import Depth
+from maxfdl.sharding.gather import Gather
 from maxfdl.sharding.memory import on_device
-from maxfdl.sharding.sharding import Gather, Sharding
+from maxfdl.sharding.sharding import Sharding
 
 
 @jax.tree_util.register_dataclass
@@ -193,7 +194,7 @@ class Context:
 
     def gather_of(self, axes: tuple[str, ...]) -> Gather | None:
         """Returns what gathers an array that lies as a parameter with these dims."""
-        return None if self.sharding is None else self.sharding.gather_of(axes)
+        return None if self.sharding is None else Gather(self.sharding, axes)
 
 
 def apply_if(layer: Any | None, x: jax.Array, context: Context) -> jax.Array:

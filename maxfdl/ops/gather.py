@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 class Gather(Protocol):
     """Where arrays with the dims of a kernel lie, whose shards several devices hold.
 
-    `maxfdl.sharding.sharding.Gather` is one.
+    `maxfdl.sharding.gather.Gather` is one.
     """
 
     def __call__(self, a: jax.Array) -> jax.Array:

@@ -8,7 +8,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from maxfdl.layers.parameter import Parameter, map_parameters
 from maxfdl.ops.state import StateDeclaration
 from maxfdl.sharding.memory import HOST
-from maxfdl.sharding.sharding import DATA, Sharding, only
+from maxfdl.sharding.sharding import DATA, Sharding
+from maxfdl.sharding.spec import only
 
 Memory = Literal["device", "host"]
 

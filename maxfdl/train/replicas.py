@@ -21,7 +21,8 @@ from jax.sharding import PartitionSpec
 from maxfdl.layers.sinks import across
 from maxfdl.ops.state import States
 from maxfdl.sharding.rings import reduce_scatter
-from maxfdl.sharding.sharding import Sharding, names_of
+from maxfdl.sharding.sharding import Sharding
+from maxfdl.sharding.spec import names_of
 from maxfdl.train.gradients import Parts
 
 Gradients = Callable[..., tuple[Any, Parts]]

@@ -14,6 +14,7 @@ from maxfdl.ops.fp8_block import Fp8Block
 from maxfdl.ops.quantized_dot import QuantizedDot
 from maxfdl.ops.recipe import Recipe
 from maxfdl.report import hlo
+from maxfdl.sharding.gather import Gather
 from maxfdl.train.program import Program
 from tests import tiny
 from tests.layers.families import assert_same_bits
@@ -43,7 +44,7 @@ def test_numbers_are_those_of_a_kernel_that_is_gathered_first(recipe, monkeypatc
 
 def test_devices_add_up_the_blocks_of_their_own_rows():
     made = graph.build(tiny.experiment(FSDP)).make_sharding(jax.devices()[:8])
-    gather = made.gather_of(("embed", "mlp"))
+    gather = Gather(made, ("embed", "mlp"))
     dot = QuantizedDot(Fp8Block(size=8))
 
     def loss(x, kernel):
