@@ -17,6 +17,7 @@ from maxfdl.optim.optimizer import Optimizer
 from maxfdl.sharding.mesh import REPLICA, MeshShape
 from maxfdl.sharding.rules import AxisRules
 from maxfdl.sharding.sharding import Sharding
+from maxfdl.sharding.shares import Shares
 from maxfdl.train.loss import Loss
 from maxfdl.train.metrics import MetricWriter
 from maxfdl.train.ramp_up import BatchRampUp, RampedBatches
@@ -200,12 +201,13 @@ class Experiment:
         Raises:
           UserError: If the model has no room for the tokenizer's ids, among others.
         """
-        share, shares = model.sharding.share_of_rows() if model.sharding else (0, 1)
+        sharding = model.sharding
+        shares = Shares((0,), 1) if sharding is None else sharding.shares_of_rows()
         return self.data(
             batch_size=self.batch_size,
             sequence_length=self.sequence_length,
             seed=self.seed,
-            process_index=share,
-            process_count=shares,
+            process_index=shares.here,
+            process_count=shares.count,
             vocab_size=model.network.vocab_size,
         )

@@ -21,6 +21,7 @@ import math
 
 from maxfdl.data.documents import Documents
 from maxfdl.data.packing import Packing, PieceReader, Row
+from maxfdl.data.rows import rows_of
 
 
 class Track:
@@ -87,12 +88,13 @@ class LanePlan:
 
     Args:
       interleave: Tracks that a lane has, if there are documents for them.
+      process_index, process_count: As in `TextData`.
     """
 
     batch_size: int
     interleave: int
     num_documents: int
-    process_index: int
+    process_index: int | tuple[int, ...]
     process_count: int
 
     @property
@@ -109,16 +111,14 @@ class LanePlan:
         return self.batch_size // self.num_lanes
 
     @property
-    def rows(self) -> range:
-        """The rows of the global batch that this process gives."""
-        size = self.batch_size // self.process_count
-        return range(self.process_index * size, (self.process_index + 1) * size)
+    def rows(self) -> list[int]:
+        """The rows of the global batch that this process gives, in order."""
+        return rows_of(self)
 
     @property
-    def lanes(self) -> range:
-        """The lanes that these rows come from; the outer two may be shared."""
-        last = self.rows[-1] // self.rows_per_lane
-        return range(self.rows[0] // self.rows_per_lane, last + 1)
+    def lanes(self) -> list[int]:
+        """The lanes that these rows come from; another process may run them too."""
+        return [*dict.fromkeys(row // self.rows_per_lane for row in self.rows)]
 
     @property
     def step(self) -> int:
@@ -149,6 +149,10 @@ class LanePlan:
 
     def next_rows(self, lanes: list[Lane]) -> list[Row]:
         """Takes the next row of the global batch for each of `rows`."""
-        rows = [lane.next_row() for lane in lanes for _ in range(self.rows_per_lane)]
-        skipped = self.rows[0] - self.lanes[0] * self.rows_per_lane
-        return rows[skipped : skipped + len(self.rows)]
+        size = self.rows_per_lane
+        given = {
+            number * size + place: lane.next_row()
+            for number, lane in zip(self.lanes, lanes, strict=True)
+            for place in range(size)
+        }
+        return [given[row] for row in self.rows]

@@ -30,15 +30,13 @@ def joined(states: Sequence[State]) -> State:
 
 def _joined_lanes(states: Sequence[State]) -> State:
     """Returns the places of all lanes, and all bad documents, of the processes."""
-    places = {}
-    for state in states:
-        for lane, place in enumerate(state["places"], state["first_lane"]):
-            # Two processes that share a lane both read all of it.
-            assert places.setdefault(lane, place) == place, f"lane {lane}"
+
+    def known(lane: int, places: Sequence[Any]) -> Any:
+        first, *others = [place for place in places if place is not None] or [None]
+        # Processes that share a lane all read the whole of it.
+        assert all(other == first for other in others), f"lane {lane}"
+        return first
+
+    of_lanes = zip(*(state["places"] for state in states), strict=True)
     bad = dict.fromkeys(index for state in states for index in state["bad"])
-    lanes = sorted(places)
-    return {
-        "bad": [*bad],
-        "first_lane": lanes[0],
-        "places": [places[lane] for lane in lanes],
-    }
+    return {"bad": [*bad], "places": [known(*each) for each in enumerate(of_lanes)]}

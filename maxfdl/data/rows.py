@@ -1,4 +1,4 @@
-"""Checks of the arguments that the experiment passes to its data."""
+"""Which rows of a batch a process gives, and checks of what says so."""
 
 from maxfdl.errors import UserError
 
@@ -18,8 +18,20 @@ def check_rows(data) -> None:
             f" of processes [{data.process_count}]; every process gives the same"
             " number of rows."
         )
-    if not 0 <= data.process_index < data.process_count:
+    if not all(0 <= share < data.process_count for share in shares_of(data)):
         raise UserError(
             f"process_index [{data.process_index}] must be from 0 to"
             f" {data.process_count - 1}."
         )
+
+
+def shares_of(data) -> tuple[int, ...]:
+    """Returns the shares of every batch's rows that a process gives."""
+    index = data.process_index
+    return (index,) if isinstance(index, int) else tuple(index)
+
+
+def rows_of(data) -> list[int]:
+    """Returns the rows of the global batch that a process gives, in order."""
+    size = data.batch_size // data.process_count
+    return [share * size + row for share in shares_of(data) for row in range(size)]

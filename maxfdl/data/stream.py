@@ -152,20 +152,24 @@ class _PackedBatchesIterator(grain.DatasetIterator):
             "bad": self._dataset.documents.bad.met,
             "documents": self._plan.num_documents,
             "lanes": self._plan.num_lanes,
-            "first_lane": self._plan.lanes[0],
             "tracks": self._plan.num_tracks,
-            "places": [lane.place for lane in self._lanes],
+            "places": self._places(),
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Takes the places of this process's lanes from a state that has those of all,
-        or of as many."""
-        here = self.get_state()
-        self._refuse_another_stream(state, here)
+        """Takes the places of this process's lanes from a state that has them."""
+        self._refuse_another_stream(state, self.get_state())
         self._dataset.documents.bad.restart(state["bad"])
-        skipped = here["first_lane"] - state["first_lane"]
-        for lane, place in zip(self._lanes, state["places"][skipped:], strict=False):
+        for number, lane in zip(self._plan.lanes, self._lanes, strict=True):
+            place = state["places"][number]
+            assert place is not None, "join the states of all first"
             lane.seek(place)
+
+    def _places(self) -> list[list[int] | None]:
+        """Returns the place of each lane; None of those that are not run here."""
+        here = dict(zip(self._plan.lanes, self._lanes, strict=True))
+        numbers = range(self._plan.num_lanes)
+        return [here[n].place if n in here else None for n in numbers]
 
     def _refuse_another_stream(self, state: dict, here: dict) -> None:
         if state["documents"] != here["documents"]:
@@ -181,6 +185,3 @@ class _PackedBatchesIterator(grain.DatasetIterator):
                 f" and here are {shapes[1][0]} of {shapes[1][1]}; resume with the"
                 " batch_size and data.interleave that the run was saved with."
             )
-        first, last = state["first_lane"], state["first_lane"] + len(state["places"])
-        lanes = self._plan.lanes
-        assert first <= lanes[0] and lanes[-1] < last, "join the states of all first"

@@ -8,7 +8,7 @@ import numpy as np
 from maxfdl.data.data import Data
 from maxfdl.data.identity import Identity
 from maxfdl.data.packing import make_batch
-from maxfdl.data.rows import check_rows
+from maxfdl.data.rows import check_rows, rows_of
 from maxfdl.data.tokenizers import ByteTokenizer
 from maxfdl.errors import UserError
 from maxfdl.markers import FromParent, Operational
@@ -37,7 +37,7 @@ class Synthetic(Data):
     batch_size: Annotated[int, FromParent]
     sequence_length: Annotated[int, FromParent]
     seed: Annotated[int, FromParent]
-    process_index: Annotated[int, FromParent] = 0
+    process_index: Annotated[int | tuple[int, ...], FromParent] = 0
     process_count: Annotated[int, FromParent] = 1
     vocab_size: Annotated[int, FromParent]
 
@@ -69,9 +69,8 @@ class Synthetic(Data):
         return [self._batch(2**32, index) for index in range(num_batches)]
 
     def _batch(self, seed: int, index: int) -> dict[str, np.ndarray]:
-        size = self.batch_size // self.process_count
-        first = index * self.batch_size + self.process_index * size
-        rows = [self._row(seed, first + row) for row in range(size)]
+        first = index * self.batch_size
+        rows = [self._row(seed, first + row) for row in rows_of(self)]
         return make_batch(rows, self.sequence_length, padding=0)
 
     def _row(self, seed: int, index: int) -> list[np.ndarray]:

@@ -67,7 +67,8 @@ class TextData(Data):
       batch_size: Rows of the global batch, a multiple of `process_count`.
       sequence_length: Tokens in a row.
       seed: Of the order of the training documents, and nothing else.
-      process_index: Which share of every batch's rows to give.
+      process_index: Which share of every batch's rows to give; several, in order, where
+        the devices of a process hold more than one.
       process_count: In how many shares. The global batch does not depend on it.
       vocab_size: The model's, which must have room for the tokenizer's ids; None
         leaves that unchecked.
@@ -85,7 +86,7 @@ class TextData(Data):
     batch_size: Annotated[int, FromParent]
     sequence_length: Annotated[int, FromParent]
     seed: Annotated[int, FromParent]
-    process_index: Annotated[int, FromParent] = 0
+    process_index: Annotated[int | tuple[int, ...], FromParent] = 0
     process_count: Annotated[int, FromParent] = 1
     vocab_size: Annotated[int | None, FromParent] = None
 

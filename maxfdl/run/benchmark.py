@@ -159,14 +159,14 @@ def random_batch(
     experiment: Experiment, program: Program, documents_per_row: int = 1
 ) -> dict[str, jax.Array]:
     """Returns a batch of random tokens, on the devices."""
-    share, shares = program.sharding.share_of_rows()
+    shares = program.sharding.shares_of_rows()
     data = Synthetic(
         documents_per_row=documents_per_row,
         batch_size=experiment.batch_size,
         sequence_length=experiment.sequence_length,
         seed=experiment.seed,
-        process_index=share,
-        process_count=shares,
+        process_index=shares.here,
+        process_count=shares.count,
         vocab_size=program.trainer.model.network.vocab_size,
     )
     return program.place(data.evaluation(1)[0])

@@ -79,15 +79,15 @@ class Evaluation:
     def _num_bytes(self) -> int:
         """Bytes of text that the targets of all batches, of all processes, spell."""
         decode = self._data.tokenizer.decode
-        local = sum(
-            len(decode(row[weights > 0]).encode())
-            for batch in self._host_batches
-            for row, weights in zip(batch["targets"], batch["weights"], strict=True)
-        )
-        if jax.process_count() == 1:
-            return local
-        from jax.experimental import multihost_utils
+        size = self._program.batch_size
+        rows = self._program.sharding.shares_of_rows().rows(size)
+        of_rows = np.zeros(size, np.int32)
+        for batch in self._host_batches:
+            pairs = zip(batch["targets"], batch["weights"], strict=True)
+            of_rows[rows] += [len(decode(t[w > 0]).encode()) for t, w in pairs]
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
 
-        of_all = int(np.sum(multihost_utils.process_allgather(np.asarray(local))))
-        # Several processes may have the same share of the batches.
-        return of_all * self._data.process_count // jax.process_count()
+            # Several processes may have the same rows, which count once.
+            of_rows = np.max(multihost_utils.process_allgather(of_rows), axis=0)
+        return int(np.sum(of_rows))

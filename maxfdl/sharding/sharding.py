@@ -16,6 +16,7 @@ from maxfdl.errors import UserError
 from maxfdl.sharding.mesh import REPLICA, STAGE
 from maxfdl.sharding.rings import Rings, all_gather, reduce_scatter, rings_of
 from maxfdl.sharding.rules import AxisRules, dims
+from maxfdl.sharding.shares import Shares
 from maxfdl.sharding.spec import Cuts, names_of
 
 DATA = "data"
@@ -148,28 +149,16 @@ class Sharding:
         here = [a for a in self.rules.batch if a not in self.manual]
         return tuple(a for a in here if self.size(a) > 1)
 
-    def share_of_rows(self) -> tuple[int, int]:
-        """Returns which share of a batch's rows this process feeds, and of how many.
+    def shares_of_rows(self) -> Shares:
+        """Returns the shares of a batch's rows that this process feeds.
 
-        Processes whose devices hold the same rows feed the same share.
-
-        Raises:
-          UserError: If the rows of its devices are no share of the whole.
+        They are those that its devices hold. Processes whose devices hold the same rows
+        feed the same shares.
         """
         parts = math.prod(self.mesh.shape[axis] for axis in self.batch_axes())
         places = self.named(("batch",)).devices_indices_map((parts,))
         mine = [places[device][0] for device in jax.local_devices() if device in places]
-        here = sorted({rows.start or 0 for rows in mine})
-        size, first = len(here), here[0]
-        if here != [*range(first, first + size)] or parts % size or first % size:
-            raise UserError(
-                f"mesh {dict(self.mesh.shape)} cuts a batch into {parts} parts, of"
-                f" which the devices of this process hold the parts {here}; they must"
-                " be neighbours, and begin at a multiple of their number: give the axes"
-                f" that cut the batch ({', '.join(self.batch_axes())}) sizes that"
-                " divide the number of processes, or are a multiple of it."
-            )
-        return first // size, parts // size
+        return Shares.of((rows.start or 0 for rows in mine), parts)
 
     def constrain(self, x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
         """Pins an activation; its batch claims the mesh axes before its width does."""

@@ -155,11 +155,17 @@ class Program:
         places = {name: each.sharding for name, each in wanted.items()}
         if jax.process_count() == 1:
             return jax.device_put(rows, places)
+        shares = self.sharding.shares_of_rows()
+
+        def part(name: str, index: Any) -> np.ndarray:
+            rows_here = shares.local(index[0], self.batch_size)
+            return rows[name][(rows_here, *index[1:])]
+
         return {
-            name: jax.make_array_from_process_local_data(
-                places[name], rows[name], wanted[name].shape
+            name: jax.make_array_from_callback(
+                each.shape, each.sharding, functools.partial(part, name)
             )
-            for name in wanted
+            for name, each in wanted.items()
         }
 
     def model_flops(self) -> int:

@@ -148,6 +148,28 @@ def test_another_number_of_processes_goes_on_with_the_next_batch(
     np.testing.assert_equal(next_batches(third), next_batches(second))
 
 
+def test_processes_whose_rows_are_no_neighbours_share_the_batch_and_go_on(make_share):
+    def started():
+        return make_share(0, 1).train(), [
+            make_share(shares, 4).train() for shares in ((0, 3), (1, 2))
+        ]
+
+    def check_next_batch(whole, apart):
+        expected, parts = next(whole), [next(each) for each in apart]
+        for name, rows in expected.items():
+            found = np.concatenate([part[name] for part in parts])
+            np.testing.assert_equal(found, rows[[0, 1, 6, 7, 2, 3, 4, 5]])
+
+    whole, apart = started()
+    for _ in range(3):
+        check_next_batch(whole, apart)
+    states = json.loads(json.dumps([each.get_state() for each in apart]))
+    whole, apart = started()
+    for each in (whole, *apart):
+        each.set_state(joined(states))
+    check_next_batch(whole, apart)
+
+
 def test_bad_documents_of_all_processes_are_known_to_each_that_goes_on(
     make_data, make_source
 ):

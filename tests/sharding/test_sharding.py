@@ -13,6 +13,7 @@ from maxfdl.errors import ConfigError, UserError
 from maxfdl.sharding.mesh import MeshShape
 from maxfdl.sharding.rules import AxisRules
 from maxfdl.sharding.sharding import Sharding
+from maxfdl.sharding.shares import Shares
 from tests import tiny
 
 
@@ -205,33 +206,32 @@ def test_an_experiment_refuses_a_batch_that_its_mesh_cannot_cut():
 
 
 @pytest.mark.parametrize(
-    "axes, devices, share",
+    "axes, devices, shares",
     [
-        (dict(fsdp=8), range(8), (0, 1)),
-        (dict(fsdp=8), range(4, 8), (1, 2)),
-        (dict(data=2, fsdp=4), [6, 7], (3, 4)),
-        (dict(data=2, tensor=4), range(4), (0, 2)),
-        (dict(data=2, tensor=4), [5], (1, 2)),
-        (dict(tensor=8), [5], (0, 1)),
+        (dict(fsdp=8), range(8), Shares((0,), 1)),
+        (dict(fsdp=8), range(4, 8), Shares((1,), 2)),
+        (dict(data=2, fsdp=4), [6, 7], Shares((3,), 4)),
+        (dict(data=2, tensor=4), range(4), Shares((0,), 2)),
+        (dict(data=2, tensor=4), [5], Shares((1,), 2)),
+        (dict(tensor=8), [5], Shares((0,), 1)),
+        (dict(fsdp=8), [6, 1, 2], Shares((1, 2, 6), 8)),
+        (dict(fsdp=8), [0, 1, 6, 7], Shares((0, 3), 4)),
+        (dict(fsdp=4, stage=2), range(2, 6), Shares((1, 2, 5, 6), 8)),
     ],
 )
-def test_processes_whose_devices_hold_the_same_rows_feed_the_same_share(
-    on, monkeypatch, axes, devices, share
+def test_a_process_feeds_the_rows_that_its_devices_hold(
+    on, monkeypatch, axes, devices, shares
 ):
     sharding = on(**{"fsdp": 1} | axes)
     local = [jax.devices()[index] for index in devices]
     monkeypatch.setattr(jax, "local_devices", lambda: local)
-    assert sharding.share_of_rows() == share
+    assert sharding.shares_of_rows() == shares
 
 
-def test_rows_of_a_process_that_are_no_share_are_refused(on, monkeypatch):
-    local = [jax.devices()[index] for index in (1, 2)]
-    monkeypatch.setattr(jax, "local_devices", lambda: local)
-    with pytest.raises(UserError) as error:
-        on(fsdp=8).share_of_rows()
-    assert str(error.value) == (
-        "mesh {'data': 1, 'fsdp': 8, 'tensor': 1} cuts a batch into 8 parts, of which"
-        " the devices of this process hold the parts [1, 2]; they must be neighbours,"
-        " and begin at a multiple of their number: give the axes that cut the batch"
-        " (fsdp) sizes that divide the number of processes, or are a multiple of it."
-    )
+def test_rows_of_a_device_are_found_among_those_of_its_process():
+    shares = Shares((1, 4), 8)
+    assert shares.local(slice(2, 4), 16) == slice(0, 2)
+    assert shares.local(slice(8, 10), 16) == slice(2, 4)
+    assert shares.local(slice(9, 10), 16) == slice(3, 4)
+    assert shares.rows(16) == [2, 3, 8, 9]
+    assert Shares((0,), 1).local(slice(None), 16) == slice(0, 16)
