@@ -50,8 +50,8 @@ def start(monkeypatch):
     with socket.create_server(("localhost", 0)) as server:
         port = server.getsockname()[1]
 
-    def start(index: int, count: int = 2, timeout: float = SOON) -> Process:
-        process = Process(Place("localhost", port, index, count, timeout))
+    def start(index: int, count: int = 2, timeout: float = SOON, **more) -> Process:
+        process = Process(Place("localhost", port, index, count, timeout, **more))
         start.processes.append(process)
         return process
 

@@ -211,14 +211,21 @@ def test_processes_that_open_mpi_starts_stop_after_the_same_step(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_process_that_is_stopped_for_a_while_is_not_taken_for_dead(run, tmp_path):
-    first, second = run.start_two(tmp_path, "steps=100000")
+def test_a_process_may_be_stopped_for_less_than_the_heartbeat(run, tmp_path):
+    args = (tmp_path, "steps=100000", "--heartbeat_timeout=20")
+    first, second = run.start_two(*args)
     wait_for_step(first, 3)
     second.send_signal(signal.SIGSTOP)
     time.sleep(15)
     second.send_signal(signal.SIGCONT)
-    first.send_signal(signal.SIGINT)
-    assert [ends(process)[0] for process in (first, second)] == [130, 130]
+    time.sleep(3)  # for signs of life
+    second.send_signal(signal.SIGSTOP)
+    code, _, errors = ends(first, timeout=30)
+    assert code == 1 and errors.count("\n") == 1
+    sentence = f"error: process 1 of 2 (pid {second.pid} on {socket.gethostname()}) has"
+    assert errors.startswith(f"{sentence} not answered for 20 s: it is stopped, hangs,")
+    second.send_signal(signal.SIGCONT)
+    assert ends(second)[::2] == (1, errors)
 
 
 @pytest.mark.slow

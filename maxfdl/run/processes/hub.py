@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 from maxfdl.errors import UserError
+from maxfdl.run.processes.heartbeat import Silence, silent
 from maxfdl.run.processes.place import Place
 from maxfdl.run.processes.wire import (
     LONGEST_LINE,
@@ -31,7 +32,8 @@ class Hub:
       them the step to stop after, one more than the furthest has finished. If one has
       not begun its first step, nothing is trained, and all end at once.
     - `end`: a process ends the run; all others are told why, and so are those that come
-      later. So does a connection that ends without `bye`.
+      later. So does a connection that ends without `bye`, and a process that answers
+      no `ping` within the heartbeat.
 
     Args:
       place: That of process 0.
@@ -45,6 +47,7 @@ class Hub:
         self._names: dict[int, str] = {}  # who has come
         self._here: dict[int, asyncio.StreamWriter] = {}  # who is to be told things
         self._connected: set[int] = set()
+        self._silences: dict[int, Silence] = {}  # of who is to be told things
         self._brought: dict[str, dict[int, Any]] = {}
         self._steps: dict[int, int | None] = {}
         self._stop: Message | None = None
@@ -64,7 +67,10 @@ class Hub:
                 " give all processes another --coordinator, at a free port of the"
                 " machine of process 0."
             ) from error
-        self._waiting = self._loop.create_task(self._wait_for_all())
+        self._tasks = [
+            self._loop.create_task(each)
+            for each in (self._wait_for_all(), self._watch_over_all())
+        ]
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
 
     def wait_until_alone(self, seconds: float) -> None:
@@ -91,6 +97,19 @@ class Hub:
         )
         self._all_gone.set()  # no longer waits for those
 
+    async def _watch_over_all(self) -> None:
+        """Ends the run if a process that is here does not answer."""
+        while True:
+            await asyncio.sleep(Silence(self._place.heartbeat).beat)
+            self._tell({"kind": "ping"})
+            for process in [
+                p for p, each in self._silences.items() if each.is_too_long()
+            ]:
+                count, name = self._place.num_processes, self._names[process]
+                limit = self._place.heartbeat
+                self._end_all(silent(process, count, name, limit), code=1)
+                self._departs(process)  # nobody waits until it has gone
+
     def _has_all(self) -> bool:
         return len(self._names) == self._place.num_processes
 
@@ -109,6 +128,8 @@ class Hub:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             process = self._welcome(decode(await reader.readline()), writer)
             while process is not None and (line := await reader.readline()):
+                if silence := self._silences.get(process):
+                    silence.broken()
                 self._handle(process, decode(line))
         if process is not None:
             self._disconnected(process)
@@ -141,7 +162,9 @@ class Hub:
             writer.write(encode(self._end))
         else:
             self._here[process] = writer
-            writer.write(encode({"kind": "welcome", "name": own_name()}))
+            self._silences[process] = Silence(heartbeat := self._place.heartbeat)
+            welcome = {"kind": "welcome", "name": own_name(), "heartbeat": heartbeat}
+            writer.write(encode(welcome))
         return process
 
     def _handle(self, process: int, message: Message) -> None:
@@ -193,6 +216,7 @@ class Hub:
     def _departs(self, process: int) -> bool:
         """Returns whether it was still to be told things."""
         self._connected.discard(process)
+        self._silences.pop(process, None)
         if self._has_all() and self._connected <= {0}:
             self._all_gone.set()
         return self._here.pop(process, None) is not None

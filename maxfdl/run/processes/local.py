@@ -141,6 +141,8 @@ def _wait(started: Sequence[subprocess.Popen]) -> int:
         codes = [process.poll() for process in started]
         if not first and (failed := [code for code in codes if code]):
             first, deadline = failed[0], time.monotonic() + _GRACE_SECONDS
+            for process in started:
+                process.send_signal(signal.SIGCONT)  # a stopped one learns of it, too
         if deadline is not None and time.monotonic() > deadline:
             for process in started:
                 process.kill()

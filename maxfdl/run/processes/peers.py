@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from maxfdl.run.processes.heartbeat import Silence, silent
 from maxfdl.run.processes.hub import Hub
 from maxfdl.run.processes.place import Place
 from maxfdl.run.processes.wire import (
@@ -51,7 +52,8 @@ class Peers:
     ):
         self.place = place
         self.answers: dict[str, Answer] = {
-            "where": lambda _: {"kind": "at", "step": None}
+            "where": lambda _: {"kind": "at", "step": None},
+            "ping": lambda _: {"kind": "pong"},
         }
         self._say = say
         self._leave = leave
@@ -62,6 +64,7 @@ class Peers:
         self.has_joined = False
         self._met: dict[str, Any] = {}
         self._is_settled = False  # how this process ends
+        self._silence: Silence | None = None  # of process 0
         threading.Thread(target=self._listen, daemon=True).start()
 
     @property
@@ -157,9 +160,15 @@ class Peers:
         }
 
     def _take_in(self, message: Message, connection: socket.socket) -> None:
+        if self._silence is not None:
+            self._silence.broken()
         match message["kind"]:
             case "welcome":
                 connection.settimeout(None)
+                self._silence = silence = Silence(message["heartbeat"])
+                watching = threading.Thread(target=self._watch_over_0, args=(silence,))
+                watching.daemon = True
+                watching.start()
                 with self._changed:
                     self._name_of_0 = message["name"]
                     self.has_joined = True
@@ -175,6 +184,14 @@ class Peers:
             case kind if kind in self.answers:
                 if answer := self.answers[kind](message):
                     self.send(answer)
+
+    def _watch_over_0(self, silence: Silence) -> None:
+        """Ends this process if process 0 does not ask for a sign of life any more."""
+        while not self._is_settled:
+            time.sleep(silence.beat)
+            if silence.is_too_long():
+                count = self.place.num_processes
+                self._ended(silent(0, count, self._name_of_0, silence.limit), 1)
 
     def _ended(self, text: str, code: int) -> None:
         """Ends this process too, unless it has said itself how the run ends."""

@@ -16,7 +16,7 @@ VARIABLES = {
 }
 """The environment variable that stands for each flag that is not given."""
 
-_TIMEOUT = "initialization_timeout"
+_TIMEOUT, _HEARTBEAT = "initialization_timeout", "heartbeat_timeout"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Place:
       num_processes: Number of all processes.
       timeout: Seconds to wait for the others at the start.
       local_device_ids: Devices of this machine that this process uses; None for all.
+      heartbeat: Seconds after which a process that does not answer ends the run; that
+        of process 0 counts.
     """
 
     host: str
@@ -38,6 +40,7 @@ class Place:
     num_processes: int
     timeout: float
     local_device_ids: tuple[int, ...] | None = None
+    heartbeat: float = 60.0
 
     @property
     def address(self) -> str:
@@ -60,6 +63,8 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         "process_id": "Which of them this is, from 0.",
         _TIMEOUT: "Seconds to wait for the other processes at the start; default 60"
         " where all are on one machine, else 300.",
+        _HEARTBEAT: "Seconds after which a process that does not answer, because it is"
+        " stopped or hangs, ends the run; default 60.",
     }
     for name, text in texts.items():
         variable = VARIABLES.get(name)
@@ -77,7 +82,7 @@ def read_place(argv: Sequence[str], environment: Mapping[str, str]) -> Place | N
     Raises:
       UserError: If something is missing or makes no sense.
     """
-    given, timeout = _given(argv, environment)
+    given, timeout, heartbeat = _given(argv, environment)
     local_device_ids = None
     if len(given) < len(VARIABLES) and _is_one_of_many(environment):
         found, local_device_ids = _of_cluster(given.get("coordinator"))
@@ -107,7 +112,8 @@ def read_place(argv: Sequence[str], environment: Mapping[str, str]) -> Place | N
         port=port,
         process_id=process_id,
         num_processes=num_processes,
-        timeout=_seconds(timeout, host),
+        timeout=_seconds(_TIMEOUT, timeout, 60.0 if is_loopback(host) else 300.0),
+        heartbeat=_seconds(_HEARTBEAT, heartbeat, Place.heartbeat),
         local_device_ids=local_device_ids,
     )
 
@@ -121,7 +127,7 @@ def is_loopback(host: str) -> bool:
 
 def _given(
     argv: Sequence[str], environment: Mapping[str, str]
-) -> tuple[dict[str, Any], str | None]:
+) -> tuple[dict[str, Any], str | None, str | None]:
     values = flags.FlagValues()
     define_flags(values)
     try:
@@ -135,7 +141,7 @@ def _given(
         for name, variable in VARIABLES.items()
     }
     given = {name: text for name, text in texts.items() if text is not None}
-    return given, values[_TIMEOUT].value
+    return given, values[_TIMEOUT].value, values[_HEARTBEAT].value
 
 
 def _listed(names: Any) -> str:
@@ -161,15 +167,15 @@ def _integer(name: str, value: Any) -> int:
         raise UserError(f"--{name}={value} must be an integer.") from None
 
 
-def _seconds(text: str | None, host: str) -> float:
+def _seconds(flag: str, text: str | None, default: float) -> float:
     if text is None:
-        return 60.0 if is_loopback(host) else 300.0
+        return default
     try:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < 1e6:
-        raise UserError(f"--{_TIMEOUT}={text} must be a positive number of seconds.")
+        raise UserError(f"--{flag}={text} must be a positive number of seconds.")
     return seconds
 
 

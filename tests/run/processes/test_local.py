@@ -73,6 +73,13 @@ def test_the_first_failure_is_the_exit_code():
     assert run("i and os.kill(os.getpid(), 9)") == 128 + 9
 
 
+def test_one_that_is_stopped_goes_on_after_a_failure_and_learns_of_it():
+    code = "i and (time.sleep(1), sys.exit(7)); os.kill(os.getpid(), 19); print('on')"
+    began = time.monotonic()
+    assert run(code) == 7
+    assert time.monotonic() - began < 50
+
+
 def test_those_that_do_not_end_after_a_failure_are_ended(monkeypatch):
     monkeypatch.setattr(local, "_GRACE_SECONDS", 0.2)
     began = time.monotonic()

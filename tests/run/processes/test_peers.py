@@ -3,6 +3,7 @@
 Each `Peers` stands for a process; what it would print and exit with is kept.
 """
 
+import itertools
 import queue
 import socket
 import threading
@@ -11,6 +12,8 @@ import time
 import pytest
 
 from maxfdl.errors import UserError
+from maxfdl.run.processes import heartbeat
+from maxfdl.run.processes.hub import Hub
 from maxfdl.run.processes.place import Place
 from tests.run.conftest import SOON, Process
 
@@ -113,6 +116,39 @@ def test_the_death_of_a_process_ends_all_others_with_its_name(start, victim):
         assert "has died: it was killed, ran out of memory, or its" in sentence
 
 
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_process_that_does_not_answer_ends_all_with_its_name(start, victim):
+    processes = [start(index, 3, heartbeat=2.0) for index in range(3)]
+    join(*processes)
+    processes[victim].peers.answers["ping"] = lambda _: None
+    for process in processes:
+        assert process.exit_code() == 1
+        (sentence,) = process.said
+        assert sentence.startswith(f"error: process {victim} of 3 (pid ")
+        assert "has not answered for 2 s: it is stopped, hangs, or" in sentence
+
+
+def test_a_process_0_that_is_silent_ends_the_others(start, monkeypatch):
+    async def stopped(hub):
+        pass
+
+    monkeypatch.setattr(Hub, "_watch_over_all", stopped)
+    first, second = start(0, heartbeat=0.5), start(1)
+    assert (first.exit_code(), second.exit_code()) == (1, 1)
+    assert second.said[0].startswith("error: process 0 of 2 (pid ")
+    assert "has not answered for 0.5 s" in second.said[0]
+
+
+def test_time_in_which_nobody_could_be_heard_is_no_silence(monkeypatch):
+    clock = itertools.accumulate([0, *[1] * 5, 1000, *[1] * 9, 1, 1])
+    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: next(clock))
+    silence = heartbeat.Silence(10)
+    assert not any(silence.is_too_long() for _ in range(6))
+    silence.broken()
+    assert not any(silence.is_too_long() for _ in range(10))
+    assert silence.is_too_long()
+
+
 def serve(port: int, answer: bytes) -> None:
     """Takes one connection, answers, and closes it."""
     with socket.create_server(("localhost", port)) as server:
@@ -127,7 +163,9 @@ def other_server(port: int, answer: bytes) -> None:
 
 
 def test_the_death_of_process_0_ends_the_others(start):
-    other_server(start.port, b'{"kind": "welcome", "name": "pid 5 on host0"}\n')
+    other_server(
+        start.port, b'{"kind": "welcome", "name": "pid 5 on host0", "heartbeat": 60}\n'
+    )
     second = start(1)
     assert second.exit_code() == 1
     assert second.said[0].startswith("error: process 0 of 2 (pid 5 on host0) has died:")

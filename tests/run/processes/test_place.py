@@ -73,7 +73,9 @@ def test_other_flags_may_be_wrong(read):
 
 def test_the_time_to_wait_can_be_given(read):
     place = read("--initialization_timeout=2.5", *FLAGS)
-    assert place is not None and place.timeout == 2.5
+    assert place is not None and (place.timeout, place.heartbeat) == (2.5, 60.0)
+    place = read("--heartbeat_timeout=7", *FLAGS)
+    assert place is not None and (place.timeout, place.heartbeat) == (300.0, 7.0)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +102,7 @@ def test_the_time_to_wait_can_be_given(read):
         ([*FLAGS, "--process_id=-1"], {}, "--process_id=-1 must be from 0 to 3, for"),
         ([], VARIABLES | {"JAX_PROCESS_ID": "x"}, "--process_id=x must be an integer."),
         ([*FLAGS, "--initialization_timeout=0"], {}, "=0 must be a positive number of"),
+        ([*FLAGS, "--heartbeat_timeout=x"], {}, "--heartbeat_timeout=x must be a posi"),
         ([*FLAGS, "--coordinator"], {}, "Missing value for flag --coordinator"),
     ],
 )
