@@ -17,7 +17,7 @@ from maxfdl.experiment import Experiment
 from maxfdl.tensors.hugging_face.config import normalised
 from maxfdl.tensors.maxtext.folder import read_options
 from maxfdl.tensors.maxtext.names import naming_of
-from maxfdl.tensors.maxtext.options import Options, only
+from maxfdl.tensors.maxtext.options import Options, check_network
 from maxfdl.tensors.maxtext.reading import Folder, folder_at
 
 _RMS_EPSILON = 1e-6  # of the norms in Gemma's layers, whatever the options say
@@ -54,7 +54,6 @@ def published_experiment(found: Folder) -> fdl.Config[Experiment]:
 
 def experiment(options: Options) -> fdl.Config[Experiment]:
     """Trains what options describe, as they say."""
-    only(options, "z_loss_multiplier", 0.0)
     run = pretrain(
         name=_name(options),
         model=network(options),
@@ -66,6 +65,8 @@ def experiment(options: Options) -> fdl.Config[Experiment]:
     )
     run.model.dtype, run.model.param_dtype = options["dtype"], options["weight_dtype"]
     run.seed = options["init_weights_seed"]
+    if options["z_loss_multiplier"]:
+        run.loss.cross_entropy.z_loss = options["z_loss_multiplier"]
     if terms := auxiliary(options, run.model):
         run.loss.auxiliary = terms
     if changes := updates(options):
@@ -87,6 +88,7 @@ def network(options: Options) -> fdl.Partial:
 
 def published_network(options: Options) -> fdl.Partial:
     """Returns the same network in the form of the family's published weights."""
+    check_network(options)
     config = normalised(hugging_face(options), "MaxText's options")
     return family_of(config["model_type"]).from_hf(config)
 

@@ -7,7 +7,7 @@ from maxfdl.errors import UserError
 from maxfdl.ops.rope import yarn_magnitude
 from maxfdl.tensors.hugging_face.config import Config
 from maxfdl.tensors.maxtext.form import is_llama3_rope, maxtext_form, turn_of
-from maxfdl.tensors.maxtext.options import Options, only
+from maxfdl.tensors.maxtext.options import Options, only, version_of
 
 
 def hugging_face(options: Options) -> Config:
@@ -27,7 +27,6 @@ def _shape(options: Options, model_type: str) -> Config:
             f"MaxText's mlp_activations ({options['mlp_activations']}) must be one"
             " function and linear."
         )
-    only(options, "rope_attention_scaling", False, options["rope_type"] == "yarn")
     return {
         "model_type": model_type,
         "hidden_size": options["emb_dim"],
@@ -185,7 +184,7 @@ def _gpt3(options: Options) -> Config:
 
 def _deepseek(options: Options) -> Config:
     only(options, "attention_type", "mla")
-    third = options["model_name"].startswith("deepseek3")
+    third = _is_third(options)
     only(options, "routed_score_func", "sigmoid" if third else "softmax")
     rope = _rope(options)
     if options["max_position_embeddings"] > options["original_max_position_embeddings"]:
@@ -216,8 +215,15 @@ def _deepseek(options: Options) -> Config:
     }
 
 
+def _is_third(options: Options) -> bool:
+    """Says whether experts are chosen as in DeepSeek-V3: the name tells."""
+    names = ("deepseek3",)
+    if version_of(options) >= (0, 2, 5):
+        names += ("kimi-k2",)
+    return options["model_name"].startswith(names)
+
+
 _FAMILIES: dict[str, Callable[[Options], Config]] = {
-    "default": _llama,
     "llama2": _llama,
     "mistral": _mistral,
     "mixtral": _mixtral,

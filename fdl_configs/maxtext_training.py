@@ -10,10 +10,15 @@ from fdl_configs.hf_parts import layers_of
 from maxfdl.errors import UserError
 from maxfdl.optim.muon import CorrectedMuon
 from maxfdl.optim.optimizer import Optimizer
-from maxfdl.optim.schedules import PeriodicCosine, WarmupCosine, WarmupStableDecay
+from maxfdl.optim.schedules import (
+    PeriodicCosine,
+    StableDecayToLast,
+    WarmupCosine,
+    WarmupStableDecay,
+)
 from maxfdl.optim.transforms import Adam, AdamPax, ClipByGlobalNorm, Sgd, WeightDecay
-from maxfdl.tensors.maxtext.names import naming_of, rows_for
-from maxfdl.tensors.maxtext.options import Options, only
+from maxfdl.tensors.maxtext.names import OTHER_MATRICES, naming_of, rows_for
+from maxfdl.tensors.maxtext.options import Options, check_training, only, version_of
 from maxfdl.train.auxiliary import SequenceBalance
 from maxfdl.train.router import SelectionBias
 
@@ -24,7 +29,7 @@ def optimizer(options: Options) -> fdl.Partial:
     Raises:
       UserError: If it is one that there is not here.
     """
-    only(options, "adam_eps_root", 0.0)
+    check_training(options)
     threshold = options["gradient_clipping_threshold"]
     clip = fdl.Config(ClipByGlobalNorm, max_norm=threshold) if threshold > 0 else None
     rule, decay = _rule(options), _decay(options)
@@ -48,6 +53,7 @@ def _rule(options: Options) -> fdl.Config:
         case "sgd":
             return fdl.Config(Sgd)
         case "muon":
+            _check_muon(options)
             rms = options["muon_consistent_rms"]
             rule = fdl.Config(
                 CorrectedMuon,
@@ -62,6 +68,17 @@ def _rule(options: Options) -> fdl.Config:
     raise UserError(
         f"MaxText's opt_type ({kind}) must be adamw, adam_pax, sgd or muon."
     )
+
+
+def _check_muon(options: Options) -> None:
+    block, fused = options["decoder_block"], options["fused_qkv"]
+    if block in OTHER_MATRICES or fused:
+        raise UserError(
+            f"MaxText's opt_type (muon) must be another for decoder_block ({block})"
+            f" with fused_qkv ({fused}): MaxText orthogonalises parts of its kernels"
+            " there, and Muon here each kernel; to train on with another rule, change"
+            " it in the file of MaxText's options."
+        )
 
 
 def _decay(options: Options) -> fdl.Config | None:
@@ -128,7 +145,7 @@ def _schedule(options: Options) -> fdl.Config:
         return fdl.Config(PeriodicCosine, decay_steps=fall, **shared)
     only(options, "lr_schedule_type", "wsd")
     return fdl.Config(
-        WarmupStableDecay,
+        StableDecayToLast,
         decay_steps=max(int(steps * options["wsd_decay_steps_fraction"]), 1),
         shape=options["wsd_decay_style"],
         **shared,
@@ -149,12 +166,8 @@ def auxiliary(options: Options, model: Any) -> list[fdl.Config]:
 
 def balance_factor(options: Options) -> float:
     """Returns how many times larger MaxText's load-balance loss is than ours."""
-    old = _version(options["maxtext"]) < (0, 2, 5)
+    old = version_of(options) < (0, 2, 5)
     return float(options["num_experts_per_tok"]) if old else 1.0
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(".") if part.isdecimal())
 
 
 def updates(options: Options) -> list[fdl.Config]:
@@ -184,8 +197,10 @@ def training_options(run: Any, maxtext: str) -> dict[str, Any]:
         **_schedule_options(run.optimizer.schedule, run.steps),
     }
     for change in run.trainer.__arguments__.get("updates", ()):
-        if fdl.get_callable(change) is SelectionBias:
-            written["routed_bias_update_rate"] = change.rate
+        if fdl.get_callable(change) is not SelectionBias:
+            raise _nothing_like(fdl.get_callable(change).__name__)
+        written["routed_bias_update_rate"] = change.rate
+    written["z_loss_multiplier"] = run.loss.cross_entropy.z_loss
     sparse = [layer for layer in layers_of(run.model) if moe.is_moe(layer)]
     for term in run.loss.__arguments__.get("auxiliary", ()):
         if fdl.get_callable(term) is not SequenceBalance:
@@ -248,19 +263,33 @@ def _mask(decay: Any) -> list[str]:
 def _schedule_options(schedule: Any, steps: int) -> dict[str, Any]:
     kind: Any = fdl.get_callable(schedule)
     warmup = schedule.warmup_steps
-    if not issubclass(kind, WarmupCosine):
+    if issubclass(kind, WarmupCosine):
+        # Ours ends after the last step of the decay, MaxText's at its own last.
+        total = warmup + (schedule.decay_steps or max(steps - warmup, 1)) + 1
+        shape = {"lr_schedule_type": "cosine"}
+    elif issubclass(kind, WarmupStableDecay) and schedule.shape != "one_minus_sqrt":
+        later = 0 if kind is StableDecayToLast else 1
+        total, decay = steps + later, schedule.decay_steps + later
+        shape = {
+            "lr_schedule_type": "wsd",
+            "wsd_decay_style": schedule.shape,
+            "wsd_decay_steps_fraction": _fraction(decay, total),
+        }
+    else:
         raise _nothing_like(kind.__name__)
-    # Ours reaches its end after the last step of the decay, MaxText's at its own last.
-    total = warmup + (schedule.decay_steps or max(steps - warmup, 1)) + 1
     return {
+        **shape,
         "learning_rate": schedule.peak,
-        "lr_schedule_type": "cosine",
         "learning_rate_final_fraction": schedule.final_fraction,
-        # MaxText rounds the product down.
-        "warmup_steps_fraction": (warmup + 0.5) / total if warmup else 0.0,
+        "warmup_steps_fraction": _fraction(warmup, total),
         "learning_rate_schedule_steps": total,
         "steps": total,
     }
+
+
+def _fraction(steps: int, total: int) -> float:
+    """Returns the share of `total` that MaxText rounds down to `steps`."""
+    return (steps + 0.5) / total if steps else 0.0
 
 
 def _nothing_like(what: str) -> UserError:

@@ -117,7 +117,7 @@ def write(
     options = options_of(network, made if whole else None, layout, known)
     model = _model(network)
     target = MaxTextTarget(model, options, layout)
-    streams = _streams(origin, options, layout, model) if whole else []
+    streams = _streams(origin, target) if whole else []
     path = pathlib.Path(os.path.expanduser(folder))
     staged = swapped_in(path, (CONFIG, f"{CHECKPOINT}/**/*"), last=CONFIG)
     with staged if jax.process_index() == 0 else contextlib.nullcontext() as new:
@@ -210,18 +210,16 @@ def moments_of_state(
     return found
 
 
-def _streams(
-    origin: MaxTextFolder | None,
-    options: Options,
-    layout: CheckpointLayout,
-    model: Model,
-) -> list[Stream]:
+def _streams(origin: MaxTextFolder | None, target: MaxTextTarget) -> list[Stream]:
     """Returns the random streams of NNX: those of the origin if it is laid out so."""
+    layout = target.layout
     if layout.framework != "nnx":
         return []
     if origin and origin.layout == layout:
         return streams_in(origin.items)
-    return fresh_streams(options, layout, len([*layers_of(leaves_of(model))]))
+    num_layers = len([*layers_of(leaves_of(target.model))])
+    paths = [binding.theirs[0] for binding in target.bindings]
+    return fresh_streams(target.options, layout, num_layers, paths)
 
 
 def _model(network: Any) -> Model:

@@ -193,6 +193,21 @@ class WarmupStableDecay(Decaying):
         return range(steps - min(self.decay_steps, left), steps)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StableDecayToLast(WarmupStableDecay):
+    """Reaches its end at the last step of the run, as MaxText's does, not after it.
+
+    The first of the `decay_steps` steps is still at the peak. A cosine rises again
+    after its end.
+    """
+
+    def part(self, after: jax.Array, left: int) -> jax.Array:
+        decay = min(self.decay_steps, left)
+        progress = (after - (left - decay)) / max(decay - 1, 1)
+        most = math.inf if self.shape == "cosine" else 1.0
+        return self.fallen(_SHAPES[self.shape](jnp.clip(progress, 0.0, most)))
+
+
 _SHAPES = {
     "linear": lambda p: 1.0 - p,
     "cosine": lambda p: 0.5 * (1.0 + jnp.cos(math.pi * p)),

@@ -37,10 +37,12 @@ def opened(folder, network):
     found = MaxTextFolder(folder)
     config = experiment(found.options)
     config.model = network
-    lazy = open_folder(found, config)
-    return jax.tree.map(
-        lambda leaf: leaf.read() if isinstance(leaf, OnDisk) else leaf, lazy.variables
-    )
+    return read(open_folder(found, config).variables)
+
+
+def read(tree):
+    """Returns a tree whose arrays are read from disk."""
+    return jax.tree.map(lambda x: x.read() if isinstance(x, OnDisk) else x, tree)
 
 
 @pytest.mark.parametrize("name", with_slow(tiny.OPTIONS, ("llama2", "gpt3")))

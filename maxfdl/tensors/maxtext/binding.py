@@ -6,8 +6,9 @@ from typing import Any, cast
 
 from maxfdl.errors import UserError
 from maxfdl.ops.state import Declaration
+from maxfdl.tensors.maxtext.groups import Group
 from maxfdl.tensors.maxtext.layouts import Stacked
-from maxfdl.tensors.maxtext.names import Group, Naming, rows_for
+from maxfdl.tensors.maxtext.names import Naming, rows_for
 from maxfdl.tensors.maxtext.options import Options
 from maxfdl.tensors.table import Binding, Leaves, Row, Slot, layers_of, unbound
 

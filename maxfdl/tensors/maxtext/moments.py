@@ -77,11 +77,14 @@ def moments_of(options: Options, layout: CheckpointLayout) -> OptimizerLayout:
 
 def _adamw(options: Options, layout: CheckpointLayout) -> OptimizerLayout:
     root: Key = ("opt_state",)
+    decay: Key = (*root, 1)
+    if options["adamw_mask"] and layout.framework == "linen":
+        decay = (*decay, "inner_state")  # of a masked transformation
     return OptimizerLayout(
         orders={"mu": 1, "nu": 2},
         places={name: (*root, 0, name, "params") for name in ("mu", "nu")},
         counts=((*root, 0, "count"), (*root, 2, "count")),
-        empty=((*root, 1),),
+        empty=(decay,),
     )
 
 

@@ -6,10 +6,18 @@ apart that are one in MaxText.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from maxfdl.errors import UserError, did_you_mean
 from maxfdl.tensors.layouts import Layout
+from maxfdl.tensors.maxtext.groups import (
+    Grouping,
+    dense_first,
+    in_cycles,
+    in_pairs,
+    of_gemma3,
+    plain,
+)
 from maxfdl.tensors.maxtext.layouts import Joined, Plus, Same, Side, Times
 from maxfdl.tensors.maxtext.options import Options
 from maxfdl.tensors.table import Names, Row
@@ -20,42 +28,24 @@ SAME = Same()
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
-    """Layers under one path of MaxText.
-
-    Args:
-      path: The path.
-      layers: Their numbers, counted over the whole decoder.
-      is_stack: Whether they are one stack; if not, there is one layer.
-      kind: Suffix of the names of its parts.
-      has_rngs: Whether the random streams of NNX are kept here, and not in an earlier
-        group that shares them.
-    """
-
-    path: str
-    layers: tuple[int, ...]
-    is_stack: bool
-    kind: str = ""
-    has_rngs: bool = True
-
-
-Grouping = Callable[[int, Options, bool], list[Group]]
-"""From number of layers, options, and whether layers are scanned, to groups."""
-
-
-@dataclasses.dataclass(frozen=True)
 class Naming:
     """The names of one kind of decoder.
 
     Args:
       rows: All parameters; rows of paths that a model lacks do not count.
       groups: How its layers are grouped.
-      rngs: Where in a group the random streams of NNX are kept.
+      rngs: Parts of a layer that keep the random streams of NNX; the first that a layer
+        has keeps them. An empty path is the layer itself.
+      decoder_rngs: What keeps those of the decoder, where layers are scanned and none
+        of them is outside a stack.
+      block_rngs: What keeps those of a block of layers, beside those of its layers.
     """
 
     rows: tuple[Row, ...]
     groups: Grouping
-    rngs: str = "self_attention"
+    rngs: tuple[str, ...] = ("self_attention",)
+    decoder_rngs: str = "decoder"
+    block_rngs: str | None = None
 
 
 def _row(theirs: str, ours: Names, layout: Layout = SAME, **more) -> Row:
@@ -196,107 +186,53 @@ def _gemma(kind: str = "") -> tuple[Row, ...]:
     )
 
 
-def _plain(count: int, options: Options, scanned: bool) -> list[Group]:
-    if scanned:
-        return [Group("decoder/layers", tuple(range(count)), True)]
-    return [Group(f"decoder/layers_{i}", (i,), False) for i in range(count)]
-
-
-def _in_cycles(count: int, options: Options, scanned: bool) -> list[Group]:
-    """Scanned blocks of several layers, each a stack of its own."""
-    return _cycles(count, options["inhomogeneous_layer_cycle_interval"], scanned)
-
-
-def _cycles(count: int, cycle: int, scanned: bool) -> list[Group]:
-    """Layers after the last whole cycle are in a block that is no stack."""
-    if not scanned or cycle == 1:
-        return _plain(count, {}, scanned)
-    whole = count // cycle * cycle
-    block, after = "decoder/layers/layers_", "decoder/layers_remainder/layers_"
-    stacks = [
-        Group(f"{block}{i}", tuple(range(i, whole, cycle)), True, has_rngs=not i)
-        for i in range(cycle if whole else 0)
-    ]
-    rest = [
-        Group(f"{after}{i}", (whole + i,), False, has_rngs=not i)
-        for i in range(count - whole)
-    ]
-    return stacks + rest
-
-
-_GEMMA3_CYCLE = 6  # five layers with a window, and one without
-
-
-def _gemma3_groups(count: int, options: Options, scanned: bool) -> list[Group]:
-    return _cycles(count, _GEMMA3_CYCLE, scanned)
-
-
-def _in_pairs(count: int, options: Options, scanned: bool) -> list[Group]:
-    """Gemma 2: a layer of MaxText is two, one with a window and one without."""
-    kinds = ("_local", "_global")
-    pairs = _plain(count // 2, options, scanned)
-    return [
-        Group(
-            each.path, tuple(2 * i + k for i in each.layers), each.is_stack, kind, not k
-        )
-        for each in pairs
-        for k, kind in enumerate(kinds)
-    ]
-
-
-def _dense_first(count: int, options: Options, scanned: bool) -> list[Group]:
-    dense = options["first_num_dense_layers"]
-    parts = (("dense_layers", range(dense)), ("moe_layers", range(dense, count)))
-    if scanned:
-        return [
-            Group(f"decoder/{name}", tuple(each), True) for name, each in parts if each
-        ]
-    return [
-        Group(f"decoder/{name}_{i}", (number,), False)
-        for name, each in parts
-        for i, number in enumerate(each)
-    ]
-
-
-_LLAMA = Naming(OUTSIDE + PRE_NORMS + attention() + mlp(), _plain)
-_BLOCK = "DeepSeekMoeBlock_0"
+_LLAMA_ROWS = OUTSIDE + PRE_NORMS + attention() + mlp()
+_LLAMA = Naming(_LLAMA_ROWS, plain)
+_DEEPSEEK = "DeepSeekMoeBlock_0"
 
 NAMINGS: dict[str, Naming] = {
-    "default": _LLAMA,
     "llama2": _LLAMA,
-    "mistral": _LLAMA,
+    "mistral": Naming(_LLAMA_ROWS, plain, ("",)),
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
     "qwen3_moe": Naming(
-        OUTSIDE + PRE_NORMS + attention() + experts("moe_block"), _plain, "moe_block"
+        OUTSIDE + PRE_NORMS + attention() + experts("moe_block"), plain, ("moe_block",)
     ),
     "mixtral": Naming(
-        OUTSIDE + PRE_NORMS + attention() + experts("MoeBlock_0"), _plain, "MoeBlock_0"
+        OUTSIDE + PRE_NORMS + attention() + experts("MoeBlock_0"),
+        plain,
+        ("MoeBlock_0",),
     ),
     "deepseek": Naming(
         OUTSIDE
         + PRE_NORMS
         + LATENT_ATTENTION
         + mlp()
-        + experts(f"{_BLOCK}/MoeBlock_0")
-        + mlp(f"{_BLOCK}/shared_experts", "mlp/shared"),
-        _dense_first,
-        f"{_BLOCK}/MoeBlock_0",
+        + experts(f"{_DEEPSEEK}/MoeBlock_0")
+        + mlp(f"{_DEEPSEEK}/shared_experts", "mlp/shared"),
+        dense_first,
+        (f"{_DEEPSEEK}/MoeBlock_0", ""),
     ),
-    "gemma": Naming(_gemma(), _plain, ""),
-    "gemma2": Naming(_gemma("{kind}"), _in_pairs, ""),
-    "gemma3": Naming(_gemma(), _gemma3_groups, ""),
-    "gpt3": Naming(GPT3, _plain),
+    "gemma": Naming(_gemma(), plain, ("",)),
+    "gemma2": Naming(_gemma("{kind}"), in_pairs, ("",)),
+    "gemma3": Naming(
+        _gemma(), of_gemma3, ("",), decoder_rngs="decoder/layers_remainder"
+    ),
+    "gpt3": Naming(GPT3, plain, ("",)),
     "gpt_oss": Naming(
         OUTSIDE + PRE_NORMS + attention("GptOssAttention") + experts("GptOssMlp"),
-        _in_cycles,
-        "GptOssAttention",
+        in_cycles,
+        ("GptOssAttention",),
     ),
 }
 """The names of each `decoder_block`."""
 
-FOLDED = frozenset({"default", "llama2", "mistral", "mixtral", "gemma", "gemma2"})
+FOLDED = frozenset({"llama2", "mistral", "mixtral", "gemma", "gemma2"})
 """Decoders that keep the scale of attention's scores inside the query kernels."""
+
+OTHER_MATRICES = frozenset({"gemma2", "qwen3_moe", "gpt_oss"})
+"""Decoders of which MaxText's Muon orthogonalises other matrices than [inputs, outputs]
+of each kernel, for it tells them by names that these do not have."""
 
 
 def naming_of(options: Options) -> Naming:

@@ -63,7 +63,21 @@ DEFAULTS: dict[str, Any] = {
     "topk_routing_group": -1,
     "norm_topk_prob": False,
     "inhomogeneous_layer_cycle_interval": 1,
+    # Parts of a network that are refused unless they are as here: see `check_network`.
+    "rope_min_timescale": 1,
+    "use_untrainable_positional_embedding": False,
+    "share_kv_projections": False,
+    "use_indexer": False,
+    "mhc_expansion_rate": 1,
+    "engram_layers": [],
+    "mtp_num_layers": 0,
+    "use_multimodal": False,
+    "use_random_routing": False,
+    "capacity_factor": -1.0,
+    "sparse_matmul": True,
     # Layout.
+    "ici_pipeline_parallelism": 1,
+    "dcn_pipeline_parallelism": 1,
     "scan_layers": True,
     "param_scan_axis": 1,
     "dtype": "bfloat16",
@@ -86,6 +100,12 @@ DEFAULTS: dict[str, Any] = {
     "muon_beta": 0.95,
     "muon_weight_decay": 0.0,
     "muon_consistent_rms": None,
+    "muon_type": "optax_muon",
+    "muon_include_routers": True,
+    "skip_step_on_spikes": False,
+    "trainable_parameters_mask": [],
+    "enable_dropout": True,
+    "dropout_rate": 0.0,
     "learning_rate": 3e-5,
     "lr_schedule_type": "cosine",
     "learning_rate_final_fraction": 0.1,
@@ -157,8 +177,14 @@ def _checked(values: Values, name: str, default: Any) -> Any:
     return value
 
 
-def only(options: Options, name: str, *allowed: Any) -> None:
-    """Refuses a value that no graph here can have.
+def version_of(options: Options) -> tuple[int, ...]:
+    """Returns the version of MaxText that ran, such as (0, 2, 5)."""
+    parts = str(options["maxtext"]).split(".")
+    return tuple(int(part) for part in parts if part.isdecimal())
+
+
+def only(options: Options, name: str, *allowed: Any, hint: str = "") -> None:
+    """Refuses a value that no graph here can have; `hint` ends the sentence.
 
     Raises:
       UserError: If the option has another value than those allowed.
@@ -167,5 +193,55 @@ def only(options: Options, name: str, *allowed: Any) -> None:
         known = " or ".join(map(repr, allowed))
         raise UserError(
             f"MaxText's {name} ({options[name]!r}) must be {known}: nothing here"
-            " computes it otherwise."
+            f" computes it otherwise{hint}."
         )
+
+
+_OFF: Mapping[str, tuple[Any, ...]] = {
+    "rope_min_timescale": (1,),
+    "use_untrainable_positional_embedding": (False,),
+    "share_kv_projections": (False,),
+    "use_indexer": (False,),
+    "mhc_expansion_rate": (0, 1),
+    "engram_layers": ([],),
+    "mtp_num_layers": (0,),
+    "use_multimodal": (False,),
+    "use_random_routing": (False,),
+    "ici_pipeline_parallelism": (1, -1),
+    "dcn_pipeline_parallelism": (1, -1),
+}
+"""What a network of MaxText may have and none here has, and the values without it."""
+
+_UNTRAINED: Mapping[str, tuple[Any, ...]] = {
+    "adam_eps_root": (0.0,),
+    "muon_type": ("optax_muon",),
+    "muon_include_routers": (True,),
+    "skip_step_on_spikes": (False,),
+    "trainable_parameters_mask": ([],),
+}
+"""How MaxText may train and nothing here does, and the values without it."""
+
+
+def check_network(options: Options) -> None:
+    """Refuses options of a network that no graph here computes.
+
+    Raises:
+      UserError: Naming the first option of them.
+    """
+    for name, allowed in _OFF.items():
+        only(options, name, *allowed)
+    if options["num_experts"] > 1 and not options["sparse_matmul"]:
+        only(options, "capacity_factor", -1.0)  # else tokens are dropped
+
+
+def check_training(options: Options) -> None:
+    """Refuses options of training that no graph here follows.
+
+    Raises:
+      UserError: Naming the first option of them.
+    """
+    hint = "; to train on without it, change it in the file of MaxText's options"
+    for name, allowed in _UNTRAINED.items():
+        only(options, name, *allowed, hint=hint)
+    if options["enable_dropout"]:
+        only(options, "dropout_rate", 0.0, hint=hint)

@@ -16,6 +16,7 @@ import numpy as np
 
 from maxfdl.errors import UserError
 from maxfdl.tensors.layouts import Layout
+from maxfdl.tensors.maxtext.groups import Group
 from maxfdl.tensors.maxtext.items import (
     Entry,
     Key,
@@ -26,7 +27,7 @@ from maxfdl.tensors.maxtext.items import (
 )
 from maxfdl.tensors.maxtext.layouts import Plus, Same, Side
 from maxfdl.tensors.maxtext.moments import OptimizerLayout
-from maxfdl.tensors.maxtext.names import LAYER_STACK, Group, Naming
+from maxfdl.tensors.maxtext.names import LAYER_STACK, Naming
 from maxfdl.tensors.maxtext.options import Options, resolved
 from maxfdl.tensors.table import Row
 
