@@ -12,6 +12,7 @@ from maxfdl.data import ByteTokenizer, HuggingFaceTokenizer
 from maxfdl.data.tokenizers.saving import in_other_format
 from maxfdl.experiment import Experiment
 from maxfdl.layers.parameter import DType
+from maxfdl.paths import AnyPath, as_path
 from maxfdl.tensors.hugging_face.folder import TOKENIZER, Folder
 
 _LONGEST = 1024
@@ -33,20 +34,20 @@ def fine_tuning(folder: str) -> fdl.Config[Experiment]:
     run = pretrain(
         name=_name(found.path),
         model=model,
-        data=_data(found),
+        data=_data(found, as_path(folder)),
         optimizer=optimizers.adamw(peak=2e-5, warmup_steps=20),
         steps=1000,
         batch_size=8,
         sequence_length=min(longest, _LONGEST),
     )
-    run.init_from = str(pathlib.Path(folder).expanduser().absolute())
+    run.init_from = str(as_path(folder))
     return run
 
 
-def _data(folder: Folder) -> fdl.Partial:
+def _data(folder: Folder, path: AnyPath) -> fdl.Partial:
     text = data.python_source()
     if folder.tokenizer is not None or in_other_format(folder.path) is not None:
-        file = str((folder.path / TOKENIZER).absolute())
+        file = str(path / TOKENIZER)
         text.tokenizer = fdl.Config(HuggingFaceTokenizer, file=file)
     elif folder.config["vocab_size"] < ByteTokenizer().vocab_size:
         return data.synthetic()

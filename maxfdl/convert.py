@@ -22,7 +22,6 @@ run evaluates, an average if it keeps one. Tokenizer, chat template and generati
 are those that the run keeps, unless `--source` names a folder to take them from.
 """
 
-import pathlib
 import shlex
 import sys
 from typing import Any
@@ -31,6 +30,7 @@ from absl import flags
 
 from maxfdl import commandline
 from maxfdl.errors import UserError, did_you_mean
+from maxfdl.paths import AnyPath, as_path
 
 FLAGS = flags.FLAGS
 
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> None:
     given = {name: value for name, value in values.items() if value is not None}
     match sorted(given):
         case ["from", "to"]:
-            source, kind = given["from"], _kind_of(pathlib.Path(given["from"]))
+            source, kind = given["from"], _kind_of(as_path(given["from"]))
             target, format = given["to"], FLAGS.format or "run"
         case ["from_hf", "to"]:
             source, kind = given["from_hf"], "hugging_face"
@@ -94,7 +94,7 @@ def main(argv: list[str]) -> None:
     _WAYS[way](source, target)
 
 
-def _kind_of(path: pathlib.Path) -> str:
+def _kind_of(path: AnyPath) -> str:
     """Returns what a folder is.
 
     Raises:
@@ -103,7 +103,6 @@ def _kind_of(path: pathlib.Path) -> str:
     from maxfdl.run.directory import CHECKPOINTS, CONFIG_JSON
     from maxfdl.tensors.maxtext.reading import is_checkpoint
 
-    path = path.expanduser()
     if is_checkpoint(path):
         return "maxtext"
     if (path / CHECKPOINTS).is_dir():
@@ -210,8 +209,8 @@ def _run_to_hugging_face(run_dir: str, folder: str) -> None:
     from maxfdl.saved_run import read_run
 
     allowed, source = FLAGS.allow_non_finite, FLAGS.source
-    run = read_run(pathlib.Path(run_dir), FLAGS.trust, allowed)
-    kept = pathlib.Path(run_dir) / TOKENIZER
+    run = read_run(as_path(run_dir), FLAGS.trust, allowed)
+    kept = as_path(run_dir) / TOKENIZER
     hf.save(
         folder,
         run.config,
@@ -262,7 +261,7 @@ def _run_to_maxtext(run_dir: str, folder: str) -> None:
     from maxfdl.maxtext.saving import moments_of_state
     from maxfdl.saved_run import read_run
 
-    path, allowed = pathlib.Path(run_dir), FLAGS.allow_non_finite
+    path, allowed = as_path(run_dir), FLAGS.allow_non_finite
     if FLAGS.parameters_only:
         run = read_run(path, FLAGS.trust, allowed, one_by_one=True)
         _write_maxtext(run_dir, folder, run.config, run.variables, None, 0)

@@ -1,11 +1,20 @@
-"""Files that maxfdl writes for itself."""
+"""Files that maxfdl writes for itself, on disk or in a bucket."""
 
+import concurrent.futures
 import contextlib
 import os
 import pathlib
 import shutil
+import tempfile
+import time
 import uuid
 from collections.abc import Iterator
+from typing import Protocol
+
+from maxfdl.bucket import BucketPath
+
+UPLOAD_SECONDS = 10.0
+"""Least time between two uploads of an object that grows."""
 
 
 def cache_directory() -> pathlib.Path:
@@ -13,6 +22,19 @@ def cache_directory() -> pathlib.Path:
     `~/.cache/maxfdl`."""
     folder = os.environ.get("MAXFDL_CACHE") or "~/.cache/maxfdl"
     return pathlib.Path(folder).expanduser()
+
+
+class Growing(Protocol):
+    """What grows by whole records."""
+
+    def append(self, record: bytes) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def growing(path: pathlib.Path | BucketPath) -> Growing:
+    """Opens a file, or an object of a bucket, to append records to it."""
+    return GrowingObject(path) if isinstance(path, BucketPath) else GrowingFile(path)
 
 
 class GrowingFile:
@@ -38,11 +60,43 @@ class GrowingFile:
         self._file.close()
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
+class GrowingObject:
+    """An object that grows by whole records, though a store can only replace it.
+
+    It is uploaded whole, in the background, at most every `UPLOAD_SECONDS` and when it
+    is closed: a process that is killed loses the records since the last upload.
+    """
+
+    def __init__(self, path: BucketPath):
+        self._path = path
+        self._content = path.read_bytes() if path.exists() else b""
+        self._executor = concurrent.futures.ThreadPoolExecutor(1)
+        self._upload: concurrent.futures.Future | None = None
+        self._due = time.monotonic()
+
+    def append(self, record: bytes) -> None:
+        """Raises the OSError of the last upload, if that has failed."""
+        self._content += record
+        if self._upload is not None and self._upload.done():
+            self._upload.result()
+            self._upload = None
+        if self._upload is None and time.monotonic() >= self._due:
+            self._due = time.monotonic() + UPLOAD_SECONDS
+            self._upload = self._executor.submit(self._path.write_bytes, self._content)
+
+    def close(self) -> None:
+        self._executor.shutdown()  # an older upload must not come after this one
+        self._path.write_bytes(self._content)
+
+
+def write_atomically(path: pathlib.Path | BucketPath, text: str) -> None:
     """Replaces the file: a reader, or a crash, meets the old text or the new one.
 
     So does a second writer, for each writes a draft of its own.
     """
+    if isinstance(path, BucketPath):
+        path.write_text(text)
+        return
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with open(draft, "x", encoding="utf-8") as file:
@@ -56,11 +110,17 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def folder_replaced(path: pathlib.Path) -> Iterator[pathlib.Path]:
+def folder_replaced(path: pathlib.Path | BucketPath) -> Iterator[pathlib.Path]:
     """Yields an empty folder, which takes the place of `path` when the block ends.
 
     If the block raises, `path` stays as it was.
     """
+    if isinstance(path, BucketPath):
+        with tempfile.TemporaryDirectory() as made:
+            yield pathlib.Path(made)
+            path.rmtree()
+            upload_folder(pathlib.Path(made), path)
+        return
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     old = draft.with_name(f"{draft.name}.old")
     draft.mkdir()
@@ -72,3 +132,10 @@ def folder_replaced(path: pathlib.Path) -> Iterator[pathlib.Path]:
     finally:
         shutil.rmtree(draft, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def upload_folder(folder: pathlib.Path, target: BucketPath, last: str = "") -> None:
+    """Copies the files of a folder into a bucket; the one called `last` comes last."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    for path in sorted(files, key=lambda path: (path == folder / last, path)):
+        (target / path.relative_to(folder).as_posix()).upload(path)

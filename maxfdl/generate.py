@@ -7,8 +7,6 @@ unless `--nochat`. Flags that change a graph change the model before its weights
 read: `--fiddler=quantize_weights --fiddler=quantize_cache` stores both in int8.
 """
 
-import os
-import pathlib
 import sys
 import time
 from typing import Any
@@ -17,6 +15,7 @@ from absl import flags
 
 from maxfdl import commandline
 from maxfdl.errors import UserError
+from maxfdl.paths import AnyPath, as_path, lexists
 
 FLAGS = flags.FLAGS
 
@@ -53,7 +52,7 @@ def main(argv: list[str]) -> None:
     start(compilation_cache=True)
     sampler = _sampler()
     ((source, path),) = paths.items()
-    writer = read[source](pathlib.Path(path).expanduser())
+    writer = read[source](as_path(path))
     _write(writer, sampler, _prompt(writer))
 
 
@@ -149,7 +148,7 @@ def _rate(times: list[float], run_length: int) -> float:
     return (len(times) - 1 - first) / seconds if seconds else float("nan")
 
 
-def _from_hugging_face(folder: pathlib.Path) -> Any:
+def _from_hugging_face(folder: AnyPath) -> Any:
     import jax
 
     from maxfdl import hf
@@ -169,13 +168,13 @@ def _from_hugging_face(folder: pathlib.Path) -> Any:
     return _writer(loaded.model, loaded.variables, tokenizer)
 
 
-def _from_gguf(file: pathlib.Path) -> Any:
+def _from_gguf(file: AnyPath) -> Any:
     from maxfdl import gguf
 
     return _from_hugging_face(gguf.unpack(file))
 
 
-def _from_run(folder: pathlib.Path) -> Any:
+def _from_run(folder: AnyPath) -> Any:
     from maxfdl.run.directory import TOKENIZER
     from maxfdl.saved_run import read_run
 
@@ -190,7 +189,7 @@ def _from_run(folder: pathlib.Path) -> Any:
     return _writer(model, run.variables, tokenizer)
 
 
-def _tokenizer(folder: pathlib.Path, rows: int, missing: str) -> Any:
+def _tokenizer(folder: AnyPath, rows: int, missing: str) -> Any:
     """Returns the tokenizer of a folder, for a model with so many rows.
 
     Raises:
@@ -199,7 +198,7 @@ def _tokenizer(folder: pathlib.Path, rows: int, missing: str) -> Any:
     from maxfdl.data.tokenizers import HuggingFaceTokenizer
 
     file = folder / "tokenizer.json"
-    if not os.path.lexists(file):
+    if not lexists(file):
         raise UserError(f"{folder} holds no tokenizer.json; {missing}.")
     tokenizer = HuggingFaceTokenizer(str(file))
     if tokenizer.vocab_size > rows:

@@ -5,7 +5,6 @@ alone (`to_linen steps=50`). The same command again continues the run, and so do
 that differs in what is operational: how often it logs, its mesh, more steps.
 """
 
-import pathlib
 import shlex
 import sys
 from typing import Any
@@ -90,7 +89,7 @@ def _launch(stop: Any) -> None:
     from maxfdl.run.runtime import start
 
     peers, executable = current(), _executable(config)
-    directory = RunDirectory(FLAGS.run_dir or pathlib.Path("runs") / config.name)
+    directory = RunDirectory(FLAGS.run_dir or f"runs/{config.name}")
     profile = _profile(directory, config.steps)
     writes = peers is None or peers.place.process_id == 0
     if writes:

@@ -13,12 +13,13 @@ import dataclasses
 import json
 import math
 import os
-import pathlib
 import stat
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from maxfdl.bucket import BucketPath
 from maxfdl.errors import UserError
+from maxfdl.paths import as_path
 
 MOST_BYTES = 2**28
 """Size up to which a text or JSON file is read; published ones stay below 2**26."""
@@ -47,6 +48,9 @@ def check_file(path: str | os.PathLike[str], most_bytes: int | None = None) -> N
       UserError: If there is no file, if it is a folder, a FIFO, a socket or a device,
         if this user may not read it, or if it is larger than `most_bytes`.
     """
+    where = as_path(path)
+    if isinstance(where, BucketPath):
+        return _check_object(where, most_bytes)
     try:
         found = os.stat(path)
         may_read = os.access(path, os.R_OK)
@@ -57,10 +61,27 @@ def check_file(path: str | os.PathLike[str], most_bytes: int | None = None) -> N
             raise UserError(f"{_shown(path)} must be a file, but it is {kind}.")
     if not may_read:
         raise UserError(f"{_shown(path)} cannot be read: permission denied.")
-    if most_bytes is not None and found.st_size > most_bytes:
+    _check_size(path, found.st_size, most_bytes)
+
+
+def _check_object(path: BucketPath, most_bytes: int | None) -> None:
+    try:
+        size = path.stat().st_size
+        is_file = path.is_file()
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    if not is_file:
+        raise UserError(f"{_shown(path)} must be a file, but it is a folder.")
+    _check_size(path, size, most_bytes)
+
+
+def _check_size(
+    path: str | os.PathLike[str], size: int, most_bytes: int | None
+) -> None:
+    if most_bytes is not None and size > most_bytes:
         raise UserError(
-            f"{_shown(path)} has {found.st_size:,} bytes, and may have"
-            f" {most_bytes:,} at most; it cannot be what its name says."
+            f"{_shown(path)} has {size:,} bytes, and may have {most_bytes:,} at most;"
+            " it cannot be what its name says."
         )
 
 
@@ -70,7 +91,7 @@ def read_bytes(
     """Returns what a file holds; raises as `check_file`."""
     check_file(path, most_bytes)
     try:
-        return pathlib.Path(path).read_bytes()
+        return as_path(path).read_bytes()
     except OSError as error:
         raise _unreadable(path, error) from None
 

@@ -4,12 +4,12 @@ Each run is a curve in one SVG picture, which browsers show.
 """
 
 import functools
-import pathlib
 
 from absl import flags
 
 from maxfdl import commandline
 from maxfdl.errors import UserError
+from maxfdl.paths import AnyPath, as_path
 
 FLAGS = flags.FLAGS
 
@@ -33,7 +33,7 @@ _LABELS = {
 
 
 def main(argv: list[str]) -> None:
-    folders = [pathlib.Path(name).expanduser() for name in argv[1:]]
+    folders = [as_path(name) for name in argv[1:]]
     if not folders:
         raise UserError("plot needs the directory of at least one run.")
     from maxfdl.report.chart import chart
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
         )
     picture = chart(curves, _LABELS[FLAGS.x], FLAGS.metric, log_x=FLAGS.log_x)
     try:
-        pathlib.Path(FLAGS.out).write_text(picture, "utf-8")
+        as_path(FLAGS.out).write_text(picture, "utf-8")
     except OSError as error:
         raise UserError(
             f"--out={FLAGS.out} cannot be written ({error.strerror}); give a file in a"
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
     print(f"{FLAGS.metric} of {len(curves)} runs is drawn in {FLAGS.out}")
 
 
-def _bytes_of_gradients(folder: pathlib.Path) -> int:
+def _bytes_of_gradients(folder: AnyPath) -> int:
     """Returns the float32 bytes of all trained parameters of a run."""
     import jax
 

@@ -24,6 +24,7 @@ from absl import flags
 
 from maxfdl import commandline
 from maxfdl.errors import UserError
+from maxfdl.paths import AnyPath, as_path
 
 FLAGS = flags.FLAGS
 
@@ -62,7 +63,7 @@ def main(argv: list[str]) -> None:
 
     check_format(FLAGS.format, FLAGS.block_size)  # before a run is read
     _check_changes()
-    source, target = (pathlib.Path(x) for x in (getattr(FLAGS, given[0]), FLAGS.to))
+    source, target = (as_path(x) for x in (getattr(FLAGS, given[0]), FLAGS.to))
     _check_target(source, target)
     of_folder = given == ["from_hf"]
     (_of_folder if of_folder else _of_run)(source, target)
@@ -84,17 +85,23 @@ def _check_changes() -> None:
             )
 
 
-def _check_target(source: pathlib.Path, target: pathlib.Path) -> None:
+def _check_target(source: AnyPath, target: AnyPath) -> None:
     """Refuses to lose what is in `target`."""
     from maxfdl.run.directory import CHECKPOINTS
 
-    if target.exists() and source.exists() and target.samefile(source):
+    if _is_same(source, target):
         raise UserError(f"--to ({target}) is what is read; give another folder.")
     if (target / CHECKPOINTS).is_dir():
         raise UserError(f"--to ({target}) holds a run; give another folder.")
 
 
-def _of_folder(source: pathlib.Path, target: pathlib.Path) -> None:
+def _is_same(source: AnyPath, target: AnyPath) -> bool:
+    if isinstance(source, pathlib.Path) and isinstance(target, pathlib.Path):
+        return target.exists() and source.exists() and target.samefile(source)
+    return source == target
+
+
+def _of_folder(source: AnyPath, target: AnyPath) -> None:
     from maxfdl import hf
 
     config = None
@@ -112,7 +119,7 @@ def _of_folder(source: pathlib.Path, target: pathlib.Path) -> None:
     )
 
 
-def _of_run(source: pathlib.Path, target: pathlib.Path) -> None:
+def _of_run(source: AnyPath, target: AnyPath) -> None:
     from maxfdl import hf
     from maxfdl.run.directory import TOKENIZER
     from maxfdl.saved_run import read_run

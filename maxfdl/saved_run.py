@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from maxfdl.layers.on_disk import OnDisk, in_memory
 from maxfdl.layers.packing import stored_as
 from maxfdl.layers.parameter import map_parameters, wholes
 from maxfdl.model import Model
+from maxfdl.paths import AnyPath
 from maxfdl.run.directory import RunDirectory
 from maxfdl.saved_graph import saved_graph
 from maxfdl.sharding.mesh import MeshShape
@@ -75,7 +75,7 @@ def _shapes(model: Model) -> dict[str, Any]:
 
 
 def read_run(
-    folder: pathlib.Path,
+    folder: AnyPath,
     trust: Sequence[str] = (),
     allow_non_finite: bool = False,
     one_by_one: bool = False,
@@ -113,7 +113,7 @@ def read_run(
 
 
 def read_evaluated(
-    folder: pathlib.Path, trust: Sequence[str] = (), step: int | None = None
+    folder: AnyPath, trust: Sequence[str] = (), step: int | None = None
 ) -> tuple[Any, int, dict[str, Any]]:
     """Returns the graph of a run, a step, and the parts of its state, as they were
     saved, that evaluation reads: the newest step unless told.
@@ -143,7 +143,7 @@ class _Opened:
     """What evaluation reads, or the whole state, as abstract arrays."""
 
 
-def _open(folder: pathlib.Path, trust: Sequence[str], whole: bool = False) -> _Opened:
+def _open(folder: AnyPath, trust: Sequence[str], whole: bool = False) -> _Opened:
     run = RunDirectory(folder) if folder.is_dir() else None
     config: Any = run and saved_graph(run, trust)
     if run is None or config is None:

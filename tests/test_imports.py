@@ -15,7 +15,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 NOTHING = frozenset()
-WORDS = frozenset({"batch", "errors", "markers"})
+WORDS = frozenset({"batch", "bucket", "errors", "markers", "paths"})
 ENTRY_POINTS = frozenset(
     {
         "aot",
@@ -36,7 +36,9 @@ LIBRARY = {
     "errors": NOTHING,
     "markers": NOTHING,
     "hush": NOTHING,
-    "files": NOTHING,
+    "bucket": frozenset({"errors"}),
+    "files": frozenset({"bucket"}),
+    "paths": frozenset({"bucket", "errors", "files"}),
     "outside": WORDS,
     "ops": {"errors", "markers"},
     "sharding": WORDS,
@@ -54,7 +56,8 @@ LIBRARY = {
     | {"sharding", "layers.frozen", "model", "data", "optim", "checkpoint", "train"},
     "tensors": WORDS
     | {"ops.initializers", "ops.state", "layers.parameter", "layers.checks", "model"}
-    | {"sharding", "outside", "data.tokenizers", "ops.codec", "ops.numbers"}
+    | {"sharding", "outside", "files", "data.tokenizers", "ops.codec"}
+    | {"ops.numbers"}
     | {"layers.embedding", "layers.head", "layers.on_disk"},
     "run": WORDS
     | {"files", "ops", "layers.sinks", "sharding", "data", "checkpoint", "train"}

@@ -3,18 +3,13 @@
 import contextlib
 import json
 import os
-import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, Any
 
 from maxfdl.checkpoint.chunks import saving_context
-from maxfdl.checkpoint.failure import (
-    SaveError,
-    gist,
-    import_orbax,
-    storage_problem,
-)
+from maxfdl.checkpoint.failure import SaveError, gist, storage_problem
 from maxfdl.checkpoint.load import StepReader, check_fits, load_step
+from maxfdl.checkpoint.orbax import import_orbax
 from maxfdl.checkpoint.processes import gather, say
 from maxfdl.checkpoint.record import (
     DamagedCheckpointError,
@@ -27,6 +22,7 @@ from maxfdl.checkpoint.structure import Structure, listed
 from maxfdl.data.places import joined
 from maxfdl.errors import UserError
 from maxfdl.markers import FromParent, Operational
+from maxfdl.paths import as_path
 
 Abstract = Any | Callable[[Structure], Any]
 """What a state looks like: a tree, or a function of the leaves that were saved."""
@@ -52,7 +48,7 @@ class Checkpointer:
     Values that are not finite are neither saved nor read unless that is asked for.
 
     Orbax is imported when the first step is saved or restored (about 0.5 seconds);
-    `failure.import_orbax` imports it earlier.
+    `orbax.import_orbax` imports it earlier.
 
     Args:
       every_steps: Steps from one save to the next. Must be positive.
@@ -73,7 +69,7 @@ class Checkpointer:
     ):
         self.every_steps = every_steps
         self.keep = keep
-        self.directory = pathlib.Path(directory).absolute()
+        self.directory = as_path(directory)
         for problem in self.check_config(self):
             raise UserError(problem)
         self._writer: Any = None  # ocp.training.Checkpointer, from the first save on
@@ -245,13 +241,13 @@ class Checkpointer:
             training = import_orbax().training
             self.directory.mkdir(parents=True, exist_ok=True)
             self._writer = training.Checkpointer(
-                self.directory,
+                str(self.directory),
                 save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(
                     self.every_steps
                 ),
                 preservation_policy=training.preservation_policies.LatestN(self.keep),
                 cleanup_tmp_directories=True,
-                context=saving_context(),
+                context=saving_context(self.directory),
             )
         return self._writer
 

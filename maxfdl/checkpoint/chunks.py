@@ -6,25 +6,25 @@ parts of an array are what lies at one index of its first dim: one layer of a st
 
 import functools
 import math
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from maxfdl.checkpoint.failure import gist, import_orbax
+from maxfdl.checkpoint.failure import gist
 from maxfdl.checkpoint.fingerprint import Fingerprint, fingerprint_in_blocks, of_parts
+from maxfdl.checkpoint.orbax import import_orbax, orbax_context
 from maxfdl.checkpoint.record import DamagedCheckpointError, Record, check_leaf
+from maxfdl.paths import AnyPath, kvstore
 
 _SMALLEST = 2**20
 """Bytes of a part that is worth a chunk: smaller ones slow reading down."""
 
 
-def saving_context() -> Any:
+def saving_context(directory: AnyPath) -> Any:
     """Returns the Orbax context in which large parts have a chunk each."""
-    ocp = import_orbax()
-    options = ocp.options.ArrayOptions.Saving.StorageOptions
+    options = import_orbax().options.ArrayOptions.Saving.StorageOptions
 
     def chunks(path: Any, array: Any) -> Any:
         if not isinstance(array, jax.Array):
@@ -33,7 +33,7 @@ def saving_context() -> Any:
         size = math.prod(local[1:]) * array.dtype.itemsize
         return options(shard_axes=(0,)) if local and size >= _SMALLEST else None
 
-    context = ocp.Context()
+    context = orbax_context(directory)
     context.array.saving.scoped_storage_options_creator = chunks
     return context
 
@@ -53,7 +53,7 @@ class SavedArray:
 
     def __init__(
         self,
-        path: pathlib.Path,
+        path: AnyPath,
         record: Record,
         keys: Sequence[str],
         allow_non_finite: bool = False,
@@ -100,12 +100,9 @@ class SavedArray:
     def _store(self) -> Any:
         import tensorstore  # comes with Orbax, which few commands need
 
-        kvstore = {
-            "driver": "ocdbt",
-            "base": {"driver": "file", "path": f"{self._path / 'state'}/"},
-            "path": f"{self._name}/",
-        }
-        spec = {"driver": "zarr3", "kvstore": kvstore}
+        base = kvstore(self._path / "state")
+        store = {"driver": "ocdbt", "base": base, "path": f"{self._name}/"}
+        spec = {"driver": "zarr3", "kvstore": store}
         try:
             return tensorstore.open(spec, read=True, open=True).result()
         except Exception as error:

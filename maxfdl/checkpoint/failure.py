@@ -2,10 +2,9 @@
 
 import os
 import re
-from typing import Any
 
+from maxfdl.bucket import problem_of_store
 from maxfdl.errors import UserError
-from maxfdl.hush import hush
 
 # Messages of the C++ library below Orbax: "RESOURCE_EXHAUSTED: Failed writing: ...
 # [os_error_code='28']".
@@ -17,17 +16,11 @@ class SaveError(UserError):
     """A state that cannot be saved."""
 
 
-def import_orbax() -> Any:
-    """Returns `orbax.checkpoint.v1`, which takes half a second to import."""
-    from orbax.checkpoint import v1
-
-    hush("orbax", "tensorstore", "uvloop")
-    return v1
-
-
 def storage_problem(error: BaseException) -> str | None:
     """Returns why files cannot be written, or None if `error` is of another kind."""
     cause = _first_cause(error)
+    if (problem := problem_of_store(cause)) is not None:
+        return problem
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror
     if code := _OS_ERROR.search(str(cause)):

@@ -3,7 +3,6 @@
 import contextlib
 import gc
 import logging
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,7 +10,8 @@ import jax
 import numpy as np
 
 from maxfdl.checkpoint.chunks import SavedArray
-from maxfdl.checkpoint.failure import gist, import_orbax
+from maxfdl.checkpoint.failure import gist
+from maxfdl.checkpoint.orbax import import_orbax, orbax_context
 from maxfdl.checkpoint.processes import gather
 from maxfdl.checkpoint.record import (
     DamagedCheckpointError,
@@ -20,10 +20,11 @@ from maxfdl.checkpoint.record import (
 )
 from maxfdl.checkpoint.structure import differences, structure_of
 from maxfdl.errors import UserError
+from maxfdl.paths import AnyPath
 
 
 def load_step(
-    path: pathlib.Path,
+    path: AnyPath,
     record: Record,
     abstract: Any,
     *,
@@ -75,7 +76,7 @@ class StepReader:
 
     def __init__(
         self,
-        path: pathlib.Path,
+        path: AnyPath,
         record: Record,
         refuse: Callable[[DamagedCheckpointError], Exception],
         allow_non_finite: bool = False,
@@ -116,7 +117,7 @@ class StepReader:
 
 
 def load_only(
-    path: pathlib.Path, record: Record, part: Any, *, allow_non_finite: bool = False
+    path: AnyPath, record: Record, part: Any, *, allow_non_finite: bool = False
 ) -> jax.Array:
     """Returns the one array that `part` describes.
 
@@ -139,7 +140,7 @@ def load_only(
     return array
 
 
-def saved_tree(path: pathlib.Path) -> Any:
+def saved_tree(path: AnyPath) -> Any:
     """Returns the tree of a step's state, with a description of each array.
 
     Raises:
@@ -148,7 +149,8 @@ def saved_tree(path: pathlib.Path) -> Any:
     ocp = import_orbax()
     logging.disable(logging.WARNING)  # of what is damaged, Orbax tells a page
     try:
-        tree = ocp.checkpointables_metadata(path).metadata["state"]
+        with orbax_context(path):
+            tree = ocp.checkpointables_metadata(str(path)).metadata["state"]
     except Exception as error:
         raise DamagedCheckpointError(gist(error)) from None
     finally:
@@ -158,7 +160,7 @@ def saved_tree(path: pathlib.Path) -> Any:
     return tree
 
 
-def check_fits(path: pathlib.Path, record: Record, abstract: Any, whole: bool) -> None:
+def check_fits(path: AnyPath, record: Record, abstract: Any, whole: bool) -> None:
     """Raises UserError unless the saved leaves are just those of `abstract`."""
     saved = record.structure
     if not whole:
@@ -172,12 +174,14 @@ def check_fits(path: pathlib.Path, record: Record, abstract: Any, whole: bool) -
         )
 
 
-def _load_arrays(path: pathlib.Path, abstract: Any, whole: bool) -> Any:
+def _load_arrays(path: AnyPath, abstract: Any, whole: bool) -> Any:
     ocp = import_orbax()
-    context = ocp.Context()
+    context = orbax_context(path)
     context.pytree.loading.partial_load = not whole
     with context:
-        return ocp.load_checkpointables(path, {"state": _placed(abstract)})["state"]
+        return ocp.load_checkpointables(str(path), {"state": _placed(abstract)})[
+            "state"
+        ]
 
 
 def _placed(abstract: Any) -> Any:

@@ -18,6 +18,7 @@ from maxfdl.checkpoint.record import DamagedCheckpointError, Record, read_record
 from maxfdl.checkpoint.steps import steps_in
 from maxfdl.checkpoint.structure import listed
 from maxfdl.errors import UserError
+from maxfdl.paths import AnyPath, as_path, files_in
 
 CHECKPOINTS = "checkpoints"
 """Folder of a run that holds its steps."""
@@ -30,7 +31,7 @@ class StepOnDisk:
       path: The directory; its name is the step.
     """
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: AnyPath):
         self.path = path
 
     @property
@@ -40,12 +41,14 @@ class StepOnDisk:
     @property
     def num_bytes(self) -> int:
         """Bytes of all its files."""
-        return sum(f.stat().st_size for f in self.path.rglob("*") if f.is_file())
+        return sum(file.stat().st_size for file in files_in(self.path))
 
     @property
     def saved_at(self) -> float:
         """When it became whole, in seconds since 1970."""
-        return self.path.stat().st_mtime
+        if isinstance(self.path, pathlib.Path):
+            return self.path.stat().st_mtime
+        return max(file.stat().st_mtime for file in self.path.files())
 
     def remove(self) -> None:
         """Removes it from disk.
@@ -54,7 +57,10 @@ class StepOnDisk:
           UserError: If it cannot be removed.
         """
         try:
-            shutil.rmtree(self.path)
+            if isinstance(self.path, pathlib.Path):
+                shutil.rmtree(self.path)
+            else:
+                self.path.rmtree()
         except OSError as error:
             raise UserError(
                 f"checkpoint {self.path} cannot be removed ({error.strerror})."
@@ -134,7 +140,7 @@ def all_steps(folder: str) -> list[StepOnDisk]:
     Raises:
       UserError: If there are none.
     """
-    path = pathlib.Path(folder).expanduser().absolute()
+    path = as_path(folder)
     if path.name.isdecimal() and not steps_in(path) and path.is_dir():
         return [StepOnDisk(path)]
     inside = path / CHECKPOINTS

@@ -4,12 +4,12 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import pathlib
 from typing import Any
 
 from maxfdl.checkpoint.fingerprint import fingerprint
 from maxfdl.checkpoint.structure import Structure, structure_of
 from maxfdl.errors import UserError
+from maxfdl.paths import AnyPath
 
 FORMAT_VERSION = 2
 
@@ -73,7 +73,7 @@ def describe_leaves(state: Any) -> dict[str, dict[str, Any]]:
     }
 
 
-def read_record(directory: pathlib.Path) -> Record:
+def read_record(directory: AnyPath) -> Record:
     """Returns the record of a step directory.
 
     Raises:
@@ -84,6 +84,10 @@ def read_record(directory: pathlib.Path) -> Record:
         values = json.loads((directory / _FILE).read_text("utf-8"))[_KEY]
         is_format_1 = "checksum" in values and values["format_version"] == 1
         seal = values.pop("seal", None)
+    except PermissionError as error:
+        raise DamagedCheckpointError(
+            f"its metadata cannot be read: {error.strerror}"
+        ) from None
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         raise DamagedCheckpointError("its metadata is missing") from None
     if seal != _seal(values) and not is_format_1:

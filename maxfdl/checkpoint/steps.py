@@ -8,50 +8,69 @@ from typing import Any
 
 import jax
 
+from maxfdl.bucket import BucketPath
 from maxfdl.checkpoint.failure import SaveError
 from maxfdl.checkpoint.processes import say, synchronise
+from maxfdl.paths import AnyPath, move, remove_folder
 
 SET_ASIDE = "set_aside"
 """Folder inside the checkpoint directory for steps that the run has left behind."""
 
 _UNFINISHED = "*.orbax-checkpoint-tmp"
+_COMMITTED = "commit_success.txt"
+"""What Orbax writes last into a step in a bucket, where nothing can be renamed."""
 
 
-def steps_in(directory: pathlib.Path) -> list[int]:
+def steps_in(directory: AnyPath) -> list[int]:
     """Returns the steps on disk, oldest first.
 
-    A step is written under another name and renamed when it is whole.
+    A step is written under another name and renamed when it is whole. In a bucket it
+    has its own name from the beginning, and a marker when it is whole.
     """
-    if not directory.is_dir():
+    if isinstance(directory, BucketPath):
+        names = [path.parent.name for path in directory.glob(f"*/{_COMMITTED}")]
+    elif directory.is_dir():
+        names = [path.name for path in directory.iterdir() if path.is_dir()]
+    else:
         return []
-    names = [path.name for path in directory.iterdir() if path.is_dir()]
     return sorted(int(name) for name in names if name.isdecimal())
 
 
-def check_room(directory: pathlib.Path, abstract_state: Any) -> None:
+def check_room(directory: AnyPath, abstract_state: Any) -> None:
     """Raises SaveError if it is clear already that no step can be saved.
 
     Writes and removes a file, and compares the free space with the size of one
     checkpoint, before compression. An older step makes room only when a newer one is
-    complete.
+    complete. A bucket has room for all.
     """
     needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract_state))
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory, buffering=0) as probe:
-            probe.write(b"probe")
-        disk = shutil.disk_usage(directory)
+        free = _room_after_a_probe(directory)
     except OSError as error:
         raise SaveError(
             f"Checkpoints cannot be written to {directory} ({error.strerror}); give"
             " another directory with --run_dir, or checkpoint=None to save nothing."
         ) from error
-    if disk.total and disk.free < needed:
+    if free is not None and free < needed:
         raise SaveError(
             f"Checkpoints take {_size(needed)} each, and {directory} has"
-            f" {_size(disk.free)} free; make room there, give another directory with"
+            f" {_size(free)} free; make room there, give another directory with"
             " --run_dir, or checkpoint=None to save nothing."
         )
+
+
+def _room_after_a_probe(directory: AnyPath) -> int | None:
+    """Returns the bytes that are free where a file could be written, if known."""
+    if isinstance(directory, BucketPath):
+        probe = directory / f"probe.{jax.process_index()}"
+        probe.write_bytes(b"probe")
+        probe.unlink()
+        return None
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
+        file.write(b"probe")
+    disk = shutil.disk_usage(directory)
+    return disk.free if disk.total else None
 
 
 def _size(num_bytes: int) -> str:
@@ -63,7 +82,7 @@ def _size(num_bytes: int) -> str:
     return f"{num_bytes / size:,.1f} {unit}"
 
 
-def set_aside_from(directory: pathlib.Path, step: int) -> list[int]:
+def set_aside_from(directory: AnyPath, step: int) -> list[int]:
     """Moves steps that are not older than `step` out of the way, and returns them."""
     left_behind = [found for found in steps_in(directory) if found >= step]
     synchronise(f"maxfdl checkpoint {step} listed")  # before any step moves
@@ -71,14 +90,17 @@ def set_aside_from(directory: pathlib.Path, step: int) -> list[int]:
         for found in left_behind:
             target = directory / SET_ASIDE / str(found)
             target.parent.mkdir(exist_ok=True)
-            shutil.rmtree(target, ignore_errors=True)
-            (directory / str(found)).rename(target)
+            if isinstance(directory, BucketPath):
+                # Orbax removes folders without it when it starts.
+                (directory / SET_ASIDE / _COMMITTED).write_text("")
+            remove_folder(target)
+            move(directory / str(found), target)
             say(f"checkpoint step {found} is moved to {target}")
     synchronise(f"maxfdl checkpoint {step} set aside")
     return left_behind
 
 
-def remove_unfinished(directory: pathlib.Path) -> None:
+def remove_unfinished(directory: AnyPath) -> None:
     """Removes what a failed save has left, for its room may be needed.
 
     Other arrays of it may still be on their way to disk, and put files there while
@@ -87,9 +109,19 @@ def remove_unfinished(directory: pathlib.Path) -> None:
     if jax.process_index() != 0:
         return
     for _ in range(20):
-        left = [*directory.glob(_UNFINISHED)]
+        left = _unfinished(directory)
         for path in left:
-            shutil.rmtree(path, ignore_errors=True)
+            remove_folder(path)
         if not left:
             return
         time.sleep(0.05)
+
+
+def _unfinished(directory: AnyPath) -> list[AnyPath]:
+    if isinstance(directory, pathlib.Path):
+        return [*directory.glob(_UNFINISHED)]
+    if not directory.is_dir():
+        return []
+    whole = steps_in(directory)
+    steps = [path for path in directory.iterdir() if path.name.isdecimal()]
+    return [path for path in steps if int(path.name) not in whole]

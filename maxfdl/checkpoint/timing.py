@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from maxfdl.checkpoint.checkpointer import Checkpointer, NoData
-from maxfdl.checkpoint.failure import import_orbax
+from maxfdl.checkpoint.orbax import import_orbax
 
 _ARRAYS = 16
 

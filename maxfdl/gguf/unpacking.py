@@ -16,6 +16,7 @@ from maxfdl.gguf.file import GgufFile
 from maxfdl.gguf.llama import check_tensors, config_of, name_of, values_of
 from maxfdl.gguf.tokenizer import write_tokenizer
 from maxfdl.hf.loading import Backend, Loaded
+from maxfdl.paths import fetched
 from maxfdl.tensors.safetensors import TensorWriter
 
 _FORMAT = 2  # goes up where the same file becomes another folder
@@ -35,7 +36,7 @@ def unpack(path: str | os.PathLike) -> pathlib.Path:
     Raises:
       UserError: If the file cannot be read, or is of an unknown kind.
     """
-    file = pathlib.Path(path).expanduser()
+    file = fetched(path)
     opened = GgufFile(file)
     name = f"{file.stem}-{_digest(file)}-{_FORMAT}"
     folder = cache_directory() / "gguf" / name

@@ -6,11 +6,11 @@ Nothing is evaluated: arguments are Python literals, plain words, or paths and g
 """
 
 import dataclasses
-import os
 import re
 
 from maxfdl.errors import ConfigError
 from maxfdl.graph.literals import needs_no_quotes
+from maxfdl.paths import as_path
 
 _CALL = re.compile(
     r"\s*([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)\s*(?:\((.*)\)\s*)?", re.DOTALL
@@ -61,7 +61,7 @@ def _file_prefix(expression: str) -> str:
     ends = [i for i, char in enumerate(expression) if char == "+"]
     for end in [len(expression), *reversed(ends)]:
         name = expression[:end]
-        if name.endswith(".json") and os.path.isfile(name):
+        if name.endswith(".json") and as_path(name).is_file():
             return name
     return ""
 

@@ -1,7 +1,6 @@
 """Overrides from a Python file whose `get_config()` returns a ConfigDict."""
 
 import inspect
-import os
 import runpy
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +9,7 @@ from ml_collections import config_dict
 
 from maxfdl.errors import ConfigError
 from maxfdl.graph import paths
+from maxfdl.paths import fetched
 
 
 def overrides_from_file(path: str) -> list[tuple[str, Any]]:
@@ -37,12 +37,13 @@ def overrides_from_file(path: str) -> list[tuple[str, Any]]:
 
 
 def _get_config(path: str) -> Any:
-    if not os.path.isfile(path):
+    file = fetched(path)
+    if not file.is_file():
         raise ConfigError(f"{path}: there is no such file of overrides.")
     if not path.endswith(".py"):
         raise ConfigError(f"{path}: a file of overrides must be Python (.py).")
     try:
-        get_config = runpy.run_path(path).get("get_config")
+        get_config = runpy.run_path(str(file)).get("get_config")
         if not callable(get_config):
             raise ConfigError(f"{path}: it must define get_config().")
         _refuse_arguments(path, get_config)

@@ -1,7 +1,7 @@
 """Loads a model folder as a graph, a model and its variables."""
 
 import dataclasses
-import pathlib
+import os
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -41,7 +41,7 @@ class Loaded:
     variables: Variables
 
 
-def open_folder(folder: str | pathlib.Path) -> Loaded:
+def open_folder(folder: str | os.PathLike[str]) -> Loaded:
     """Opens a model folder without reading its weights: `variables` are `OnDisk`."""
     config: Any = fine_tuning(str(folder))
     model = graph.build(config.backend)(module=graph.build(config.model), sharding=None)
@@ -57,7 +57,7 @@ def open_folder(folder: str | pathlib.Path) -> Loaded:
 
 
 def load(
-    folder: str | pathlib.Path,
+    folder: str | os.PathLike[str],
     backend: Backend = "nnx",
     *,
     dtype: DType | None = None,

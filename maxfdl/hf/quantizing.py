@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +16,7 @@ from maxfdl.hf.calibration import Moments
 from maxfdl.hf.loading import load
 from maxfdl.hf.saving import text_part
 from maxfdl.model import NnxModel
+from maxfdl.paths import as_path
 from maxfdl.tensors.finite import Inspection
 from maxfdl.tensors.hugging_face.folder import CONFIG, EXPORTED, QUANTIZATION, Folder
 from maxfdl.tensors.hugging_face.quantization.formats import (
@@ -32,8 +32,8 @@ from maxfdl.tensors.writing import write_tensors
 
 
 def quantize(
-    source: str | pathlib.Path,
-    target: str | pathlib.Path,
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
     format: FormatName,
     *,
     block_size: int | None = None,
@@ -87,7 +87,7 @@ def quantize(
     written: dict[str, Any] = text_part(folder) | {QUANTIZATION: stored.config}
     if dtype := folder.config.get("dtype"):
         written["dtype"] = dtype
-    with swapped_in(pathlib.Path(os.path.expanduser(target)), EXPORTED, CONFIG) as new:
+    with swapped_in(as_path(target), EXPORTED, CONFIG) as new:
         text = json.dumps(written, indent=2) + "\n"
         (new / CONFIG).write_text(text, encoding="utf-8")
         copy_tokenizer_files(folder.path, new)

@@ -21,6 +21,7 @@ from maxfdl.hf.describing import describe, same_network, without_extras
 from maxfdl.hf.restating import as_published
 from maxfdl.layers.linen.module import Module as LinenModule
 from maxfdl.model import LinenModel, Model, NnxModel
+from maxfdl.paths import AnyPath, as_path, fetched
 from maxfdl.tensors.hugging_face.config import Config
 from maxfdl.tensors.hugging_face.folder import CONFIG, EXPORTED, QUANTIZATION, Folder
 from maxfdl.tensors.hugging_face.quantization.formats import (
@@ -38,12 +39,12 @@ from maxfdl.tensors.writing import specs_of, write_weights
 
 
 def save(
-    folder: str | pathlib.Path,
+    folder: str | os.PathLike[str],
     config: fdl.Buildable,
     variables: Mapping[str, Any],
     *,
-    source: str | pathlib.Path | None = None,
-    tokenizer: str | pathlib.Path | None = None,
+    source: str | os.PathLike[str] | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
     family: str | None = None,
     format: FormatName | None = None,
     block_size: int | None = None,
@@ -97,7 +98,7 @@ def save(
     network, variables = as_published(network, variables)
     origin = None if source is None else Folder(source)
     described, written = _config(network, origin, family)
-    files = pathlib.Path(tokenizer) if tokenizer else origin and origin.path
+    files = fetched(tokenizer) if tokenizer else origin and origin.path
     if origin is None and files is not None:
         written |= _special_ids(files)
     model = _model(without_extras(network))
@@ -108,7 +109,7 @@ def save(
     if calibrate_steps is not None:
         bindings = bind(table_of(described["model_type"]), leaves_of(model))
         moments = Moments(config, variables, calibrate_steps, bindings, described)
-    target = pathlib.Path(os.path.expanduser(folder))
+    target = as_path(folder)
     writes = jax.process_index() == 0
     staged = swapped_in(target, EXPORTED, last=CONFIG)
     with staged if writes else contextlib.nullcontext() as new:
@@ -141,9 +142,9 @@ def _plan(
     return made
 
 
-def _start(experiment: Any) -> pathlib.Path | None:
+def _start(experiment: Any) -> AnyPath | None:
     """Returns the model folder that an experiment starts from, if there is one."""
-    path = experiment.init_from and pathlib.Path(experiment.init_from)
+    path = experiment.init_from and as_path(experiment.init_from)
     # A run directory has a config.json too, and keeps its weights elsewhere.
     is_model = path and (path / CONFIG).is_file() and any(path.glob("*.safetensors"))
     return path if is_model else None

@@ -1,7 +1,7 @@
 """Loads a checkpoint of MaxText as a graph, a model, its variables and the state."""
 
 import dataclasses
-import pathlib
+import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -92,7 +92,7 @@ def _experiment(found: Folder) -> Any:
 
 
 def load(
-    folder: str | pathlib.Path,
+    folder: str | os.PathLike[str],
     backend: Backend = "nnx",
     *,
     options: Mapping[str, Any] | None = None,

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ from maxfdl.layers.linen.module import Module as LinenModule
 from maxfdl.maxtext.describing import options_of
 from maxfdl.model import LinenModel, Model, NnxModel
 from maxfdl.optim.owners import Owners
+from maxfdl.paths import as_path
 from maxfdl.run.maxtext_state import moments_in
 from maxfdl.tensors.maxtext.folder import CHECKPOINT, CONFIG, MaxTextFolder, is_maxtext
 from maxfdl.tensors.maxtext.layout import CheckpointLayout
@@ -32,7 +32,7 @@ Library = Literal["linen", "nnx"]
 
 
 def save(
-    folder: str | pathlib.Path,
+    folder: str | os.PathLike[str],
     config: fdl.Buildable,
     variables: Mapping[str, Any],
     state: Mapping[str, Any] | None = None,
@@ -87,7 +87,7 @@ def save(
 
 
 def write(
-    folder: str | pathlib.Path,
+    folder: str | os.PathLike[str],
     config: fdl.Buildable,
     variables: Mapping[str, Any],
     moments: Mapping[str, Any] | None,
@@ -118,7 +118,7 @@ def write(
     model = _model(network)
     target = MaxTextTarget(model, options, layout)
     streams = _streams(origin, target) if whole else []
-    path = pathlib.Path(os.path.expanduser(folder))
+    path = as_path(folder)
     staged = swapped_in(path, (CONFIG, f"{CHECKPOINT}/**/*"), last=CONFIG)
     with staged if jax.process_index() == 0 else contextlib.nullcontext() as new:
         if new is not None:
@@ -136,7 +136,7 @@ def write(
 
 
 def save_as_paxml(
-    folder: str | pathlib.Path,
+    folder: str | os.PathLike[str],
     config: fdl.Buildable,
     variables: Mapping[str, Any],
     moments: Mapping[str, Any] | None,
@@ -163,7 +163,7 @@ def save_as_paxml(
             f"Paxml keeps the moments of adam_pax, and this run has"
             f" {options['opt_type']}: its moments differ; write the parameters alone."
         )
-    path = pathlib.Path(os.path.expanduser(folder))
+    path = as_path(folder)
     last = "mdl_vars.params.lm.softmax.logits_ffn.linear.w/.zarray"
     owned = ("mdl_vars.*/**/*", "opt_states_0.*/**/*", "step/**/*")
     staged = swapped_in(path, owned, last)
@@ -191,7 +191,7 @@ def _config(options: Options, layout: Library, step: int) -> str:
 
 def _origin(run: Any) -> MaxTextFolder | None:
     """Returns the checkpoint that an experiment started from, if it is still there."""
-    path = run.init_from and pathlib.Path(run.init_from)
+    path = run.init_from and as_path(run.init_from)
     return MaxTextFolder(path) if path and is_maxtext(path) else None
 
 

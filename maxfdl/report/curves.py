@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Callable
 from typing import Literal
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from maxfdl import outside
 from maxfdl.errors import UserError, did_you_mean
+from maxfdl.paths import AnyPath
 from maxfdl.train.metrics import METRICS
 
 XAxis = Literal["steps", "tokens", "bytes"]
@@ -24,7 +24,7 @@ class Curve:
 
 
 def read_curve(
-    folder: pathlib.Path, metric: str, x: XAxis, of_gradients: Callable[[], int]
+    folder: AnyPath, metric: str, x: XAxis, of_gradients: Callable[[], int]
 ) -> Curve:
     """Returns a metric of the run in `folder` over steps, tokens seen or bytes sent.
 
@@ -59,10 +59,10 @@ def read_curve(
         for place, value in zip(places, values, strict=True)
         if np.isfinite(value)
     ]
-    return Curve(folder.resolve().name, points)
+    return Curve(folder.absolute().name, points)
 
 
-def _lines(file: pathlib.Path) -> list[dict[str, float]]:
+def _lines(file: AnyPath) -> list[dict[str, float]]:
     """Returns the lines of metrics; the last, if it is still being written, is not one.
 
     Raises:
@@ -83,7 +83,7 @@ def _lines(file: pathlib.Path) -> list[dict[str, float]]:
 
 
 def _places(
-    folder: pathlib.Path,
+    folder: AnyPath,
     lines: list[dict[str, float]],
     steps: np.ndarray,
     x: XAxis,

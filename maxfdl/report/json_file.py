@@ -7,6 +7,7 @@ from typing import Any
 from absl import flags
 
 from maxfdl.errors import UserError
+from maxfdl.paths import as_path
 
 FLAGS = flags.FLAGS
 
@@ -23,9 +24,8 @@ def write_if_asked(figures: Mapping[str, Any]) -> None:
     if FLAGS.json is None:
         return
     try:
-        with open(FLAGS.json, "w", encoding="utf-8") as file:
-            json.dump(figures, file, indent=2)
-            file.write("\n")
+        text = json.dumps(figures, indent=2) + "\n"
+        as_path(FLAGS.json).write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"--json={FLAGS.json} cannot be written ({error.strerror}); give a file in"

@@ -1,11 +1,7 @@
 """The directory that one run writes, and the lock that keeps a second run out."""
 
 import contextlib
-import fcntl
 import os
-import pathlib
-import socket
-import time
 from collections.abc import Iterator
 
 from maxfdl import outside
@@ -13,11 +9,12 @@ from maxfdl.checkpoint.steps import steps_in
 from maxfdl.data.tokenizers import Tokenizer
 from maxfdl.errors import UserError
 from maxfdl.files import folder_replaced, write_atomically
+from maxfdl.paths import AnyPath, as_path, lexists
+from maxfdl.run.lock import LOCK, Lock, lock_of
 from maxfdl.train.metrics import METRICS
 
 CONFIG_JSON, CONFIG_TEXT, COMMAND = "config.json", "config.txt", "command.txt"
 CHECKPOINTS = "checkpoints"
-LOCK = "run.lock"
 TOKENIZER = "tokenizer"
 
 
@@ -32,60 +29,40 @@ class RunDirectory:
     """
 
     def __init__(self, path: str | os.PathLike):
-        if "://" in os.fspath(path):
-            raise UserError(
-                f"Run directory {path} must be a path of a mounted file system; mount"
-                " the bucket and give that path."
-            )
-        self.path = pathlib.Path(path).absolute()
-        self._lock: int | None = None
+        self.path = as_path(path)
+        self._lock: Lock | None = None
         with self._explain_failure():
             self.path.mkdir(parents=True, exist_ok=True)
 
     @property
-    def checkpoints(self) -> pathlib.Path:
+    def checkpoints(self) -> AnyPath:
         return self.path / CHECKPOINTS
 
     def lock(self) -> None:
         """Takes the directory for this process, until `unlock` or its end.
 
-        The kernel drops the lock when the process ends, however it ends, so the file
-        that stays behind blocks nobody. Of several processes of one run, the first
-        alone takes it.
+        See `maxfdl.run.lock`. Of several processes of one run, the first alone takes
+        it.
 
         Raises:
           UserError: If another run has it (at once), or if it cannot be written.
         """
         with self._explain_failure():
-            # A plain descriptor: unlike a file object, nothing closes it by accident.
-            file = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = os.pread(file, 1000, 0).decode().strip() or "another process"
-                os.close(file)
-                raise UserError(
-                    f"Run directory {self.path} is in use by {holder}; wait for that"
-                    " run, stop it, or give another directory with --run_dir."
-                ) from None
-            os.ftruncate(file, 0)
-            since = time.strftime("%Y-%m-%d %H:%M:%S %z")
-            holder = f"process {os.getpid()} on {socket.gethostname()} since {since}\n"
-            os.pwrite(file, holder.encode(), 0)
-            os.fsync(file)  # for other machines to read
-        self._lock = file
+            lock = lock_of(self.path)
+            lock.take()
+        self._lock = lock
 
     def holder(self) -> str | None:
         """Returns who took the lock last; None if nobody ever has."""
         with self._explain_failure():
             try:
-                return (self.path / LOCK).read_text("utf-8").strip()
+                return (self.path / LOCK).read_text("utf-8").partition("\n")[0]
             except FileNotFoundError:
                 return None
 
     def unlock(self) -> None:
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.give_back()
             self._lock = None
 
     def write(self, *, config_json: str, config_text: str, command: str) -> None:
@@ -121,7 +98,7 @@ class RunDirectory:
     def config_json(self) -> str | None:
         """Returns the config of an earlier start in this directory, or None."""
         file = self.path / CONFIG_JSON
-        return outside.read_text(file) if os.path.lexists(file) else None
+        return outside.read_text(file) if lexists(file) else None
 
     def has_results(self) -> bool:
         """Returns whether a run has trained here: it has logged or saved a step."""

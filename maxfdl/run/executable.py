@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import pathlib
 import pickle
 from typing import Any
 
@@ -17,7 +16,9 @@ import jax
 from jax.experimental import serialize_executable
 from jax.sharding import Mesh
 
+from maxfdl.bucket import BucketPath
 from maxfdl.errors import UserError
+from maxfdl.paths import AnyPath, as_path
 from maxfdl.run.processes.same_run import software
 from maxfdl.train.program import CompiledStep, Program
 
@@ -35,19 +36,19 @@ class Executable:
       content: The executable, serialised.
     """
 
-    path: pathlib.Path
+    path: AnyPath
     graph_json: str
     made_for: dict[str, Any]
     content: bytes
 
     @staticmethod
-    def read(path: str | pathlib.Path) -> "Executable":
+    def read(path: str | os.PathLike[str]) -> "Executable":
         """Reads a file that `write` has written.
 
         Raises:
           UserError: If it cannot be read, is something else, or is damaged.
         """
-        path = pathlib.Path(path)
+        path = as_path(path)
         try:
             head, _, content = path.read_bytes().partition(b"\n")
         except OSError as error:
@@ -116,10 +117,13 @@ class Executable:
         return CompiledStep(run, trace_seconds=0.0, compile_seconds=0.0)
 
 
-def check_place(path: str | pathlib.Path) -> None:
+def check_place(path: str | os.PathLike[str]) -> None:
     """Raises UserError unless a file can be written there, before it is compiled."""
-    folder = pathlib.Path(path).absolute().parent
-    if pathlib.Path(path).is_dir() or not os.access(folder, os.W_OK):
+    where = as_path(path)
+    if isinstance(where, BucketPath):
+        return
+    folder = where.parent
+    if where.is_dir() or not os.access(folder, os.W_OK):
         raise UserError(
             f"--executable={path} cannot be written; give a file in a directory that"
             " exists and that you may write to."
@@ -127,7 +131,7 @@ def check_place(path: str | pathlib.Path) -> None:
 
 
 def write(
-    path: str | pathlib.Path, step: CompiledStep, program: Program, graph_json: str
+    path: str | os.PathLike[str], step: CompiledStep, program: Program, graph_json: str
 ) -> None:
     """Writes a compiled step; one that is there is replaced.
 
@@ -142,7 +146,7 @@ def write(
         "sha256": hashlib.sha256(content).hexdigest(),
     }
     try:
-        pathlib.Path(path).write_bytes(json.dumps(about).encode() + b"\n" + content)
+        as_path(path).write_bytes(json.dumps(about).encode() + b"\n" + content)
     except OSError as error:
         raise UserError(
             f"--executable={path} cannot be written ({error.strerror}); give a file in"

@@ -1,7 +1,6 @@
 """The state that a run begins with."""
 
 import functools
-import pathlib
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from maxfdl.checkpoint.checkpointer import Checkpointer
 from maxfdl.checkpoint.structure import Structure
 from maxfdl.errors import UserError
+from maxfdl.paths import AnyPath, as_path
 from maxfdl.run.directory import CHECKPOINTS
 from maxfdl.tensors.maxtext.reading import folder_at, is_checkpoint, read_maxtext
 from maxfdl.train.program import Program
@@ -37,7 +37,7 @@ def first_state(
         return _of_maxtext_whole(program, resume_from)
     if init_from is None:
         return program.init()
-    folder = pathlib.Path(init_from).expanduser()
+    folder = as_path(init_from)
     if not folder.is_dir():
         raise UserError(
             f"init_from ({init_from}) must be a model folder of Hugging Face, a"
@@ -51,7 +51,7 @@ def first_state(
     return program.start_from(read(program, folder))
 
 
-def _of_maxtext(program: Program, folder: pathlib.Path) -> dict[str, Any]:
+def _of_maxtext(program: Program, folder: AnyPath) -> dict[str, Any]:
     return read_maxtext(folder_at(folder), program.trainer.model, program.sharding)
 
 
@@ -61,7 +61,7 @@ def _of_maxtext_whole(program: Program, resume_from: str) -> State:
     return maxtext_state(program, folder_at(resume_from))
 
 
-def _of_run(program: Program, folder: pathlib.Path) -> dict[str, Any]:
+def _of_run(program: Program, folder: AnyPath) -> dict[str, Any]:
     state = program.abstract_state()
     abstract = {name: state[name] for name in ("params", "state")}
     checkpointer = Checkpointer(directory=folder / CHECKPOINTS)
@@ -112,7 +112,7 @@ def _flat(tree: Any) -> dict[str, Any]:
     return flatten_dict(tree, sep=".")
 
 
-def _of_hugging_face(program: Program, folder: pathlib.Path) -> dict[str, Any]:
+def _of_hugging_face(program: Program, folder: AnyPath) -> dict[str, Any]:
     from maxfdl.tensors.hugging_face.folder import (
         Folder,  # reads safetensors, which few runs need
     )

@@ -8,7 +8,7 @@ import dataclasses
 
 import jax
 
-from maxfdl.checkpoint.failure import import_orbax
+from maxfdl.checkpoint.orbax import import_orbax
 from maxfdl.checkpoint.processes import gather
 from maxfdl.data import Data, TextData
 from maxfdl.errors import UserError

@@ -2,27 +2,34 @@
 
 import dataclasses
 import pathlib
+import tempfile
 from typing import Any
 
 import jax
 
+from maxfdl.bucket import BucketPath
 from maxfdl.errors import UserError
+from maxfdl.files import upload_folder
+from maxfdl.paths import AnyPath, remove_folder
 
 
 @dataclasses.dataclass
 class Profile:
     """Traces steps `first` to `last`, counted from 1, into `directory`.
 
+    The profiler writes to disk alone; a trace for a bucket is uploaded at its end.
+
     Look at the trace with TensorBoard's profile plugin or with xprof.
     """
 
     first: int
     last: int
-    directory: pathlib.Path
+    directory: AnyPath
     _runs: bool = dataclasses.field(default=False, init=False)
+    _folder: pathlib.Path = dataclasses.field(init=False)
 
     @classmethod
-    def parse(cls, text: str, directory: pathlib.Path) -> "Profile":
+    def parse(cls, text: str, directory: AnyPath) -> "Profile":
         """Reads `10:13`, or `10` for one step.
 
         Raises:
@@ -45,7 +52,11 @@ class Profile:
         """Starts at `first`, or at once where a run continues after it."""
         if self.first <= step <= self.last and not self._runs:
             jax.block_until_ready(state)
-            jax.profiler.start_trace(str(self.directory))
+            if isinstance(self.directory, pathlib.Path):
+                self._folder = self.directory
+            else:
+                self._folder = pathlib.Path(tempfile.mkdtemp())
+            jax.profiler.start_trace(str(self._folder))
             self._runs = True
 
     def after(self, step: int, state: Any) -> None:
@@ -58,3 +69,6 @@ class Profile:
             jax.block_until_ready(state)
             jax.profiler.stop_trace()
             self._runs = False
+            if isinstance(self.directory, BucketPath):
+                upload_folder(self._folder, self.directory)
+                remove_folder(self._folder)

@@ -5,16 +5,20 @@ import fcntl
 import os
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 
+from maxfdl.bucket import BucketPath
 from maxfdl.errors import UserError
+from maxfdl.files import upload_folder
+from maxfdl.paths import AnyPath
 
 _WORK = ".maxfdl-export"
 
 
 @contextlib.contextmanager
 def swapped_in(
-    folder: pathlib.Path, owned: Sequence[str], last: str
+    folder: AnyPath, owned: Sequence[str], last: str
 ) -> Iterator[pathlib.Path]:
     """Yields an empty folder; what is put there replaces an older export in `folder`.
 
@@ -22,6 +26,10 @@ def swapped_in(
     new ones moved in, by renaming alone. If it raises, or if renaming fails, `folder`
     stays as it was. Meanwhile the new files are in a hidden folder inside `folder`,
     since that may be a mount point. The next export removes what a killed process left.
+
+    Where `folder` is in a bucket, the new files are made in a temporary folder of this
+    machine and uploaded. Objects cannot be renamed: if an upload fails, the older
+    export is gone, and without `last` nobody reads what is there.
 
     Args:
       folder: Where the export goes; made if it is missing.
@@ -32,6 +40,10 @@ def swapped_in(
     Raises:
       UserError: If `folder` cannot be written, or another export is writing there.
     """
+    if isinstance(folder, BucketPath):
+        with _uploaded(folder, owned, last) as new:
+            yield new
+        return
     with _explain_failure(folder), _made(folder), _work(folder) as work:
         new, old = work / "new", work / "old"
         new.mkdir()
@@ -45,6 +57,26 @@ def swapped_in(
             + [(path, folder / path.relative_to(new)) for path in come]
         )
         _remove_empty({path.parent for path in leave} - {folder})
+
+
+@contextlib.contextmanager
+def _uploaded(
+    folder: BucketPath, owned: Sequence[str], last: str
+) -> Iterator[pathlib.Path]:
+    with tempfile.TemporaryDirectory(prefix="maxfdl-export-") as made:
+        new = pathlib.Path(made)
+        yield new
+        try:
+            (folder / last).unlink(missing_ok=True)
+            for old in {path for pattern in owned for path in folder.glob(pattern)}:
+                if old.is_file():
+                    old.unlink()
+            upload_folder(new, folder, last)
+        except OSError as error:
+            raise UserError(
+                f"{folder} cannot be written ({error.strerror}); what is there is no"
+                " whole export: run the same command again."
+            ) from error
 
 
 def _files(folder: pathlib.Path, patterns: Sequence[str]) -> set[pathlib.Path]:

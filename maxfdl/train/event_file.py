@@ -1,14 +1,14 @@
 """Scalars as TensorBoard events."""
 
 import os
-import pathlib
 import socket
 import struct
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from maxfdl.files import GrowingFile
+from maxfdl.files import growing
+from maxfdl.paths import AnyPath
 
 
 class EventFile:
@@ -23,7 +23,7 @@ class EventFile:
         keeps them.
     """
 
-    def __init__(self, folder: pathlib.Path, first_step: int | None = None):
+    def __init__(self, folder: AnyPath, first_step: int | None = None):
         # Takes 0.2 seconds, and a run without TensorBoard needs none of it.
         from tensorboardX import proto, record_writer
 
@@ -34,7 +34,7 @@ class EventFile:
         folder.mkdir(exist_ok=True)
         host = f"{socket.gethostname()}.{os.getpid()}"
         name = f"events.out.tfevents.{int(time.time()):010}.{host}"
-        self._file = GrowingFile(folder / name)
+        self._file = growing(folder / name)
         self._append(file_version="brain.Event:2")
         if first_step is not None:
             start = event.SessionLog(status=event.SessionLog.START)

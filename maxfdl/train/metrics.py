@@ -4,7 +4,6 @@ import contextlib
 import json
 import math
 import os
-import pathlib
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Annotated
@@ -12,8 +11,9 @@ from typing import Annotated
 import jax
 
 from maxfdl.errors import UserError
-from maxfdl.files import GrowingFile, write_atomically
+from maxfdl.files import Growing, growing, write_atomically
 from maxfdl.markers import FromParent
+from maxfdl.paths import as_path
 from maxfdl.train.event_file import EventFile
 
 METRICS = "metrics.jsonl"
@@ -21,7 +21,8 @@ TENSORBOARD = "tensorboard"
 
 
 class MetricWriter:
-    """Appends to `metrics.jsonl`; a process that is killed loses at most one line.
+    """Appends to `metrics.jsonl`; a process that is killed loses at most one line, or
+    where that is in a bucket, the lines of the last `UPLOAD_SECONDS`.
 
     A line is `{"step": 10, "loss": 2.5, ...}`. JSON has no NaN or infinities: they are
     the strings "NaN", "Infinity" and "-Infinity", which `float` reads back. Only
@@ -39,8 +40,8 @@ class MetricWriter:
         directory: Annotated[str | os.PathLike, FromParent],
     ):
         self.tensorboard = tensorboard
-        self.directory = pathlib.Path(directory)
-        self._file: GrowingFile | None = None
+        self.directory = as_path(directory)
+        self._file: Growing | None = None
         self._events: EventFile | None = None
         self._first_step: int | None = None
 
@@ -97,9 +98,9 @@ class MetricWriter:
                 file.close()
         self._file = self._events = None
 
-    def _opened(self) -> GrowingFile:
+    def _opened(self) -> Growing:
         if self._file is None:
-            self._file = GrowingFile(self.directory / METRICS)
+            self._file = growing(self.directory / METRICS)
             if self.tensorboard:
                 folder = self.directory / TENSORBOARD
                 self._events = EventFile(folder, self._first_step)

@@ -7,7 +7,9 @@ import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 
+from maxfdl.bucket import BucketPath
 from maxfdl.errors import UserError
+from maxfdl.paths import AnyPath, as_path, fetched
 
 _NO_FOLDER = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 
@@ -35,6 +37,8 @@ def find_files(names: Iterable[str], suffixes: Sequence[str]) -> list[pathlib.Pa
 
 
 def _named(name: str, suffixes: Sequence[str]) -> list[pathlib.Path]:
+    if "://" in name:
+        return [fetched(each) for each in _in_bucket(as_path(name))]
     try:
         path = pathlib.Path(name).expanduser()
     except RuntimeError as error:  # no such user as in ~user
@@ -58,6 +62,30 @@ def _named(name: str, suffixes: Sequence[str]) -> list[pathlib.Path]:
             f"Files.files [{shown(name)}] matches no file; correct the path."
         )
     return files
+
+
+def _in_bucket(path: AnyPath) -> list[AnyPath]:
+    """Returns the objects that a URL names; `*` and `**` are as on disk."""
+    assert isinstance(path, BucketPath)
+    try:
+        if path.is_file():
+            return [path]
+        if not glob.has_magic(path.key):
+            raise UserError(
+                f"Files.files [{shown(path)}] must be a file, but there is none by that"
+                f" name; name the files of a folder, such as {shown(path)}/*.jsonl."
+            )
+        top = BucketPath(f"{path.scheme}://{path.bucket}")
+        found = [each for each in top.glob(path.key) if each.is_file()]
+    except OSError as error:
+        raise UserError(
+            f"Files.files [{shown(path)}] cannot be listed: {error.strerror}."
+        ) from None
+    if not found:
+        raise UserError(
+            f"Files.files [{shown(path)}] matches no file; correct the path."
+        )
+    return sorted(found)
 
 
 def _is_folder(path: pathlib.Path, suffixes: Sequence[str]) -> UserError:

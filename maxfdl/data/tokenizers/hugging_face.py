@@ -9,18 +9,21 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from maxfdl import outside
+from maxfdl.bucket import BucketPath
 from maxfdl.data.tokenizers.files import TokenizerFiles
 from maxfdl.data.tokenizers.rust import RustTokenizer
 from maxfdl.data.tokenizers.saving import (
     GENERATION_CONFIG,
     TOKENIZER,
     TOKENIZER_CONFIG,
+    TOKENIZER_FILES,
     copy_tokenizer_files,
     in_other_format,
     write_json,
 )
 from maxfdl.errors import UserError, did_you_mean
 from maxfdl.markers import Operational
+from maxfdl.paths import as_path, fetched
 
 if TYPE_CHECKING:
     import tokenizers
@@ -116,7 +119,10 @@ class HuggingFaceTokenizer(RustTokenizer):
         Raises:
           UserError: If there is no such file.
         """
-        path = pathlib.Path(self.file).expanduser()
+        path = as_path(self.file)
+        if isinstance(path, BucketPath):
+            beside = (path.name, "config.json", *TOKENIZER_FILES)
+            path = fetched(path.parent, only=beside) / path.name
         if not os.path.lexists(path):
             other, remedy = in_other_format(path.parent), ""
             if other is not None:

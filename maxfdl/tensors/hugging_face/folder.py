@@ -9,6 +9,7 @@ from maxfdl import outside
 from maxfdl.data.tokenizers.saving import TOKENIZER_FILES
 from maxfdl.errors import UserError
 from maxfdl.outside import Object, Text, Values, shown
+from maxfdl.paths import fetched
 from maxfdl.tensors.hugging_face.config import Config, normalised
 from maxfdl.tensors.hugging_face.quantization import scheme_of
 from maxfdl.tensors.matching import has_own_head
@@ -29,7 +30,9 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 class Folder:
-    """A model folder on disk. Nothing is downloaded, and no code in it is run.
+    """A model folder on disk; one in a bucket is copied into the cache first.
+
+    Nothing else is downloaded, and no code in it is run.
 
     Args:
       path: The folder.
@@ -38,8 +41,8 @@ class Folder:
       UserError: If there is none, or it has no config.json.
     """
 
-    def __init__(self, path: str | pathlib.Path):
-        self.path = pathlib.Path(os.path.expanduser(path))
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = fetched(path, only=(*EXPORTED, _WEIGHTS))
         if not self._has(CONFIG):
             raise UserError(
                 f"{path} must be a folder with a {CONFIG} and *.safetensors files, as"

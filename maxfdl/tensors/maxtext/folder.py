@@ -13,6 +13,7 @@ from typing import Any
 from maxfdl import outside
 from maxfdl.errors import UserError
 from maxfdl.outside import Text
+from maxfdl.paths import AnyPath, as_path
 from maxfdl.tensors.maxtext.items import METADATA, Items
 from maxfdl.tensors.maxtext.layout import CheckpointLayout, layout_of
 from maxfdl.tensors.maxtext.moments import OptimizerLayout, moments_of
@@ -38,7 +39,7 @@ class MaxTextFolder:
     def __init__(
         self, path: str | os.PathLike, options: Mapping[str, Any] | None = None
     ):
-        self.path = pathlib.Path(os.path.expanduser(path)).absolute()
+        self.path = as_path(path)
         items = items_in(self.path)
         if items is None:
             raise UserError(
@@ -89,20 +90,20 @@ class MaxTextFolder:
         return self.items.spec(table)[1].name
 
     @functools.cached_property
-    def _config(self) -> pathlib.Path | None:
+    def _config(self) -> AnyPath | None:
         """The file of options nearest to the items, in the folders around them."""
         around = [self.items.path, *self.items.path.parents][:4]
         files = (folder / CONFIG for folder in around)
         return next((file for file in files if _has_options(file)), None)
 
 
-def is_maxtext(path: pathlib.Path) -> bool:
+def is_maxtext(path: AnyPath) -> bool:
     """Says whether a folder looks like a checkpoint of MaxText, and not like another
     run: those here keep their state under other names."""
     return items_in(path) is not None
 
 
-def items_in(path: pathlib.Path) -> pathlib.Path | None:
+def items_in(path: AnyPath) -> AnyPath | None:
     """Returns the folder of the arrays: of the newest step, if there are several."""
     places = [path, path / ITEMS, path / CHECKPOINT / ITEMS]
     for folder in (path / CHECKPOINTS, path):
@@ -110,13 +111,13 @@ def items_in(path: pathlib.Path) -> pathlib.Path | None:
     return next((place for place in places if (place / METADATA).is_file()), None)
 
 
-def _steps(folder: pathlib.Path) -> list[pathlib.Path]:
+def _steps(folder: AnyPath) -> list[AnyPath]:
     """Returns the folders of steps, newest first; some may be unfinished."""
     steps = [each for each in folder.glob("*") if each.name.isdecimal()]
     return sorted(steps, key=lambda each: int(each.name), reverse=True)
 
 
-def _has_options(file: pathlib.Path) -> bool:
+def _has_options(file: AnyPath) -> bool:
     if not file.is_file():
         return False
     content = outside.read_object(file).content
@@ -129,7 +130,7 @@ def read_options(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
       UserError: If it cannot be read, or is no mapping.
     """
-    if pathlib.Path(path).suffix not in (".yml", ".yaml"):
+    if pathlib.PurePath(path).suffix not in (".yml", ".yaml"):
         return dict(outside.read_object(path).content)
     import yaml
 

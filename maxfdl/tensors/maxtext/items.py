@@ -8,13 +8,14 @@ places in lists as integers.
 import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from maxfdl import outside
 from maxfdl.errors import UserError
+from maxfdl.paths import AnyPath, kvstore
 
 Key = tuple[str | int, ...]
 
@@ -46,7 +47,7 @@ class Items:
       UserError: If its list of arrays cannot be read.
     """
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: AnyPath):
         self.path = path
         found = outside.read_object(path / METADATA)
         self._use_ocdbt = found.take("use_ocdbt", outside.Flag(), default=True)
@@ -114,7 +115,7 @@ class ItemsWriter:
       path: The folder; made if it is missing.
     """
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: AnyPath):
         self._path = path
         self._tree: dict[str, Any] = {}
         self._arrays: list[dict[str, Any]] = []
@@ -199,16 +200,14 @@ def _name(key: Key) -> str:
     return ".".join(map(str, key))
 
 
-def _spec(
-    path: pathlib.Path, key: Key, use_ocdbt: bool, use_zarr3: bool
-) -> dict[str, Any]:
+def _spec(path: AnyPath, key: Key, use_ocdbt: bool, use_zarr3: bool) -> dict[str, Any]:
     """Returns where TensorStore finds an array."""
-    base = path.absolute()
     name = f"{_name(key)}/"
-    store: Mapping[str, Any] = {"driver": "file", "path": f"{base}/{name}"}
     if use_ocdbt:
-        store = {"driver": "ocdbt", "base": f"file://{base}/", "path": name}
-    return {"driver": "zarr3" if use_zarr3 else "zarr", "kvstore": dict(store)}
+        store = {"driver": "ocdbt", "base": kvstore(path), "path": name}
+    else:
+        store = kvstore(path / name)
+    return {"driver": "zarr3" if use_zarr3 else "zarr", "kvstore": store}
 
 
 def _zarr3(chunks: list[int]) -> dict[str, Any]:

@@ -9,12 +9,12 @@ network runs.
 import dataclasses
 import functools
 import os
-import pathlib
 from typing import Any
 
 import numpy as np
 
 from maxfdl.errors import UserError
+from maxfdl.paths import AnyPath, as_path, kvstore
 from maxfdl.tensors.layouts import Layout
 from maxfdl.tensors.maxtext.groups import Group
 from maxfdl.tensors.maxtext.items import (
@@ -152,7 +152,7 @@ def moments_for(options: Options) -> PaxmlMoments:
 class PaxmlItems:
     """The arrays of a checkpoint of Paxml; a key is the name of a folder."""
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: AnyPath):
         self.path = path
         found = (each.parent.name for each in sorted(path.glob("*/.zarray")))
         self.entries: dict[Key, Entry] = {
@@ -189,7 +189,7 @@ class PaxmlFolder:
     naming = NAMING
 
     def __init__(self, path: str | os.PathLike):
-        self.path = pathlib.Path(os.path.expanduser(path)).absolute()
+        self.path = as_path(path)
         if not is_paxml(self.path):
             raise UserError(
                 f"{path} must be a checkpoint of Paxml's GPT-3: a folder with"
@@ -248,14 +248,14 @@ class PaxmlFolder:
         return shape
 
 
-def is_paxml(path: pathlib.Path) -> bool:
+def is_paxml(path: AnyPath) -> bool:
     return (path / f"{_VARIABLES}.{_TABLE}" / ".zarray").is_file()
 
 
 class PaxmlWriter:
     """Writes arrays as folders of zarr 2, one beside the other."""
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: AnyPath):
         self._path = path
 
     def write(self, key: Key, values: np.ndarray) -> None:
@@ -267,6 +267,6 @@ class PaxmlWriter:
         write_array(spec, values, chunks)
 
 
-def _spec(path: pathlib.Path, name: str) -> dict[str, Any]:
-    store = {"driver": "file", "path": f"{path.absolute()}/{name}/"}
+def _spec(path: AnyPath, name: str) -> dict[str, Any]:
+    store = kvstore(path / name)
     return {"driver": "zarr", "metadata_key": ".zarray", "kvstore": store}

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ import numpy as np
 from maxfdl.errors import UserError
 from maxfdl.model import Model
 from maxfdl.ops.state import Declaration
+from maxfdl.paths import AnyPath, as_path
 from maxfdl.sharding.room import check_room
 from maxfdl.sharding.sharding import Sharding
 from maxfdl.tensors.arrays import Arrays
@@ -32,7 +32,7 @@ Moments = dict[str, dict[str, Any]]
 """Trees like the parameters by the name of a moment."""
 
 
-def is_checkpoint(path: pathlib.Path) -> bool:
+def is_checkpoint(path: AnyPath) -> bool:
     """Says whether a folder is a checkpoint of MaxText or Paxml."""
     return is_maxtext(path) or is_paxml(path)
 
@@ -49,7 +49,7 @@ def folder_at(
     Raises:
       UserError: If there is none.
     """
-    if is_paxml(pathlib.Path(os.path.expanduser(path))):
+    if is_paxml(as_path(path)):
         return PaxmlFolder(path)
     return MaxTextFolder(path, options)
 

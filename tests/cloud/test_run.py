@@ -1,0 +1,125 @@
+"""A run whose directory, data and exports are in a bucket."""
+
+import json
+import pathlib
+
+import pytest
+
+from maxfdl.data.sources import Files
+from maxfdl.data.tokenizers import ByteTokenizer, HuggingFaceTokenizer
+from maxfdl.errors import UserError
+from maxfdl.run.directory import RunDirectory
+from maxfdl.run.lock import Lease
+from maxfdl.tensors.staging import swapped_in
+from maxfdl.train.metrics import MetricWriter
+
+QUICK = {"every": 0.02, "patience": 0.3, "settle": 0.01}
+
+
+def test_a_directory_keeps_what_a_run_leaves(cloud):
+    directory = RunDirectory(f"{cloud.root}/runs/tiny")
+    assert directory.config_json() is None and not directory.has_results()
+    directory.write(config_json='{"a": 1}', config_text="a", command="launch")
+    for _ in range(2):  # the second start writes it anew
+        directory.write_tokenizer(ByteTokenizer())
+    assert directory.config_json() == '{"a": 1}'
+    kept = HuggingFaceTokenizer(str(directory.path / "tokenizer" / "tokenizer.json"))
+    assert kept.encode_document("text").tolist() == (
+        ByteTokenizer().encode_document("text").tolist()
+    )
+
+
+def test_metrics_grow_and_are_cut_where_a_run_goes_on(cloud):
+    path = cloud.root / "run"
+    for first in (0, 2):
+        writer = MetricWriter(directory=path)
+        writer.truncate_after(first)
+        for step in range(first + 1, 4):
+            writer.write(step, {"loss": step / 2})
+        writer.close()
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+    assert (path / "tensorboard").is_dir()
+
+
+def test_metrics_that_cannot_be_uploaded_are_one_sentence(cloud, monkeypatch):
+    monkeypatch.setattr("maxfdl.files.UPLOAD_SECONDS", 0.0)
+    writer = MetricWriter(False, directory=cloud.at("closed/run"))
+    with pytest.raises(UserError, match="cannot be written to .*permission denied"):
+        writer.write(1, {"loss": 1.0})
+        writer.close()
+
+
+def test_a_lease_keeps_others_out_until_its_process_ends(cloud, capsys, monkeypatch):
+    monkeypatch.setattr("maxfdl.run.lock._has_ended", lambda found: False)
+    first, second = (Lease(cloud.root, **QUICK) for _ in range(2))
+    first.take()
+    monkeypatch.setattr("maxfdl.run.lock._this_process", lambda: "process 2 on other")
+    with pytest.raises(UserError, match="is in use by process [0-9]+ on .* since"):
+        second.take()
+    first._ended.set()  # killed: nothing is given back
+    first._thread.join()
+    second.take()
+    assert "looking for 0 seconds whether that run goes on" in capsys.readouterr().err
+    assert RunDirectory(cloud.root).holder() == "process 2 on other"
+    second.give_back()
+    assert RunDirectory(cloud.root).holder() is None
+
+
+def test_a_lease_that_was_taken_over_ends_its_process(cloud, capsys):
+    lost = []
+    lease = Lease(cloud.root, **QUICK, on_loss=lambda: lost.append(True))
+    lease.take()
+    (cloud.root / "run.lock").write_text("process 2 on other\n")
+    lease._thread.join(10)
+    assert lost and "taken over by another run" in capsys.readouterr().err
+    lease.give_back()
+    assert (cloud.root / "run.lock").is_file()
+
+
+def test_a_lease_of_a_dead_process_of_this_machine_is_void_at_once(cloud, capsys):
+    (cloud.root / "run.lock").write_text(_dead())
+    lease = Lease(cloud.root, **QUICK)
+    lease.take()
+    lease.give_back()
+    assert "looking" not in capsys.readouterr().err
+
+
+def _dead():
+    import socket
+
+    return f"process 4194303 on {socket.gethostname()} since 2026-01-01\n"
+
+
+def test_an_export_replaces_an_older_one_and_its_config_comes_last(cloud):
+    folder = cloud.root / "model"
+    for name in ("config.json", "model-1-of-2.safetensors", "notes.txt"):
+        (folder / name).write_text("old")
+    cloud.store.requests.clear()
+    with swapped_in(
+        folder, ("config.json", "*.safetensors"), last="config.json"
+    ) as new:
+        (new / "config.json").write_text("new")
+        (new / "model.safetensors").write_text("new")
+    found = {path.name: path.read_text() for path in folder.files()}
+    assert found == {
+        "config.json": "new",
+        "model.safetensors": "new",
+        "notes.txt": "old",
+    }
+    with pytest.raises(UserError, match="cannot be written .*permission denied"):
+        with swapped_in(cloud.at("closed/m"), ("*",), last="config.json") as new:
+            (new / "config.json").write_text("new")
+
+
+def test_data_is_read_from_a_bucket(cloud):
+    for name in ("a", "b"):
+        (cloud.root / "data" / f"{name}.txt").write_text(f"text {name}")
+    by_name = Files((f"{cloud.root}/data/b.txt",))
+    by_glob = Files((f"{cloud.root}/data/*.txt",))
+    assert [*by_name] == ["text b"] and [*by_glob] == ["text a", "text b"]
+    with pytest.raises(UserError, match="matches no file"):
+        len(Files((f"{cloud.root}/data/*.jsonl",)))
+    with pytest.raises(UserError, match="must be a file, but there is none"):
+        len(Files((f"{cloud.root}/data/c.txt",)))
+    assert isinstance(by_glob._opened[0].file.path, pathlib.Path)
