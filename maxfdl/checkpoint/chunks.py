@@ -6,14 +6,13 @@ parts of an array are what lies at one index of its first dim: one layer of a st
 
 import functools
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from maxfdl.checkpoint.failure import gist
-from maxfdl.checkpoint.fingerprint import Fingerprint, fingerprint_in_blocks, of_parts
+from maxfdl.checkpoint.fingerprint import Fingerprint, fingerprint_of, of_parts
 from maxfdl.checkpoint.orbax import import_orbax, orbax_context
 from maxfdl.checkpoint.record import DamagedCheckpointError, Record, check_leaf
 from maxfdl.paths import AnyPath, kvstore
@@ -47,7 +46,7 @@ class SavedArray:
     Args:
       path: The directory of the step.
       record: The record in it.
-      keys: Where the array is in the state.
+      name: Path of the array in the state, as the record has it.
       allow_non_finite: Whether values may be NaN or infinite.
     """
 
@@ -55,12 +54,12 @@ class SavedArray:
         self,
         path: AnyPath,
         record: Record,
-        keys: Sequence[str],
+        name: str,
         allow_non_finite: bool = False,
     ):
         self._path = path
         self._record = record
-        self._name = ".".join(keys)
+        self._name = name
         self._allow_non_finite = allow_non_finite
         self._found: dict[int, Fingerprint] = {}
 
@@ -78,7 +77,7 @@ class SavedArray:
             not finite but must be.
         """
         array = self._values(...)
-        self._check(fingerprint_in_blocks(array))
+        self._check(fingerprint_of(array))
         return array
 
     def read_part(self, index: int) -> np.ndarray:
@@ -89,7 +88,7 @@ class SavedArray:
             array is what was written.
         """
         part = self._values(index)
-        self._found[index] = found = fingerprint_in_blocks(part, (index,))
+        self._found[index] = found = fingerprint_of(part[None], (index,))
         if len(self._found) == self._store.shape[0]:
             self._check(of_parts(self._found.values()))
         elif not found.finite:

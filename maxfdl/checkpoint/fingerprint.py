@@ -1,20 +1,21 @@
 """What is known of an array's values, however the array is sharded.
 
 Orbax does not checksum tensor data: a flipped bit on disk restores as another number.
+Arrays in the memory of a device are read by that device, arrays in the memory of the
+host by NumPy, see `on_host`. Both give the same numbers.
 """
 
 import collections
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maxfdl.sharding.memory import HOST, on_device
-
-# Odd numbers, so that multiplying by a weight modulo 2**32 loses no bit.
-_STRIDES = (2654435761, 2246822519, 3266489917, 668265263, 374761393)
+from maxfdl.checkpoint import on_host
+from maxfdl.checkpoint.processes import gather
+from maxfdl.sharding.memory import HOST
 
 
 class Fingerprint(NamedTuple):
@@ -36,43 +37,26 @@ def fingerprint(tree: Any) -> list[Fingerprint]:
     order, so every mesh gives the same number. A change inside one element of up to 32
     bits is always found, any other with probability `1 - 2**-32`.
 
-    Cost: one read of every array on its own devices, and no copy of it. What lies in
-    the memory of the host is fetched, one array after the other.
+    Cost: one read of every array where it lies. All processes must call this.
     """
     leaves = jax.tree.leaves(tree)
-    # One program serves all leaves that live on the same devices. Each that is on the
-    # host has its own, for XLA may fetch all of a program's at once.
-    groups = collections.defaultdict(list)
-    for index, leaf in enumerate(leaves):
-        groups[_devices(leaf), index if _on_host(leaf) else None].append(index)
-    found: list[Any] = [None] * len(leaves)
-    for indices in groups.values():
-        # One program at a time: the next would fetch its array already, and programs of
-        # several CPU devices wait for one another's threads for ever.
-        values = jax.block_until_ready(_looked_at([leaves[i] for i in indices]))
-        for index, value in zip(indices, values, strict=True):
-            found[index] = value
-    return [Fingerprint(int(sum_), bool(ok)) for sum_, ok in jax.device_get(found)]
+    on_hosts = [i for i, leaf in enumerate(leaves) if _is_on_host(leaf)]
+    others = [i for i in range(len(leaves)) if i not in set(on_hosts)]
+    found: dict[int, Fingerprint] = {}
+    for which, look in ((on_hosts, _look_on_host), (others, _look_on_devices)):
+        found |= zip(which, look([leaves[i] for i in which]), strict=True)
+    return [found[i] for i in range(len(leaves))]
 
 
-_BLOCK = 2**20  # bytes, of which a few copies are made
+def fingerprint_of(array: np.ndarray, first: tuple[int, ...] = ()) -> Fingerprint:
+    """Returns the part of the fingerprint of an array that is due to a part of it.
 
-
-def fingerprint_in_blocks(array: np.ndarray, at: tuple[int, ...] = ()) -> Fingerprint:
-    """Returns the fingerprint of an array in NumPy, or that of what a larger one holds
-    at an index of its first dims.
-
-    Looks at some rows at a time, so that little memory is needed.
+    Args:
+      array: The part.
+      first: Where it begins, along the first dims of the whole array.
     """
-    if not array.ndim:
-        array, at = array[None], at[:-1]  # one row
-    rows = max(1, _BLOCK // max(1, array[:1].nbytes))
-    blocks = []
-    for start in range(0, len(array), rows):
-        block = array[start : start + rows][(None,) * len(at)]
-        sum_, ok = _looked_at_rows(block, (*at, start))
-        blocks.append(Fingerprint(int(sum_), bool(ok)))
-    return of_parts(blocks)
+    checksum, finite = on_host.checksum_and_finite(array, first)
+    return Fingerprint(checksum, finite)
 
 
 def of_parts(parts: Iterable[Fingerprint]) -> Fingerprint:
@@ -82,37 +66,67 @@ def of_parts(parts: Iterable[Fingerprint]) -> Fingerprint:
     return Fingerprint(checksum, all(part.finite for part in parts))
 
 
-def _devices(leaf: Any) -> frozenset[Any]:
-    return frozenset(leaf.devices()) if isinstance(leaf, jax.Array) else frozenset()
+def _is_on_host(leaf: Any) -> bool:
+    if not isinstance(leaf, jax.Array):
+        return True
+    platforms = {device.platform for device in leaf.sharding.device_set}
+    return platforms == {"cpu"} or leaf.sharding.memory_kind == HOST
 
 
-def _on_host(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and leaf.sharding.memory_kind == HOST
+def _look_on_host(leaves: list[Any]) -> list[Fingerprint]:
+    """Looks at the shards of this process, each once, and adds up all processes."""
+    found = [of_parts(_shards(leaf)) for leaf in leaves]
+    shared = [i for i, leaf in enumerate(leaves) if _is_shared(leaf)]
+    if shared:
+        every = gather([found[i] for i in shared])
+        for i, parts in zip(shared, zip(*every, strict=True), strict=True):
+            found[i] = of_parts(Fingerprint(*part) for part in parts)
+    return found
+
+
+def _is_shared(leaf: Any) -> bool:
+    """Returns whether other processes hold shards of an array, too."""
+    return isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+
+
+def _shards(leaf: Any) -> Iterator[Fingerprint]:
+    """Yields the fingerprints of the shards here that are not copies of others."""
+    if not isinstance(leaf, jax.Array):
+        yield fingerprint_of(np.asarray(leaf))
+        return
+    for shard in leaf.addressable_shards:
+        if shard.replica_id == 0:
+            first = tuple(part.start or 0 for part in shard.index)
+            yield fingerprint_of(np.asarray(shard.data), first)
+
+
+def _look_on_devices(leaves: list[Any]) -> list[Fingerprint]:
+    """One program serves all arrays that live on the same devices."""
+    groups = collections.defaultdict(list)
+    for index, leaf in enumerate(leaves):
+        groups[frozenset(leaf.sharding.device_set)].append(index)
+    found: list[Any] = [None] * len(leaves)
+    for indices in groups.values():
+        values = jax.device_get(checksums_and_finite([leaves[i] for i in indices]))
+        for index, (checksum, finite) in zip(indices, values, strict=True):
+            found[index] = Fingerprint(int(checksum), bool(finite))
+    return found
 
 
 @jax.jit
-def _looked_at(leaves: list[jax.Array]) -> list[tuple[jax.Array, jax.Array]]:
-    arrays = [on_device(jnp.asarray(leaf)) for leaf in leaves]
+def checksums_and_finite(
+    arrays: list[jax.Array],
+) -> list[tuple[jax.Array, jax.Array]]:
+    """Returns what the fingerprint of each array says, for accelerators."""
     return [(_checksum(array), _is_finite(array)) for array in arrays]
 
 
-@jax.jit
-def _looked_at_rows(rows: Any, first: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
-    return _checksum(rows, first), _is_finite(rows)
-
-
-def _checksum(array: jax.Array, first: tuple[Any, ...] = ()) -> jax.Array:
-    """Returns the part of the checksum that is due to a part of an array.
-
-    `first` is where it begins, along the first dims.
-    """
+def _checksum(array: jax.Array) -> jax.Array:
     bits = _bits(array)
     weights = jnp.zeros(bits.shape, jnp.uint32)
     for dim in range(bits.ndim):
         position = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, dim)
-        if dim < len(first):
-            position += jnp.asarray(first[dim], jnp.uint32)
-        weights += (position + 1) * jnp.uint32(_STRIDES[dim % len(_STRIDES)])
+        weights += (position + 1) * jnp.uint32(on_host.stride(dim))
     return jnp.sum(bits * (2 * weights + 1), dtype=jnp.uint32)
 
 

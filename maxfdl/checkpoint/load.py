@@ -105,7 +105,8 @@ class StepReader:
     def _array(self, keys: Sequence[str]) -> SavedArray:
         key, allow = tuple(keys), self._allow_non_finite
         if key not in self._arrays:
-            self._arrays[key] = SavedArray(self._path, self._record, keys, allow)
+            name = ".".join(keys)
+            self._arrays[key] = SavedArray(self._path, self._record, name, allow)
         return self._arrays[key]
 
     @contextlib.contextmanager
@@ -114,30 +115,6 @@ class StepReader:
             yield
         except DamagedCheckpointError as error:
             raise self._refuse(error) from error
-
-
-def load_only(
-    path: AnyPath, record: Record, part: Any, *, allow_non_finite: bool = False
-) -> jax.Array:
-    """Returns the one array that `part` describes.
-
-    Args:
-      path: The step directory.
-      record: The record in it.
-      part: A tree like that of the state with one leaf. It may leave out entries of
-        dicts; those of lists are None.
-      allow_non_finite: Whether values may be NaN or infinite.
-
-    Raises:
-      DamagedCheckpointError: As `load_step`.
-    """
-    try:
-        state = _load_arrays(path, part, whole=False)
-    except Exception as error:
-        raise DamagedCheckpointError(gist(error)) from None
-    check_arrays(record, state, allow_non_finite=allow_non_finite)
-    (array,) = jax.tree.leaves(state)
-    return array
 
 
 def saved_tree(path: AnyPath) -> Any:

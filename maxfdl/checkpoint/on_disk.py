@@ -6,17 +6,17 @@ import functools
 import math
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maxfdl.checkpoint.load import load_only, saved_tree
+from maxfdl.checkpoint.chunks import SavedArray
+from maxfdl.checkpoint.load import saved_tree
 from maxfdl.checkpoint.record import DamagedCheckpointError, Record, read_record
 from maxfdl.checkpoint.steps import steps_in
-from maxfdl.checkpoint.structure import listed
+from maxfdl.checkpoint.structure import differences as differences_of
+from maxfdl.checkpoint.structure import structure_of
 from maxfdl.errors import UserError
 from maxfdl.paths import AnyPath, as_path, files_in
 
@@ -77,16 +77,14 @@ class StepOnDisk:
             return read_record(self.path)
 
     def array(self, path: str) -> np.ndarray:
-        """Returns one array, as it was saved, on the host.
+        """Returns one array, as it was saved.
 
         Raises:
           UserError: If it is damaged.
         """
         with self._explained():
-            array = load_only(
-                self.path, self.record, self._parts[path], allow_non_finite=True
-            )
-            return np.asarray(array)
+            saved = SavedArray(self.path, self.record, path, allow_non_finite=True)
+            return saved.read()
 
     def check(self) -> None:
         """Reads the whole step, one array at a time.
@@ -94,26 +92,16 @@ class StepOnDisk:
         Raises:
           UserError: If a bit of it is not as it was written.
         """
+        with self._explained():
+            self._check_tree()
         for path in self.record.structure:
             self.array(path)
 
-    @functools.cached_property
-    def _parts(self) -> dict[str, Any]:
-        """For each array the tree that has no other, as `load_only` takes it."""
-        tree = saved_tree(self.path)
-        described, _ = jax.tree_util.tree_flatten_with_path(tree)
-        structure = self.record.structure
-        parts = {}
-        for keys, _ in described:
-            path = ".".join(jax.tree_util.keystr((key,), simple=True) for key in keys)
-            if path not in structure:
-                raise DamagedCheckpointError(f"it holds {path}, which was not saved")
-            shape, dtype = structure[path]
-            array = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
-            parts[path] = _only(tree, keys, array)
-        if missing := [path for path in structure if path not in parts]:
-            raise DamagedCheckpointError(f"it lacks {listed(missing)}")
-        return parts
+    def _check_tree(self) -> None:
+        """Raises DamagedCheckpointError unless Orbax finds the arrays of the record."""
+        found = structure_of(saved_tree(self.path))
+        if problem := differences_of(found, self.record.structure):
+            raise DamagedCheckpointError(f"its arrays are not those saved: {problem}")
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -121,17 +109,6 @@ class StepOnDisk:
             yield
         except DamagedCheckpointError as error:
             raise UserError(f"checkpoint {self.path} is damaged: {error}.") from None
-
-
-def _only(tree: Any, keys: Sequence[Any], leaf: Any) -> Any:
-    """Returns a tree like `tree` that has `leaf` under `keys`, and nothing else."""
-    if not keys:
-        return leaf
-    first, rest = keys[0], keys[1:]
-    if isinstance(first, jax.tree_util.SequenceKey):
-        inside = _only(tree[first.idx], rest, leaf)
-        return [inside if i == first.idx else None for i in range(len(tree))]
-    return {first.key: _only(tree[first.key], rest, leaf)}
 
 
 def all_steps(folder: str) -> list[StepOnDisk]:

@@ -6,9 +6,17 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from maxfdl.checkpoint.fingerprint import fingerprint
+from maxfdl.checkpoint import on_host
+from maxfdl.checkpoint.fingerprint import (
+    checksums_and_finite,
+    fingerprint,
+    fingerprint_of,
+    of_parts,
+)
 
 DTYPES = ["float32", "bfloat16", "float8_e4m3fn", "int32", "int4", "uint8", "bool"]
+FLOATS = ["float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2", "complex64"]
+SHAPES = [(), (0,), (37,), (40, 8), (3, 50), (2, 5, 7), (3, 2, 1, 4, 2, 3)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -44,9 +52,6 @@ def test_it_is_the_weighted_sum_that_the_docstring_says():
     weights = rows * np.uint32(2654435761) + columns * np.uint32(2246822519)
     expected = np.sum(array * (2 * weights + 1), dtype=np.uint32)
     assert fingerprint(jnp.asarray(array)) == [(int(expected), True)]
-
-
-FLOATS = ["float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2", "complex64"]
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -88,3 +93,35 @@ def test_minus_zero_and_nan_patterns_are_told_apart():
     plain, payload = bits.view(np.float32)
     assert fingerprint(jnp.float32(0.0)) != fingerprint(jnp.float32(-0.0))
     assert fingerprint(jnp.array([plain])) != fingerprint(jnp.array([payload]))
+
+
+@pytest.mark.parametrize("block", [1, 8, 30, 2**17])
+def test_numpy_finds_what_an_accelerator_finds(monkeypatch, found_by_xla, block):
+    arrays, expected = found_by_xla
+    monkeypatch.setattr(on_host, "_BLOCK", block)
+    monkeypatch.setattr(on_host, "_COLUMNS", 16)
+    on_host._weights.cache_clear()
+    assert fingerprint(arrays) == expected
+    on_host._weights.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def found_by_xla():
+    """Arrays of many types and shapes, and their fingerprints by the program that
+    accelerators run. Some hold a NaN."""
+    draw = np.random.default_rng(0)
+    arrays = [
+        jnp.asarray(draw.standard_normal(shape) * 3).astype(dtype)
+        for dtype in (*dict.fromkeys(DTYPES + FLOATS), "float4_e2m1fn")
+        for shape in SHAPES
+    ]
+    arrays += [jnp.full((3, 4), jnp.nan, dtype) for dtype in FLOATS]
+    found = jax.device_get(checksums_and_finite(arrays))
+    return arrays, [(int(checksum), bool(finite)) for checksum, finite in found]
+
+
+def test_parts_of_an_array_add_up():
+    array = np.random.default_rng(0).normal(size=(4, 3, 5)).astype(np.float32)
+    parts = [fingerprint_of(array[i][None, :2], (i,)) for i in range(4)]
+    parts += [fingerprint_of(array[:, 2:], (0, 2))]
+    assert [of_parts(parts)] == fingerprint(jnp.asarray(array))

@@ -130,8 +130,11 @@ def _one_run(
                 print(f"{kind}: a start ended with {code}:\n{start.output}", flush=True)
             return found
         found.kills += 1
-        found.while_starting += began_after is None or reached == began_after
-        found.while_saving += any(run_dir.glob("checkpoints/*.orbax-checkpoint-tmp"))
+        if began_after is None or reached == began_after:
+            found.while_starting += 1
+        else:
+            unfinished = run_dir.glob("checkpoints/*.orbax-checkpoint-tmp")
+            found.while_saving += any(unfinished)
 
 
 def _kill_at_some_moment(start: Start, reached: int, chance: random.Random) -> None:
