@@ -63,6 +63,11 @@ class OnMesh:
         assert self.own.sizes is not None
         return self.own.sizes
 
+    @property
+    def expected(self) -> int:
+        """Rows that the experts of one device are expected to see."""
+        return self.own.expected
+
     def gather(
         self, x_BTD: jax.Array, weights_BTk: jax.Array | None = None
     ) -> jax.Array:

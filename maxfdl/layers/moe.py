@@ -145,7 +145,8 @@ class GroupedLinear(Layer):
     def __call__(
         self, parts, x: jax.Array, groups: Groups | OnMesh, context: Context
     ) -> jax.Array:
-        y = multiply(self.dot, parts, x, context, groups.sizes)
+        sizes, expected = groups.sizes, groups.expected
+        y = multiply(self.dot, parts, x, context, sizes, expected=expected)
         if parts.bias is not None:
             bias = parts.bias.ready(context, x.dtype)
             y = y + groups.of_experts(bias, parts.bias.declared.axes)

@@ -16,9 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from maxfdl.ops.cost import declare_flops
 from maxfdl.ops.gather import Gather, GroupGather
-from maxfdl.ops.grouped_dot import Implementation, kernels_of_rows, rows_by_kernels
+from maxfdl.ops.grouped_rows import Implementation, kernels_of_rows, rows_by_kernels
 from maxfdl.ops.integer_sums import in_float32, type_of_sums
 
 Name = Literal["x", "kernel", "y"]
@@ -221,7 +220,7 @@ class GroupedContraction(Contraction):
     Args:
       sizes: [e] rows of each group; those of all devices on a mesh.
       group: [m] group of each row, among those of its device.
-      implementation: See `rows_by_kernels`.
+      implementation, expected: See `rows_by_kernels`.
     """
 
     x: str = _static(default="md")
@@ -231,6 +230,7 @@ class GroupedContraction(Contraction):
     sizes: Any  # arrays; JAX also makes trees of placeholders
     group: Any
     implementation: Implementation = _static()
+    expected: int | None = _static(default=None)
     gather: GroupGather | None = _static(default=None)
 
     @classmethod
@@ -241,6 +241,7 @@ class GroupedContraction(Contraction):
         implementation: Implementation,
         dtype: str = "float32",
         gather: GroupGather | None = None,
+        expected: int | None = None,
     ):
         def groups(sizes, rows):
             numbers = jnp.arange(sizes.size, dtype=jnp.int32)
@@ -252,6 +253,7 @@ class GroupedContraction(Contraction):
             implementation=implementation,
             dtype=dtype,
             gather=gather,
+            expected=expected,
         )
         # Of as many rows as each device has.
         group = product.on_each(groups, ("m", "m"), "m")(
@@ -273,25 +275,26 @@ class GroupedContraction(Contraction):
 
     def product(self, result: Name, a: jax.Array, b: jax.Array) -> jax.Array:
         if result == "kernel":
-            flops = 2 * a.shape[0] * a.shape[1] * b.shape[1]
             product, summed = kernels_of_rows, (0, 0)
         else:
-            flops = 2 * a.shape[0] * b.shape[1] * b.shape[2]
             product, summed = rows_by_kernels, (1, 1)
 
         def whole(a, b, sizes):
             b = b.swapaxes(1, 2) if result == "x" else b
 
             def multiply(a, b, part):
-                own = sizes if result != "kernel" else part.of_groups(sizes)
+                own, expected = sizes, self.expected
+                if result == "kernel":
+                    own = part.of_groups(sizes)
+                    expected = expected and -(-expected // part.number)
                 dtype = self._type_of_sums(result, a)
-                return product(a, b, own, self.implementation, dtype)
+                return product(a, b, own, self.implementation, dtype, expected)
 
             return in_float32(multiply, (a, [summed[0]]), (b, [summed[1]]))
 
         inputs = *(self.letters(name) for name in FACTORS[result]), "m"
         run = self.on_each(whole, inputs, self.letters(result))
-        return declare_flops(run, flops)(a, b, self.sizes)
+        return run(a, b, self.sizes)
 
     def kept(self, name: Name, result: Name) -> str:
         kept = super().kept(name, result)

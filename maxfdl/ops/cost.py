@@ -5,7 +5,7 @@ The count is of matrix products only, as the field counts model FLOPs: a product
 `cost_analysis` does not do, and that of a `shard_map` once per part that its arguments
 are cut into. An op that runs a kernel, or that is worth less than the products it is
 written with (causal attention needs half of its scores), declares its cost by
-`declare_flops`.
+`declare_flops`. One whose work depends on data says by `expect_flops` what to count.
 """
 
 import math
@@ -15,16 +15,39 @@ from collections.abc import Callable, Sequence
 import jax
 
 _DECLARED = re.compile(r"declared_flops_(\d+)$")
+_EXPECTED = re.compile(r"\bexpected_flops_(\d+)\b")
 
 
 def declare_flops(function: Callable, flops: int) -> Callable:
     """Returns `function` as one call that counts `flops`, whatever it does inside."""
+    return _named(function, f"declared_flops_{flops}")
 
-    def declared(*args):
+
+def expect_flops(function: Callable, flops: int) -> Callable:
+    """Returns `function` as one call that is expected to do `flops`, in products whose
+    number depends on data.
+
+    It counts so in `count_flops` and `count_written`. In a compiled program, whose
+    instructions name the calls that they stand in, so does the kernel or the loop that
+    does the products: see `expected_flops`.
+    """
+    return _named(function, f"expected_flops_{flops}")
+
+
+def expected_flops(name_stack: str) -> int | None:
+    """Returns what `expect_flops` says of the innermost of some nested calls."""
+    found = _EXPECTED.findall(name_stack)
+    return int(found[-1]) if found else None
+
+
+def _named(function: Callable, name: str) -> Callable:
+    """Returns `function` as one call of this name."""
+
+    def call(*args):
         return function(*args)
 
-    declared.__name__ = f"declared_flops_{flops}"
-    return jax.jit(declared)
+    call.__name__ = name
+    return jax.jit(call)
 
 
 def count_flops(function: Callable, *args) -> int:
@@ -69,7 +92,9 @@ def _count(jaxpr, known) -> int:
 def _count_equation(eqn, known: Callable) -> int:
     """Counts one equation; `known` returns the cost of those that it knows."""
     params, name = eqn.params, eqn.primitive.name
-    cost = known(eqn)
+    cost = _expected(eqn)
+    if cost is None:
+        cost = known(eqn)
     if cost is not None:
         return cost
     if name == "dot_general":
@@ -83,6 +108,21 @@ def _count_equation(eqn, known: Callable) -> int:
         axes = set(jax.tree.leaves([*map(tuple, params["in_specs"])]))
         times = math.prod(params["mesh"].shape[axis] for axis in axes)
     return times * sum(_count(inner, known) for inner in _inner_jaxprs(params))
+
+
+def _expected(eqn) -> int | None:
+    """Returns what a call is expected to do; 0 for the part of one that JAX has moved
+    out of a loop, if its products stayed there."""
+    expected = expected_flops(str(eqn.params.get("name", "")))
+    return expected and expected * _multiplies(eqn)
+
+
+def _multiplies(eqn) -> bool:
+    if eqn.primitive.name in ("dot_general", "ragged_dot_general", "pallas_call"):
+        return True
+    branches = dict(enumerate(eqn.params.get("branches", ())))
+    inside = *_inner_jaxprs(eqn.params), *_inner_jaxprs(branches)
+    return any(_multiplies(each) for jaxpr in inside for each in jaxpr.eqns)
 
 
 def _declared(eqn) -> int | None:

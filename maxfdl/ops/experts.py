@@ -26,12 +26,14 @@ class Groups:
       rows: [N, k] row that holds a copy; M where the copy was dropped.
       experts: [M] expert of each row; E for a row of none.
       sizes: [E] rows per expert; None: equally many.
+      expected: Rows that hold a copy if tokens spread evenly over the experts.
     """
 
     copies: Any  # arrays; JAX also makes trees of placeholders
     rows: Any
     experts: Any
     sizes: Any
+    expected: int = dataclasses.field(metadata={"static": True})
 
     def gather(
         self, x_ND: Float[Array, "*N D"], weights_Nk: Float[Array, "*N k"] | None = None
@@ -129,6 +131,12 @@ class Dispatch:
         """Returns for how many rows each device has room, if it has so many tokens."""
         raise NotImplementedError
 
+    def expected(self, tokens: int, k: int, num_experts: int, peers: Peers) -> int:
+        """Returns how many rows each device is expected to see: all devices together
+        see the copies of all tokens, and one of them no more than it has room for."""
+        even = tokens * k // lax.axis_size(peers.sharing)
+        return min(even, self.room(tokens, k, num_experts, peers))
+
 
 @dataclasses.dataclass(frozen=True)
 class Dropless(Dispatch):
@@ -216,7 +224,7 @@ class Capacity(Dispatch):
         held = order.at[starts[:, None] + places].get(mode="clip")
         copies = jnp.where(places < sizes[:, None], held, order.size).reshape(-1)
         experts = jnp.repeat(jnp.arange(num_experts, dtype=jnp.int32), capacity)
-        return Groups(copies, rows, experts, None)
+        return Groups(copies, rows, experts, None, min(experts.size, order.size))
 
     def kept(
         self, experts_BTk: Int[Array, "B T k"], num_experts: int, peers: Peers
@@ -285,7 +293,7 @@ def compact(
     if kept_Nk is not None:
         rows = jnp.where(kept_Nk, rows, order.size)
         copies = jnp.where(experts < num_experts, order, order.size)
-    return Groups(copies, rows, experts, sizes)
+    return Groups(copies, rows, experts, sizes, order.size)
 
 
 def _by_expert(experts_Nk: jax.Array, num_experts: int) -> tuple[jax.Array, jax.Array]:

@@ -14,7 +14,8 @@ from maxfdl.markers import Operational
 from maxfdl.ops.contraction import Contraction, GroupedContraction
 from maxfdl.ops.dot import Dot, MatrixProduct
 from maxfdl.ops.gather import Gather, GroupGather
-from maxfdl.ops.grouped_dot import GroupedDot, GroupedProduct, Implementation
+from maxfdl.ops.grouped_dot import GroupedDot, GroupedProduct
+from maxfdl.ops.grouped_rows import Implementation
 from maxfdl.ops.product import Depth, Ends, Product, State
 from maxfdl.ops.recipe import Recipe
 from maxfdl.ops.state import Declaration, StateDeclaration
@@ -161,6 +162,7 @@ class QuantizedGroupedDot(ByRecipe, GroupedProduct):
         state: State,
         sizes_E: Int[Array, " S"] | None,
         gather: GroupGather | None = None,
+        expected: int | None = None,
     ) -> tuple[Float[Array, "M _"], State]:
         if gather is not None and not self.recipe.gathers_kernel:
             kernel_EDF, gather = gather(kernel_EDF), gather.done()
@@ -173,7 +175,9 @@ class QuantizedGroupedDot(ByRecipe, GroupedProduct):
             x = x.reshape(groups, rows // groups, x.shape[1])
         else:
             chosen = GroupedDot(self.implementation).resolve()
-            product = GroupedContraction.of_rows(rows, sizes_E, chosen, dtype, gather)
+            product = GroupedContraction.of_rows(
+                rows, sizes_E, chosen, dtype, gather, expected
+            )
         y, state = self.recipe.multiply(product, x, kernel, state)
         return y.reshape(rows, -1).astype(x_MD.dtype), state
 

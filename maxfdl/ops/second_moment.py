@@ -14,7 +14,8 @@ from jaxtyping import Array, Float, Int
 
 from maxfdl.ops.dot import Dot
 from maxfdl.ops.gather import GroupGather
-from maxfdl.ops.grouped_dot import GroupedDot, kernels_of_rows
+from maxfdl.ops.grouped_dot import GroupedDot
+from maxfdl.ops.grouped_rows import kernels_of_rows
 from maxfdl.ops.product import State
 from maxfdl.ops.state import Declaration, StateDeclaration
 
@@ -69,6 +70,7 @@ class ObservedGroupedDot(GroupedDot):
         state: State,
         sizes_E: Int[Array, " S"] | None,
         gather: GroupGather | None = None,
+        expected: int | None = None,
     ) -> tuple[Float[Array, "M F"], State]:
         if gather is not None:
             raise ValueError("ObservedGroupedDot runs on one device, not on a mesh.")

@@ -25,12 +25,14 @@ class Sent:
       mine: [B, T] which tokens this device sends, where others have them too; None:
         all.
       sharing: Mesh axes along which devices have the same tokens.
+      expected: Rows that come in if tokens spread evenly over the experts.
     """
 
     groups: Groups
     exchange: Exchange
     mine: Any
     sharing: Axes = dataclasses.field(metadata={"static": True})
+    expected: int = dataclasses.field(metadata={"static": True})
 
     @property
     def sizes(self) -> Int[Array, " S"]:
@@ -86,8 +88,10 @@ def sent(
     """
     rows, tokens, k = experts_BTk.shape
     kept = dispatch.kept(experts_BTk, num_experts, peers)
+    expected = dispatch.expected(rows * tokens, k, num_experts, peers)
     if not peers.experts:
-        return compact(experts_BTk, kept, num_experts)
+        groups = compact(experts_BTk, kept, num_experts)
+        return dataclasses.replace(groups, expected=expected)
     mine = None
     if peers.sharing:
         number = jnp.arange(rows * tokens).reshape(rows, tokens)
@@ -98,4 +102,4 @@ def sent(
     assert groups.sizes is not None
     room = dispatch.room(rows * tokens, k, num_experts, peers)
     exchange = Exchange.of(groups.sizes, groups.copies.size, room, peers.experts)
-    return Sent(groups, exchange, mine, peers.sharing)
+    return Sent(groups, exchange, mine, peers.sharing, expected)

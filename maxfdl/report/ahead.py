@@ -75,6 +75,8 @@ class Ahead:
       written_flops: Of all products that the step is written with: the gradients, and
         what is computed again.
       flops: That the program computes, recomputation included.
+      routed_flops: Those among them of experts: of the rows that a device gets if
+        tokens spread evenly. All devices together have these, however tokens spread.
       unknown_kernels: What may compute more that is not counted.
       hbm_bytes: Moved to and from main memory, estimated.
       collectives: What it exchanges, the most first.
@@ -96,6 +98,7 @@ class Ahead:
     temp_bytes: int | None = None
     peak_bytes: int | None = None
     flops: float | None = None
+    routed_flops: float | None = None
     unknown_kernels: tuple[str, ...] = ()
     hbm_bytes: float | None = None
     collectives: tuple[Exchange, ...] = ()
@@ -192,6 +195,7 @@ def _with_figures(report: Ahead, step: CompiledStep, mesh: Mesh) -> Ahead:
         temp_bytes=memory.temp_size_in_bytes,
         peak_bytes=step.peak_bytes(),
         flops=does.flops,
+        routed_flops=does.expected,
         unknown_kernels=tuple(sorted(does.unknown)),
         hbm_bytes=does.traffic,
         collectives=exchanges,

@@ -13,7 +13,7 @@ from maxfdl.sharding.room import size_text
 # Parts of a name stack that say nothing of what is computed.
 _EVERYWHERE = re.compile(
     r"while|body|cond|branch_\d+_fun|closed_call|checkpoint|rematted_computation"
-    r"|shard_map|declared_flops_\d+"
+    r"|shard_map|(?:declared|expected)_flops_\d+"
 )
 
 _BOUNDS = {
@@ -134,6 +134,9 @@ def _flops(report: Ahead) -> str:
     text = f"{quantity(report.flops)} ({of_step:.3f} of the step's formula"
     text += f" {quantity(report.written_flops)}, {of_model:.3f} of the model's"
     text += f" {quantity(report.model_flops)})"
+    if report.routed_flops:
+        routed = quantity(report.routed_flops)
+        text += f"; {routed} of them in experts, if tokens spread evenly"
     if report.unknown_kernels:
         text += f"; not those of {', '.join(report.unknown_kernels)}"
     return text

@@ -11,6 +11,7 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from maxfdl.errors import UserError
+from maxfdl.ops.cost import count_flops
 from maxfdl.ops.experts import Capacity, Dropless
 from maxfdl.ops.grouped_dot import GroupedDot
 from maxfdl.report import hlo
@@ -107,6 +108,20 @@ def test_what_finds_no_room_is_dropped_and_counted():
     # Each device has room for half of what an even spread brings to its experts.
     chosen, dropped = sinks[LOAD].counts.value.sum(), sinks[DROPPED].value
     assert chosen / 2 <= dropped < chosen
+
+
+@pytest.mark.parametrize("dispatch", [Dropless(), Capacity(1.25)], ids=str)
+def test_flops_are_those_of_the_tokens_whatever_a_device_has_room_for(dispatch):
+    def flops(dispatch, sharding=None):
+        model = model_of("nnx", **BLOCKS["mixtral"], dispatch=dispatch)
+        model.sharding = sharding
+        inputs = packed_tokens(rows=ROWS)
+        run = lambda variables: model.apply(variables, **inputs).hidden  # noqa: E731
+        return count_flops(run, weights("mixtral"))
+
+    alone = flops(Dropless())
+    for axes in (dict(expert=4, fsdp=2), dict(fsdp=4, tensor=2), dict(data=8)):
+        assert flops(dispatch, sharding_on(AxisRules(), **axes)) == alone
 
 
 def test_experts_that_an_axis_cannot_share_out_are_refused():

@@ -8,7 +8,13 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from maxfdl.ops.attention import DotProductAttention
-from maxfdl.ops.cost import count_flops, count_written, declare_flops
+from maxfdl.ops.cost import (
+    count_flops,
+    count_written,
+    declare_flops,
+    expect_flops,
+    expected_flops,
+)
 from maxfdl.ops.dot import Dot
 from maxfdl.ops.mask import Causal, Mask, Places
 
@@ -110,6 +116,22 @@ def test_what_is_written_counts_whatever_is_declared():
     assert count_written(declared, A, B) == PRODUCT
     gradients = jax.grad(lambda a, b: jnp.sum(declared(a, b) ** 2), (0, 1))
     assert count_written(gradients, A, B) == 3 * PRODUCT
+
+
+def test_what_a_call_is_expected_to_do_counts_however_it_is_counted():
+    def loop(a, b, times):
+        return lax.fori_loop(
+            0, times, lambda _, total: total + a @ b, jnp.zeros((M, N))
+        )
+
+    expected = expect_flops(loop, 1234)
+    for count in (count_flops, count_written):
+        assert count(expected, A, B, 3) == 1234
+        # Nor does a part of the call that has no products, such as what JAX moves out
+        # of a loop.
+        assert count(expect_flops(jnp.cos, 1234), A) == 0
+    assert expected_flops("jit(expected_flops_7)/jit(expected_flops_12)/dot") == 12
+    assert expected_flops("jit(step)/dot") is None
 
 
 def test_a_ragged_product_and_its_gradients_count_one_kernel_a_row():

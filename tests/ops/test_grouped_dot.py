@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maxfdl.ops import grouped_dot
 from maxfdl.ops.cost import count_flops
 from maxfdl.ops.grouped_dot import GroupedDot
 
@@ -112,4 +111,3 @@ def test_works_under_vmap_and_scan():
 def test_auto_is_what_its_platform_is_fast_at():
     assert GroupedDot().resolve("cpu") == "blocks"
     assert GroupedDot().resolve("gpu") == GroupedDot().resolve("tpu") == "ragged"
-    assert grouped_dot._ROWS == 64

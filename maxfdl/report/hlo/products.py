@@ -62,12 +62,16 @@ def _products(inputs: int, kernel: int, outputs: int, window: str, place: int) -
 def flops_of_kernel(instruction: Instruction, operands: list[str]) -> int | None:
     """Returns the FLOPs behind a custom call; None if it may have some not known here.
 
-    See `maxfdl.ops.cost.attention_kernel_flops`.
+    See `maxfdl.ops.cost.attention_kernel_flops` and, where work depends on data,
+    `expect_flops`.
     """
     kernel = instruction.name
     target = instruction.attribute(r'custom_call_target="([^"]*)"') or ""
     if not re.match(_OF_PRODUCTS, target) or kernel.startswith(_WITHOUT_PRODUCTS):
         return 0
+    expected = instruction.expected_flops
+    if expected is not None:
+        return expected
     if is_ragged_dot(instruction):
         return 2 * math.prod(shape(operands[-2])) * shape(instruction.type)[-1]
     wide = [dims for type_ in operands for dtype, dims in arrays(type_) if "f" in dtype]

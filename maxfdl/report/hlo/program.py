@@ -75,6 +75,8 @@ class Program:
 
     Args:
       flops: Of matrix products.
+      expected: Those among them of products whose number depends on data, see
+        `maxfdl.ops.cost.expect_flops`.
       collectives: The exchanges with other devices.
       traffic: Bytes that are read from main memory and written there, estimated.
       unknown: Names of kernels behind custom calls whose FLOPs are not known, and are
@@ -85,6 +87,7 @@ class Program:
     collectives: tuple[Collective, ...] = ()
     traffic: float = 0
     unknown: frozenset[str] = frozenset()
+    expected: float = 0
 
     @property
     def wire(self) -> float:
@@ -97,6 +100,7 @@ class Program:
             self.collectives + other.collectives,
             self.traffic + other.traffic,
             self.unknown | other.unknown,
+            self.expected + other.expected,
         )
 
     def repeated(self, times: float) -> "Program":
@@ -106,8 +110,8 @@ class Program:
             for c in self.collectives
         )
         traffic = self.traffic * (1 if math.isnan(times) else times)
-        flops = self.flops and self.flops * times
-        return Program(flops, tuple(inside), traffic, self.unknown)
+        flops, expected = (n and n * times for n in (self.flops, self.expected))
+        return Program(flops, tuple(inside), traffic, self.unknown, expected)
 
     def beside(self, flops: float) -> "Program":
         """Returns the program whose collectives have so many FLOPs beside them."""
@@ -169,13 +173,18 @@ class _Costs:
             return Program(flops_of_convolution(instruction, *types))
         if opcode == "custom-call":
             flops = flops_of_kernel(instruction, types)
-            name = re.sub(r"[.\d]+$", "", instruction.name)
-            return Program(
-                flops or 0, unknown=frozenset([name] if flops is None else ())
-            )
+            if flops is None:
+                name = re.sub(r"[.\d]+$", "", instruction.name)
+                return Program(unknown=frozenset([name]))
+            depends = flops and instruction.expected_flops is not None
+            return Program(flops, expected=flops if depends else 0)
         if opcode == "while":
             body = self.of(instruction.attribute(r"body=%?([\w.-]+)"))
-            return body.repeated(self._trips(instruction))
+            loop = body.repeated(self._trips(instruction))
+            expected = instruction.expected_flops
+            if math.isnan(loop.flops) and expected is not None:
+                return dataclasses.replace(loop, flops=expected, expected=expected)
+            return loop
         if opcode == "conditional":
             branches = map(self.of, instruction.branches)
             return max(branches, key=lambda branch: (branch.flops, branch.wire))
@@ -240,7 +249,7 @@ def collective_of(
         groups=groups,
         channel=_channel(instruction),
         through_host=through_host,
-        source=instruction.attribute(r'op_name="([^"]*)"') or "",
+        source=instruction.source,
     )
 
 

@@ -6,6 +6,8 @@ import itertools
 import math
 import re
 
+from maxfdl.ops.cost import expected_flops
+
 KINDS = (
     "all-gather",
     "all-reduce",
@@ -60,6 +62,17 @@ class Instruction:
             either = r"(?:true|false)_computation=%?([\w.-]+)"
             return re.findall(either, self.attributes)
         return re.findall(r"[\w.-]+", names)
+
+    @property
+    def source(self) -> str:
+        """What it was written as: JAX's name stack, such as
+        `jit(step)/jvp()/while/body/dot_general`."""
+        return self.attribute(r'op_name="([^"]*)"') or ""
+
+    @property
+    def expected_flops(self) -> int | None:
+        """What it is expected to do, see `maxfdl.ops.cost.expect_flops`."""
+        return expected_flops(self.source)
 
     def attribute(self, pattern: str) -> str | None:
         found = re.search(pattern, self.attributes)

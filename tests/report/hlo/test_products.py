@@ -42,6 +42,24 @@ ENTRY %main (x: bf16[512,48], k: bf16[4,48,32], n: s32[4]) -> bf16[512,32] {
     assert (program.flops, program.unknown) == (2 * 512 * 48 * 32, frozenset())
 
 
+def test_a_kernel_whose_rows_depend_on_data_costs_what_is_expected():
+    text = """\
+ENTRY %main (x: bf16[512,48], y: bf16[512,32], n: s32[4]) -> f32[4,48,32] {
+  %x = bf16[512,48]{1,0} parameter(0)
+  %y = bf16[512,32]{1,0} parameter(1)
+  %n = s32[4]{0} parameter(2)
+  %sizes = s32[4]{0} custom-call(%n), custom_call_target="AssumeGatherIndicesInBound", \
+metadata={op_name="jit(f)/jit(expected_flops_1234)/gather"}
+  ROOT %tgmm.1 = f32[4,48,32]{2,1,0} custom-call(%sizes, %x, %y), \
+custom_call_target="tpu_custom_call", \
+metadata={op_name="jit(f)/jit(expected_flops_1234)/jit(tgmm)/pallas_call"}
+}
+"""
+    program = hlo.read(text)
+    assert (program.flops, program.expected) == (1234, 1234)
+    assert program.unknown == frozenset()
+
+
 def test_a_kernel_without_a_known_cost_is_named():
     text = """\
 ENTRY %main (x: bf16[8]) -> bf16[8] {
