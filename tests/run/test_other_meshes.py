@@ -12,6 +12,7 @@ from maxfdl.mutations import (
     gradient_accumulation,
     mesh,
     offload_optimizer,
+    pipeline,
     remat,
     unroll_layers,
     vocab_tiling,
@@ -40,7 +41,7 @@ def as_many_devices_as_a_mesh_needs():
     with pytest.MonkeyPatch.context() as patch:
 
         def build_on_first(self, devices=None):
-            count = self.data * max(self.fsdp, 1) * self.tensor
+            count = self.data * max(self.fsdp, 1) * self.tensor * self.stage
             return build(self, devices or jax.devices()[:count])
 
         patch.setattr(MeshShape, "build", build_on_first)
@@ -77,7 +78,9 @@ def halves(tmp_path_factory):
 
 
 def on_eight(config):
-    return mesh(config, data=2, fsdp=2, tensor=2)
+    """In a pipeline: of three repeats, one runs before its two stages."""
+    config = pipeline(config, stages=2, microbatches=2, schedule="1f1b")
+    return mesh(config, data=2, stage=2, tensor=2)
 
 
 def on_two(config):
