@@ -6,6 +6,7 @@ host by NumPy, see `on_host`. Both give the same numbers.
 """
 
 import collections
+import concurrent.futures
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -75,7 +76,8 @@ def _is_on_host(leaf: Any) -> bool:
 
 def _look_on_host(leaves: list[Any]) -> list[Fingerprint]:
     """Looks at the shards of this process, each once, and adds up all processes."""
-    found = [of_parts(_shards(leaf)) for leaf in leaves]
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # NumPy lets go of the GIL
+        found = [*pool.map(lambda leaf: of_parts(_shards(leaf)), leaves)]
     shared = [i for i, leaf in enumerate(leaves) if _is_shared(leaf)]
     if shared:
         every = gather([found[i] for i in shared])

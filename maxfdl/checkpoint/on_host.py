@@ -15,7 +15,7 @@ import numpy as np
 
 _STRIDES = (2654435761, 2246822519, 3266489917, 668265263, 374761393)
 
-_BLOCK = 2**17
+_BLOCK = 2**18
 """Elements that are looked at together, so that they stay in the cache of a core."""
 
 _COLUMNS = 512

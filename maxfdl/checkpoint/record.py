@@ -1,6 +1,7 @@
 """What a checkpoint says about itself, beside its arrays, under one seal."""
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -130,6 +131,7 @@ def _seal(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
+@functools.cache  # reads the metadata of all packages
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)

@@ -2,10 +2,9 @@
 
 import dataclasses
 import pathlib
-import shutil
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ import numpy as np
 from maxfdl.checkpoint.checkpointer import Checkpointer, NoData
 from maxfdl.checkpoint.orbax import import_orbax
 
-_ARRAYS = 16
+_STACKS, _LAYERS, _WIDTH = 8, 8, 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,15 +32,54 @@ class Seconds:
 
 
 def random_state(num_bytes: int) -> dict[str, Any]:
-    """Returns arrays of random float32 numbers, which compression cannot shrink."""
-    size = max(1, num_bytes // _ARRAYS // 4)
+    """Returns stacks of random float32 matrices, which compression cannot shrink."""
+    rows = max(1, num_bytes // (4 * _STACKS * _LAYERS * _WIDTH))
     draw = np.random.default_rng(0)
+    shape = (_LAYERS, rows, _WIDTH)
     return {
         "params": {
-            f"array_{i}": jax.device_put(draw.standard_normal(size, np.float32))
-            for i in range(_ARRAYS)
+            f"stack_{i}": jax.device_put(draw.standard_normal(shape, np.float32))
+            for i in range(_STACKS)
         }
     }
+
+
+class _Verified:
+    """Steps that are saved and restored as a run does it."""
+
+    def __init__(self, folder: pathlib.Path):
+        self._checkpointer = Checkpointer(directory=folder / "verified", keep=1)
+        self.wait = self._checkpointer.wait
+        self.close = self._checkpointer.close
+
+    def save(self, step: int, state: Any) -> None:
+        self._checkpointer.save(step, state, NoData(), "{}")
+
+    def restore(self, step: int, abstract: Any) -> Any:
+        return self._checkpointer.restore(step, abstract, NoData())
+
+
+class _Plain:
+    """The same steps by Orbax's own `training.Checkpointer`."""
+
+    def __init__(self, folder: pathlib.Path):
+        training = import_orbax().training
+        keep = training.preservation_policies.LatestN(1)
+        self._checkpointer = training.Checkpointer(
+            folder / "plain", preservation_policy=keep
+        )
+        self._pending: Any = None
+        self.close = self._checkpointer.close
+
+    def save(self, step: int, state: Any) -> None:
+        save = self._checkpointer.save_checkpointables_async
+        self._pending = save(step, {"state": state}, force=True)
+
+    def wait(self) -> None:
+        self._pending.result()
+
+    def restore(self, step: int, abstract: Any) -> Any:
+        return self._checkpointer.load_checkpointables(step, {"state": abstract})
 
 
 def measure(
@@ -49,8 +87,8 @@ def measure(
 ) -> dict[str, list[Seconds]]:
     """Returns the times of verified saves and of plain ones, taken in turns.
 
-    The first save and restore of each kind, which also imports and compiles, is not
-    among them.
+    Each kind goes first every other time. The first save and restore, which also
+    imports, is not among them.
 
     Args:
       num_bytes: Of the state.
@@ -58,14 +96,15 @@ def measure(
       folder: Where the checkpoints go; they are removed.
     """
     state = random_state(num_bytes)
-    kinds = {"verified": _verified, "Orbax alone": _plain}
-    found: dict[str, list[Seconds]] = {name: [] for name in kinds}
-    for _ in range(times + 1):
-        for name, save_and_restore in kinds.items():
-            place = folder / "maxfdl_checkpoint_bench"
-            shutil.rmtree(place, ignore_errors=True)
-            found[name].append(save_and_restore(state, place))
-            shutil.rmtree(place, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        place = pathlib.Path(name)
+        kinds = {"verified": _Verified(place), "Orbax alone": _Plain(place)}
+        found: dict[str, list[Seconds]] = {name: [] for name in kinds}
+        for step in range(1, times + 2):
+            for name in sorted(kinds, reverse=bool(step % 2)):
+                found[name].append(_timed(kinds[name], step, state))
+        for kind in kinds.values():
+            kind.close()
     return {name: each[1:] for name, each in found.items()}
 
 
@@ -74,38 +113,19 @@ def median(found: list[Seconds], field: str) -> float:
     return statistics.median(getattr(each, field) for each in found)
 
 
-def _verified(state: Any, place: pathlib.Path) -> Seconds:
-    checkpointer = Checkpointer(directory=place)
-    try:
-        return _timed(
-            lambda: checkpointer.save(1, state, NoData(), "{}"),
-            checkpointer.wait,
-            lambda: checkpointer.restore(1, _abstract(state), NoData()),
-        )
-    finally:
-        checkpointer.close()
+def ratio(found: dict[str, list[Seconds]], field: str) -> float:
+    """Returns the median of the ratios of neighbours in time: verified to plain."""
+    pairs = zip(found["verified"], found["Orbax alone"], strict=True)
+    return statistics.median(getattr(a, field) / getattr(b, field) for a, b in pairs)
 
 
-def _plain(state: Any, place: pathlib.Path) -> Seconds:
-    ocp = import_orbax()
-    pending = []
-    save = ocp.save_checkpointables_async
-    return _timed(
-        lambda: pending.append(save(place, {"state": state})),
-        lambda: pending.pop().result(),
-        lambda: ocp.load_checkpointables(place, {"state": _abstract(state)}),
-    )
-
-
-def _timed(
-    save: Callable[[], Any], wait: Callable[[], Any], restore: Callable[[], Any]
-) -> Seconds:
+def _timed(kind: _Verified | _Plain, step: int, state: Any) -> Seconds:
     began = time.perf_counter()
-    save()
+    kind.save(step, state)
     blocked = time.perf_counter()
-    wait()
+    kind.wait()
     saved = time.perf_counter()
-    jax.block_until_ready(restore())
+    jax.block_until_ready(kind.restore(step, _abstract(state)))
     return Seconds(blocked - began, saved - began, time.perf_counter() - saved)
 
 
