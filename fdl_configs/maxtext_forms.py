@@ -29,8 +29,9 @@ def in_maxtext_form(model: fdl.Partial, options: Options) -> fdl.Partial:
     """
     out: Any = graph.copy(model)
     form, block = maxtext_form(options), options["decoder_block"]
-    _swap(out, nnx.ScaledEmbedding, nnx.Embedding)
-    _swap(out, nnx.ZeroCentredRMSNorm, nnx.RMSNorm)
+    if block.startswith("gemma"):
+        _swap(out, nnx.ScaledEmbedding, nnx.Embedding)
+        _swap(out, nnx.ZeroCentredRMSNorm, nnx.RMSNorm)
     if block == "gpt3":
         _swap(out, nnx.LayerNorm, nnx.ZeroCentredLayerNorm)
     if options["logits_via_embedding"]:
@@ -81,7 +82,7 @@ def _as_gemma(model: Any) -> None:
 def _layer_in_form(layer: Any, query: float, options: Options) -> None:
     attention = layer.attention
     width = attention.__arguments__.get("head_dim")
-    if width is None or query != width**-0.5:
+    if _has_scores(attention) and (width is None or query != width**-0.5):
         attention.attention.scale = query
     rope = attention.__arguments__.get("rope")
     if rope is not None:
@@ -92,17 +93,23 @@ def _layer_in_form(layer: Any, query: float, options: Options) -> None:
 
 def _layer_as_published(layer: Any, block: str) -> None:
     attention = layer.attention
-    if block in FOLDED and attention.attention.scale == 1.0:
+    folded = block in FOLDED and _has_scores(attention)
+    if folded and attention.attention.scale == 1.0:
         del attention.attention.scale
         if block == "gemma2":
             attention.attention.scale = attention.head_dim**-0.5
     if block == "deepseek":
         _set_epsilon(attention, nnx.RMSNorm, _RMS_EPSILON)
     elif attention.__arguments__.get("rope") is not None:
-        _set_layout(attention.rope, "halves")
+        _set_layout(attention.rope, "pairs" if block == "llama4" else "halves")
     router = getattr(layer.mlp, "router", None)
     if router is not None and "count_padding" in router.__arguments__:
         del router.count_padding
+
+
+def _has_scores(attention: Any) -> bool:
+    """Says whether attention has scores that are scaled; linear attention has not."""
+    return fdl.get_callable(attention) is not nnx.GatedDeltaNet
 
 
 def _set_layout(rope: Any, layout: str) -> None:

@@ -62,7 +62,9 @@ def _network_options(plain: fdl.Partial) -> Options:
         if options is not None and options["decoder_block"] == block:
             if normalised is not None:
                 options["normalize_embedding_logits"] = normalised
-            return resolved(options, "this graph")
+            found = resolved(options, "this graph")
+            if _is_of(plain, found):
+                return found
     raise UserError(
         "MaxText has no decoder like this network: none that"
         f" {', '.join(NAMINGS)} describe; undo what changed it."

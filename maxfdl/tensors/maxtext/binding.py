@@ -1,6 +1,7 @@
 """Which arrays of a checkpoint of MaxText are which of a model's."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -74,7 +75,9 @@ def _of_group(
             [(collection, (*stack, *path.split("/"))) for path in _ours(row)]
             for stack, _ in own
         ]
-        if not all(key in leaves for each in keys for key in each):
+        beside = row.beside.split("/") if row.beside else ()
+        needed = [("params", (*stack, *beside)) for stack, _ in own if beside]
+        if not all(key in leaves for key in (*itertools.chain(*keys), *needed)):
             continue
         name = cast(str, row.theirs).format(layer=group.path, kind=group.kind)
         slots, inner = _slots(group, keys, own, leaves), row.layout

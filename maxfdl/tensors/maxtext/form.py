@@ -14,6 +14,7 @@ from maxfdl.errors import UserError
 from maxfdl.layers.embedding import ScaledEmbedding
 from maxfdl.layers.head import TiedHead
 from maxfdl.tensors.layouts import Config
+from maxfdl.tensors.maxtext.layouts import KEY_HEADS
 from maxfdl.tensors.maxtext.names import FOLDED
 from maxfdl.tensors.maxtext.options import Options
 
@@ -63,6 +64,16 @@ class Form:
 
 def _near(a: float, b: float) -> bool:
     return math.isclose(a, b, rel_tol=1e-6)
+
+
+def conversion(network: Any, options: Options) -> Config:
+    """Returns the config of the layouts between a network and a checkpoint of options.
+
+    Raises:
+      UserError: If no factors of the weights make one of the other.
+    """
+    config = form_of(network).to(maxtext_form(options))
+    return {**config, KEY_HEADS: options["gdn_num_key_heads"]}
 
 
 def form_of(network: Any) -> Form:
@@ -138,7 +149,9 @@ def is_llama3_rope(options: Options) -> bool:
 def _attentions(network: Any) -> Iterator[Any]:
     for stack in network.keywords["decoder"].keywords["stacks"]:
         for layer in stack.keywords["layers"]:
-            yield layer.keywords["attention"]
+            attention = layer.keywords["attention"]
+            if "attention" in attention.keywords:  # linear attention has no scores
+                yield attention
 
 
 def _scale(attention: Any) -> float:

@@ -65,7 +65,9 @@ def in_forked_cycles(count: int, options: Options, scanned: bool) -> list[Group]
     """The same for Qwen3-Next: members have another name, and random streams each."""
     return [
         dataclasses.replace(
-            group, path=group.path.replace("/layers_", "/layer_"), has_rngs=True
+            group,
+            path=group.path.replace("layers/layers_", "layers/layer_"),
+            has_rngs=True,
         )
         for group in in_cycles(count, options, scanned)
     ]

@@ -18,7 +18,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from maxfdl.tensors.layouts import Arrays, Config, Declared, Layout
+from maxfdl.tensors.layouts import Arrays, Config, Declared, Fused, Layout
+
+KEY_HEADS = "key_heads"
+"""Key in the config of a conversion: heads of the keys of linear attention."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +64,19 @@ class Side(Layout):
 
     def to_theirs(self, ours, declared, config):
         return [_library(ours[0]).stack(ours, self.axis)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Taps(Layout):
+    """One of theirs is [taps, 1, channels], where channels of ours are concatenated."""
+
+    def to_ours(self, theirs, declared, config):
+        (x,) = theirs
+        return Fused(transposed=False).to_ours([x.squeeze(-2)], declared, config)
+
+    def to_theirs(self, ours, declared, config):
+        (x,) = Fused(transposed=False).to_theirs(ours, declared, config)
+        return [x.reshape(*x.shape[:-1], 1, x.shape[-1])]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,16 +9,25 @@ import dataclasses
 from collections.abc import Sequence
 
 from maxfdl.errors import UserError, did_you_mean
-from maxfdl.tensors.layouts import Layout
+from maxfdl.tensors.layouts import AsDeclared, Fused, Layout
 from maxfdl.tensors.maxtext.groups import (
     Grouping,
     dense_first,
     in_cycles,
+    in_forked_cycles,
     in_pairs,
     of_gemma3,
     plain,
 )
-from maxfdl.tensors.maxtext.layouts import Joined, Plus, Same, Side, Times
+from maxfdl.tensors.maxtext.layouts import (
+    KEY_HEADS,
+    Joined,
+    Plus,
+    Same,
+    Side,
+    Taps,
+    Times,
+)
 from maxfdl.tensors.maxtext.options import Options
 from maxfdl.tensors.table import Names, Row
 
@@ -60,8 +69,8 @@ def _scale(theirs: str, ours: str) -> tuple[Row, Row]:
     )
 
 
-def _offset(theirs: str, ours: str) -> tuple[Row, Row, Row]:
-    """Rows of a norm with a bias, whose scale is kept without its 1."""
+def _offset(theirs: str, ours: str) -> tuple[Row, ...]:
+    """Rows of a norm whose scale MaxText keeps without its 1."""
     return (
         _row(f"{theirs}/scale", f"{ours}/offset"),
         _row(f"{theirs}/scale", f"{ours}/scale", Plus(-1.0)),
@@ -174,6 +183,75 @@ GPT3 = (
 )
 
 
+_OLMO3 = (
+    *_scale(f"{LAYER}post_self_attention_layer_norm", "attention_post_norm"),
+    *_scale(f"{LAYER}post_mlp_layer_norm", "mlp_post_norm"),
+)
+_LINEAR, _FULL = f"{LAYER}attention", f"{LAYER}attention/attention"
+_BESIDE_LINEAR, _BESIDE_FULL = "attention/a_log", "attention/query_norm/norm/offset"
+_OF_KEY_HEADS = Fused(groups=KEY_HEADS, transposed=False)
+LINEAR_ATTENTION = (
+    # Of each key head, all that it shares with its value heads.
+    _row(
+        f"{_LINEAR}/in_proj_qkvz/kernel",
+        tuple(
+            f"attention/{part}/kernel"
+            for part in ("query", "key", "value", "output_gate")
+        ),
+        _OF_KEY_HEADS,
+    ),
+    _row(
+        f"{_LINEAR}/in_proj_ba/kernel",
+        ("attention/beta/kernel", "attention/decay/kernel"),
+        _OF_KEY_HEADS,
+    ),
+    _row(
+        f"{_LINEAR}/conv1d/kernel",
+        tuple(f"attention/{part}_conv/kernel" for part in ("query", "key", "value")),
+        Taps(),
+    ),
+    _row(f"{_LINEAR}/A_log", "attention/a_log"),
+    _row(f"{_LINEAR}/dt_bias", "attention/dt_bias"),
+    _row(f"{_LINEAR}/norm/rms_norm/scale", "attention/norm/scale"),
+    _row(
+        f"{_LINEAR}/out_proj/kernel",
+        "attention/out/kernel",
+        AsDeclared(transposed=False),
+        beside=_BESIDE_LINEAR,
+    ),
+)
+GATED_ATTENTION = (
+    # Of each head, the query and then its gate.
+    _row(
+        f"{_FULL}/query/kernel",
+        ("attention/query/kernel", "attention/gate/kernel"),
+        Joined(),
+    ),
+    *(
+        _row(f"{_FULL}/{part}/kernel", f"attention/{part}/kernel", beside=_BESIDE_FULL)
+        for part in ("key", "value", "out")
+    ),
+    *_offset(f"{_FULL}/query_norm", "attention/query_norm/norm"),
+    *_offset(f"{_FULL}/key_norm", "attention/key_norm/norm"),
+)
+QWEN3_NEXT = (
+    EMBEDDING,
+    *_offset("decoder/decoder_norm", "final_norm"),
+    _row("decoder/logits_dense/kernel", "head/kernel"),
+    *_offset(f"{LAYER}input_layernorm", "attention_norm"),
+    *_offset(f"{LAYER}post_attention_layernorm", "mlp_norm"),
+    *LINEAR_ATTENTION,
+    *GATED_ATTENTION,
+    *experts("mlp/routed_experts"),
+    *mlp("mlp/shared_expert", "mlp/shared"),
+    _row(
+        f"{LAYER}mlp/shared_expert_gate/kernel",
+        "mlp/shared_gate/kernel",
+        AsDeclared(transposed=False),
+    ),
+)
+
+
 def _gemma(kind: str = "") -> tuple[Row, ...]:
     return (
         *OUTSIDE,
@@ -188,7 +266,7 @@ def _gemma(kind: str = "") -> tuple[Row, ...]:
 
 _LLAMA_ROWS = OUTSIDE + PRE_NORMS + attention() + mlp()
 _LLAMA = Naming(_LLAMA_ROWS, plain)
-_DEEPSEEK = "DeepSeekMoeBlock_0"
+_DEEPSEEK, _LLAMA4 = "DeepSeekMoeBlock_0", "Llama4MoEBlock_0"
 
 NAMINGS: dict[str, Naming] = {
     "llama2": _LLAMA,
@@ -224,13 +302,32 @@ NAMINGS: dict[str, Naming] = {
         in_cycles,
         ("GptOssAttention",),
     ),
+    "olmo3": Naming(
+        OUTSIDE + _OLMO3 + attention("attention") + mlp(), in_cycles, ("attention",)
+    ),
+    "llama4": Naming(
+        OUTSIDE
+        + PRE_NORMS
+        + attention()
+        + mlp()
+        + experts(f"{_LLAMA4}/MoeBlock_0")
+        + mlp(f"{_LLAMA4}/shared_experts", "mlp/shared"),
+        in_cycles,
+        (f"{_LLAMA4}/MoeBlock_0", ""),
+    ),
+    "qwen3_next": Naming(
+        QWEN3_NEXT,
+        in_forked_cycles,
+        ("attention/attention", "mlp/routed_experts"),
+        block_rngs="decoder/layers",
+    ),
 }
 """The names of each `decoder_block`."""
 
 FOLDED = frozenset({"llama2", "mistral", "mixtral", "gemma", "gemma2"})
 """Decoders that keep the scale of attention's scores inside the query kernels."""
 
-OTHER_MATRICES = frozenset({"gemma2", "qwen3_moe", "gpt_oss"})
+OTHER_MATRICES = frozenset({"gemma2", "qwen3_moe", "gpt_oss", "olmo3", "qwen3_next"})
 """Decoders of which MaxText's Muon orthogonalises other matrices than [inputs, outputs]
 of each kernel, for it tells them by names that these do not have."""
 

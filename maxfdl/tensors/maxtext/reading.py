@@ -19,7 +19,7 @@ from maxfdl.tensors.layouts import Config
 from maxfdl.tensors.matching import listed, their_shapes
 from maxfdl.tensors.maxtext.binding import bind
 from maxfdl.tensors.maxtext.folder import MaxTextFolder, is_maxtext
-from maxfdl.tensors.maxtext.form import form_of, maxtext_form
+from maxfdl.tensors.maxtext.form import conversion
 from maxfdl.tensors.maxtext.items import Key
 from maxfdl.tensors.maxtext.paxml import PaxmlFolder, is_paxml
 from maxfdl.tensors.on_disk import lazily
@@ -73,7 +73,7 @@ class MaxTextSource:
     def __init__(self, folder: Folder, model: Model):
         self.folder, options = folder, folder.options
         self.layout = folder.layout
-        self.config: Config = form_of(model.factory).to(maxtext_form(options))
+        self.config: Config = conversion(model.factory, options)
         self.bindings = bind(leaves_of(model), folder.naming, options, self.layout)
         _check(folder, self.bindings, self.layout, self.config)
 

@@ -17,7 +17,7 @@ from maxfdl.tensors.finite import Inspection
 from maxfdl.tensors.layouts import Config, Layout
 from maxfdl.tensors.maxtext.binding import bind
 from maxfdl.tensors.maxtext.folder import ITEMS
-from maxfdl.tensors.maxtext.form import form_of, maxtext_form
+from maxfdl.tensors.maxtext.form import conversion
 from maxfdl.tensors.maxtext.items import ItemsWriter, Key
 from maxfdl.tensors.maxtext.layout import CheckpointLayout
 from maxfdl.tensors.maxtext.layouts import Plus, Stacked, Times
@@ -61,7 +61,7 @@ class MaxTextTarget:
         naming: Naming | None = None,
     ):
         self.model, self.options, self.layout = model, options, layout
-        self.config: Config = form_of(model.factory).to(maxtext_form(options))
+        self.config: Config = conversion(model.factory, options)
         naming = naming or naming_of(options)
         self.bindings = bind(leaves_of(model), naming, options, layout)
         self._rounded: list[str] = []
