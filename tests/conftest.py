@@ -39,9 +39,15 @@ jaxtyping.install_import_hook("maxfdl.ops", "beartype.beartype")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from tests.executables import Executables  # noqa: E402
 from tests.times import CpuTimes  # noqa: E402
 
 jax.config.update("jax_enable_compilation_cache", False)
+Executables().install()
+
+# Tracing a step makes a million objects that are no garbage, and the collector looked
+# through them and the rest of the heap a dozen times: 6 % of the suite's time.
+gc.set_threshold(10_000)
 
 
 def pytest_configure(config):
