@@ -4,13 +4,16 @@ import functools
 
 import jax
 import pytest
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from maxfdl.mutations import mesh, remat
 from maxfdl.report import hlo
+from maxfdl.run.topology import devices_of
 from maxfdl.sharding.mesh import MeshShape
 from maxfdl.sharding.rules import AxisRules
 from maxfdl.sharding.sharding import Sharding
+from maxfdl.train.compiler_options import compiler_options
 from tests import tiny
 
 LARGE = 600
@@ -96,3 +99,34 @@ def test_a_gathered_weight_is_whole_and_its_gradient_is_added_up(on, reduce):
     )(weight, x)
     # Along `data`, which does not cut the weight, they are added up after the step.
     assert (gradients == x.reshape(2, 4, 3, 8).sum(1)).all()
+
+
+@pytest.mark.slow
+def test_tpus_gather_a_weight_beside_the_product_before_it():
+    pytest.importorskip("libtpu")
+    sharding = Sharding(MeshShape().build(devices_of("v5p:2x2x1")), AxisRules())
+    place, rows = sharding.spec(("layers", "embed", "mlp")), P("fsdp")
+
+    def local(x, weights):
+        here = sharding.within(sharding.parallel)
+
+        def layer(x, weights):
+            for weight in weights:
+                x = x @ here.gather(weight, ("embed", "mlp"), x.dtype)
+            return x, None
+
+        return jax.lax.scan(layer, x, weights)[0]
+
+    def array(shape, dtype, spec):
+        place = NamedSharding(sharding.mesh, spec)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+    run = jax.shard_map(
+        local, mesh=sharding.mesh, in_specs=(rows, place), out_specs=rows
+    )
+    x = array((4 * 2048, 1024), "bfloat16", rows)
+    weights = [array((4, 1024, 1024), "float32", place)] * 3
+    options = compiler_options(sharding.mesh)
+    compiled = jax.jit(run).lower(x, weights).compile(compiler_options=options)
+    found = hlo.read(compiled.as_text()).collectives
+    assert any(c.kind == "all-gather" and c.in_loop and c.beside for c in found)
