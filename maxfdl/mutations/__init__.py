@@ -9,6 +9,7 @@ from maxfdl.mutations.average_weights import average_weights
 from maxfdl.mutations.context_parallel import context_parallel
 from maxfdl.mutations.course import batch_ramp_up, stop_at_loss
 from maxfdl.mutations.diloco import use_diloco, use_standard_trainer
+from maxfdl.mutations.dispatch import capacity, dropless
 from maxfdl.mutations.dtypes import compute_dtype, param_dtype
 from maxfdl.mutations.execution import pipeline, scan_layers, unroll_layers
 from maxfdl.mutations.family import to_linen, to_nnx
@@ -47,10 +48,12 @@ from maxfdl.mutations.vocab_tiling import vocab_tiling
 __all__ = [
     "average_weights",
     "batch_ramp_up",
+    "capacity",
     "compute_dtype",
     "context_parallel",
     "dequantize_weights",
     "disable_fp8",
+    "dropless",
     "enable_fp8",
     "freeze",
     "go_back",

@@ -12,6 +12,7 @@ from maxfdl.ops.codec import Codec, Simulated
 from maxfdl.ops.context_parallel import ContextParallel
 from maxfdl.ops.cross_entropy import CrossEntropy
 from maxfdl.ops.dot import MatrixProduct
+from maxfdl.ops.experts import Dispatch
 from maxfdl.ops.grouped_dot import GroupedProduct
 from maxfdl.ops.product import Ends
 from maxfdl.ops.recipe import Recipe
@@ -52,6 +53,7 @@ WAYS: dict[type, str] = {
     Schedule: "the mutation use_schedule(kind=...)",
     WeightDecay: "the mutation weight_decay(rate=...)",
     ContextParallel: "the mutation context_parallel(kind=...)",
+    Dispatch: "the mutation capacity(factor=...) or dropless",
     MeshShape: "the mutation mesh(data=..., fsdp=..., tensor=..., ...)",
     AuxiliaryLoss: "the mutation router_losses(...)",
     Gradients: "the mutation gradient_accumulation(steps=...)",

@@ -25,6 +25,9 @@ NETWORKS = {"llama": "llama2", "mixtral": "mixtral", "deepseek": "deepseek_v3"}
 # What suits batches of this size, and terms that are sums over the rows of a batch.
 CALLS = {name: case.call for name, case in CASES.items()} | {
     "batch_ramp_up": "batch_ramp_up(start=32, steps=8)",
+    # Room for all, whatever they choose.
+    "capacity": "capacity(factor=4.0)",
+    "dropless": "dropless(room_factor=4.0)",
     "multi_token_prediction": "multi_token_prediction(depth=1)",
     # What MuonClip scales must be trained.
     "quantize_weights": 'quantize_weights(format=int4, group=8, skip=["attention"])',
@@ -52,6 +55,8 @@ WAYS = {
 }
 # Networks that have nothing to apply it to, and refuse it.
 WITHOUT = {
+    "capacity": ("llama",),
+    "dropless": ("llama",),
     "router_losses": ("llama",),
     "selection_bias": ("llama", "mixtral"),
 }

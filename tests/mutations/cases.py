@@ -20,6 +20,8 @@ from maxfdl.train.trainer import Trainer
 MUTATIONS = sorted(mutations())
 OF_ROUTERS = ("router_losses", "selection_bias")
 """Those whose result is valid only where the model has routers that they act on."""
+OF_EXPERTS = ("capacity", "dropless")
+"""Those that a model without experts refuses."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +128,11 @@ CASES = {
         decides="sizes of batches",
         undo=lambda cfg: "batch_ramp_up(start=0, steps=0)",
     ),
+    "capacity": Case(
+        call="capacity(factor=1.5)",
+        decides="room of experts",
+        undo=lambda cfg: "dropless",
+    ),
     "compute_dtype": Case(
         call="compute_dtype(dtype=bfloat16)",
         decides="type of activations",
@@ -143,6 +150,11 @@ CASES = {
     ),
     "disable_fp8": Case(
         call="disable_fp8", decides="products", undo=lambda cfg: "disable_fp8"
+    ),
+    "dropless": Case(
+        call="dropless(room_factor=1.5)",
+        decides="room of experts",
+        undo=lambda cfg: "dropless",
     ),
     "enable_fp8": Case(
         call="enable_fp8", decides="products", undo=lambda cfg: "disable_fp8"

@@ -1,5 +1,6 @@
 """The laws that every mutation keeps on every experiment."""
 
+import functools
 import itertools
 import re
 
@@ -18,12 +19,28 @@ from tests.mutations.cases import (
     CASES,
     MUTATIONS,
     NOT_COMMUTING,
+    OF_EXPERTS,
     OF_ROUTERS,
     apply,
     case,
 )
 
 each_mutation = pytest.mark.parametrize("name", MUTATIONS)
+
+
+WITH_EXPERTS = "experiments.zoo_smoke(family=mixtral)"
+
+
+@functools.cache
+def target(expression: str, *names: str) -> fdl.Buildable:
+    """Returns an experiment, with experts in its model if a mutation needs some; no
+    test may change it."""
+    cfg = experiment(expression)
+    if not set(OF_EXPERTS).intersection(names):
+        return cfg
+    out = graph.copy(cfg)
+    out.model = apply(experiment(WITH_EXPERTS), case("to_nnx").undo(cfg)).model
+    return out
 
 
 def each_on_each(test):
@@ -73,13 +90,13 @@ def test_a_word_in_place_of_the_node_that_it_puts_there_is_answered_with_its_nam
         return  # they change nodes everywhere
     for path in replaced_nodes(name):
         with pytest.raises(ConfigError) as error:
-            graph.set_value(experiment("experiments.llama2_nnx"), path, "word")
+            graph.set_value(target("experiments.llama2_nnx", name), path, "word")
         assert name in str(error.value)
 
 
 def replaced_nodes(name: str) -> list[str]:
     """Paths of the nodes whose class changes when a mutation is applied."""
-    before = experiment("experiments.llama2_nnx")
+    before = target("experiments.llama2_nnx", name)
     kinds = [
         {path: fdl.get_callable(node) for path, node in graph.iterate(cfg) if path}
         for cfg in (before, apply(before, case(name).call))
@@ -89,29 +106,29 @@ def replaced_nodes(name: str) -> list[str]:
 
 @each_on_each
 def test_the_input_is_untouched(expression, name):
-    cfg = graph.resolve(expression)
+    cfg = graph.copy(target(expression, name))
     before = graph.as_text(cfg)
     out = apply(cfg, case(name).call)
-    assert graph.as_text(cfg) == before and cfg == experiment(expression)
+    assert graph.as_text(cfg) == before and cfg == target(expression, name)
     nodes = {id(node) for _, node in graph.iterate(cfg)}
     assert not nodes & {id(node) for _, node in graph.iterate(out)}
 
 
 @each_on_each
 def test_twice_is_once(expression, name):
-    once = apply(experiment(expression), case(name).call)
+    once = apply(target(expression, name), case(name).call)
     assert_equal(apply(once, case(name).call), once)
 
 
 @each_on_each
 def test_the_inverse_restores_the_graph(expression, name):
-    cfg = experiment(expression)
+    cfg = target(expression, name)
     assert apply(cfg, case(name).call, case(name).undo(cfg)) == cfg
 
 
 @pytest.mark.parametrize(("expression", "a", "b"), [*pairs()])
 def test_pairs_commute_or_the_later_wins(expression, a, b):
-    cfg, first, second = experiment(expression), case(a), case(b)
+    cfg, first, second = target(expression, a, b), case(a), case(b)
     both = apply(cfg, first.call, second.call)
     other_way = apply(cfg, second.call, first.call)
     if first.decides == second.decides:
@@ -134,13 +151,13 @@ def with_other_dots(cfg: fdl.Buildable) -> fdl.Buildable:
 
 @each_on_each
 def test_what_it_adds_multiplies_as_the_rest_of_the_graph_does(expression, name):
-    cfg, call = experiment(expression), case(name).call
+    cfg, call = target(expression, name), case(name).call
     assert_equal(apply(with_other_dots(cfg), call), with_other_dots(apply(cfg, call)))
 
 
 @each_on_each
 def test_the_result_is_valid_builds_and_is_saved(expression, name):
-    cfg = experiment(expression)
+    cfg = target(expression, name)
     if name in OF_ROUTERS:
         with pytest.raises(ConfigError, match="router"):
             graph.validate(apply(cfg, case(name).call))
@@ -166,7 +183,7 @@ def test_many_together_are_valid(expression):
     """
     for row in MATRIX:
         calls = [case(name).call for name in row if name not in OF_ROUTERS]
-        standard = apply(experiment(expression), "use_standard_trainer")
+        standard = apply(target(expression, *row), "use_standard_trainer")
         graph.validate(apply(standard, *calls))
 
 
@@ -179,13 +196,16 @@ def test_without_its_target_it_says_what_there_is(name):
 
 @each_mutation
 def test_its_diff_is_the_golden_one(name):
-    cfg = experiment("experiments.llama2_nnx")
-    call = case(name).call
+    base = WITH_EXPERTS if name in OF_EXPERTS else "experiments.llama2_nnx"
+    cfg, call = experiment(base), case(name).call
     lines = graph.diff(cfg, apply(cfg, call)) or ["identical"]
-    text = "\n".join([f"experiments.llama2_nnx+{call}", *lines]) + "\n"
-    golden.check(f"llama2_nnx+{name}.diff", text)
+    golden.check(golden_of(name), "\n".join([f"{base}+{call}", *lines]) + "\n")
 
 
 def test_no_golden_is_left_of_a_mutation_that_is_gone():
-    names = {f"llama2_nnx+{name}.diff" for name in MUTATIONS}
+    names = {*map(golden_of, MUTATIONS)}
     assert {path.name for path in golden.FOLDER.glob("*.diff")} == names
+
+
+def golden_of(name: str) -> str:
+    return f"{'mixtral' if name in OF_EXPERTS else 'llama2_nnx'}+{name}.diff"
