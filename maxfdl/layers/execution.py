@@ -23,6 +23,7 @@ from jax.sharding import SingleDeviceSharding
 
 from maxfdl.layers.cache import EmptyCache
 from maxfdl.layers.context import Context
+from maxfdl.layers.parameter import Parameter
 from maxfdl.layers.segments import Segment
 from maxfdl.layers.sinks import Sinks
 from maxfdl.ops.product import Depth
@@ -148,6 +149,7 @@ class Layers:
     Args:
       run: Runs one repeat.
       params, state: Their arrays, whose leading dim counts repeats.
+      parameters: Returns the declarations of the leaves of `params`, in order.
       states: Declarations of the leaves of `state`, in order.
       caches: What earlier calls have cached, by path; the leading dim counts repeats.
       depth: Layers of the decoder that these are among, which all compute the same
@@ -159,6 +161,7 @@ class Layers:
     run: LayerFn
     params: Any
     state: Any
+    parameters: Callable[[], Sequence[Parameter]]
     states: Sequence[StateDeclaration]
     caches: Any
     depth: Depth | None = None

@@ -96,6 +96,12 @@ class StackedLayers:
         """Returns parameters and state of all repeats, before they run on `x`."""
         raise NotImplementedError
 
+    def parameters(
+        self, params: Any, x: jax.Array, context: Context
+    ) -> Sequence[Parameter]:
+        """Returns the declaration of each leaf of `params`, in order."""
+        raise NotImplementedError
+
     def states(
         self, state: Any, x: jax.Array, context: Context
     ) -> Sequence[StateDeclaration]:

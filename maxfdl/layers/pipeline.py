@@ -10,7 +10,8 @@ https://arxiv.org/abs/2104.04473, section 2.2).
 import dataclasses
 import functools
 import math
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import jax
 from jax.sharding import PartitionSpec
@@ -26,6 +27,7 @@ from maxfdl.layers.execution import (
     joined,
 )
 from maxfdl.layers.one_forward_one_backward import OneForwardOneBackward
+from maxfdl.layers.parameter import Parameter
 from maxfdl.layers.schedule import Schedule
 from maxfdl.layers.stages import Stages
 from maxfdl.sharding.line import Line
@@ -57,6 +59,10 @@ class Pipeline(Execution):
       microbatches: M, a multiple of the mesh axis `stage`; with `repeats`, a multiple
         of `stages`.
       repeats: R, how often a microbatch passes through all stages.
+      hold_weights: Whether a device gathers the weights of its stages once a step, in
+        the type they are stored in, and holds them. Else it gathers those of a layer
+        each time that it runs, `M R + S - 1` times in a forward pass. Weights, and
+        their gradients until the step ends, then lie whole in its memory along `fsdp`.
     """
 
     in_loop = True
@@ -65,6 +71,7 @@ class Pipeline(Execution):
     stages: int
     microbatches: int
     repeats: int = 1
+    hold_weights: bool = False
 
     @staticmethod
     def check_config(node):
@@ -140,17 +147,20 @@ class Pipeline(Execution):
         stages = functools.partial(self._stages, self.schedule, layers, remat)
         # Each iteration reads all of them, so what is in host memory comes once.
         params = on_device(layers.params)
+        declared = layers.parameters() if self.hold_weights else None
         arrays = params, layers.state, x, context.rows, context.key
         sharding = context.sharding
         devices = 1 if sharding is None else sharding.size(STAGE)
         self._check_devices(devices)
         if sharding is None or devices == 1:
-            x, state, sinks = stages(context, Line())(*arrays)
+            params, context = _held(declared, params, context)
+            x, state, sinks = stages(context, Line())(params, *arrays[1:])
             return x, Results(state, sinks, {})
 
-        def of_device(*arrays):
+        def of_device(params, *arrays):
             inner = dataclasses.replace(context, sharding=sharding.within_stage())
-            return stages(inner, Line(STAGE, devices))(*arrays)
+            params, inner = _held(declared, params, inner)
+            return stages(inner, Line(STAGE, devices))(params, *arrays)
 
         cut, whole = PartitionSpec(STAGE), PartitionSpec()
         x, state, sinks = jax.shard_map(
@@ -173,3 +183,21 @@ class Pipeline1F1B(Pipeline):
     """
 
     _stages = OneForwardOneBackward
+
+
+def _held(
+    declared: Sequence[Parameter] | None, params: Any, context: Context
+) -> tuple[Any, Context]:
+    """Returns parameters as the stages of a device hold them, and their context.
+
+    Args:
+      declared: Of all parameters, for them to be gathered; None: they stay as they are.
+    """
+    sharding = context.sharding
+    if sharding is None or declared is None:
+        return params, context
+    leaves, form = jax.tree.flatten(params)
+    pairs = zip(leaves, declared, strict=True)
+    held = [sharding.gather(leaf, each.full_axes) for leaf, each in pairs]
+    whole = sharding.with_whole_weights()
+    return form.unflatten(held), dataclasses.replace(context, sharding=whole)

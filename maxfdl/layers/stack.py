@@ -1,5 +1,6 @@
 """A cycle of layers, repeated."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
@@ -56,7 +57,14 @@ class Stack(Layer):
         segments = segments_of(self.repeats, cycle, context.depth, ends)
         params, state = parts.layers.arrays(x, context)
         states, caches = parts.layers.states(state, x, context), context.stacked_cache()
-        layers = Layers(parts.layers.run, params, state, states, caches)
+        layers = Layers(
+            parts.layers.run,
+            params,
+            state,
+            functools.partial(parts.layers.parameters, params, x, context),
+            states,
+            caches,
+        )
         x, state = run_stack(layers, segments, x, context, self.execution, self.remat)
         parts.layers.keep(state)
         return x

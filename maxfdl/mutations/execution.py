@@ -53,6 +53,7 @@ def pipeline(
     microbatches: int,
     repeats: int = 1,
     schedule: Literal["gpipe", "1f1b"] = "gpipe",
+    hold_weights: bool = False,
     under: str = MODEL,
 ) -> C:
     """Runs layers as `stages` of a pipeline, which cuts rows into `microbatches`.
@@ -61,7 +62,9 @@ def pipeline(
     With the schedule `1f1b`, activations take the memory of a few microbatches, and the
     forward pass runs twice. Stacks of fewer layers than `stages * repeats` run as a
     loop before or after. The stages lie on the mesh axis `stage`, which
-    `mesh(stage=...)` sets. Same parameters and mathematics, see
+    `mesh(stage=...)` sets. Where `fsdp` cuts the weights, too, each layer gathers its
+    own for every microbatch; with `hold_weights`, a device gathers those of its stages
+    once a step and holds them. Same parameters and mathematics, see
     `maxfdl.layers.pipeline`. `scan_layers` is the inverse.
 
     Raises:
@@ -87,5 +90,6 @@ def pipeline(
                 stages=stages,
                 microbatches=microbatches,
                 repeats=repeats,
+                hold_weights=hold_weights,
             )
     return out

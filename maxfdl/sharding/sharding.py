@@ -79,6 +79,22 @@ class Sharding:
         rules = dataclasses.replace(self.rules, **left | {"residual": ()})
         return dataclasses.replace(self, rules=rules)
 
+    def with_whole_weights(self) -> "Sharding":
+        """Returns the sharding of weights that are gathered for use already.
+
+        No mesh axis that cuts the tokens cuts a weight, but along dims that stay cut.
+        """
+        of_tokens = {*self.rules.batch, *self.rules.sequence}
+        keep = {"batch", "sequence", "residual", "stages", "layers"}
+        keep.update(self.rules.cut_in_use)
+        left = {
+            name: tuple(a for a in getattr(self.rules, name) if a not in of_tokens)
+            for name in dims()
+            if name not in keep
+        }
+        rules = dataclasses.replace(self.rules, **left)
+        return dataclasses.replace(self, rules=rules)
+
     def _abstract(self) -> "Sharding":
         """Returns the sharding on the mesh as it is inside a `shard_map`."""
         mesh = cast(Mesh, jax.sharding.get_abstract_mesh())

@@ -17,6 +17,7 @@ from maxfdl.mutations import (
     pipeline,
     to_linen,
 )
+from maxfdl.report import hlo
 from maxfdl.train.program import Program
 from tests import tiny
 
@@ -35,10 +36,10 @@ CASES = {
         dict(stages=2, microbatches=4, schedule="1f1b"),
         dict(stage=2, expert=2),
     ),
-    "experts, repeats, Linen": (
+    "experts, repeats, weights that are held, Linen": (
         "mixtral",
         [to_linen],
-        dict(stages=2, microbatches=2, repeats=2),
+        dict(stages=2, microbatches=2, repeats=2, hold_weights=True),
         dict(stage=2, fsdp=2),
     ),
     "cut sequences": (
@@ -69,14 +70,20 @@ CASES = {
 FAST = ("experts, delayed FP8",)
 
 
-def gradients(config, devices=1):
+def step_of(config, devices=1):
+    """Returns the compiled gradients of a batch, and what they are called with."""
     experiment = graph.build(graph.validate(config))
     sharding = experiment.make_sharding(jax.devices()[:devices])
     trainer = experiment.make_trainer(sharding)
     program = Program(trainer, experiment.batch_size, experiment.sequence_length)
     batches = experiment.make_batches(experiment.make_data(trainer.model))
     state, batch = tiny.begin(program), program.place(next(iter(batches)))
-    return jax.device_get(jax.jit(trainer.gradients_of)(state, batch))
+    return jax.jit(trainer.gradients_of).lower(state, batch).compile(), (state, batch)
+
+
+def gradients(config, devices=1):
+    run, given = step_of(config, devices)
+    return jax.device_get(run(*given))
 
 
 def assert_close(actual, expected):
@@ -110,6 +117,18 @@ def test_all_is_what_one_device_gives(name):
     assert_close(grads, expected_grads)
     for name, value in parts._asdict().items():
         assert_close(value, getattr(expected, name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+def test_weights_that_are_held_are_gathered_once_a_step(schedule):
+    plain = zoo_smoke.experiment("llama2")
+    stages = dict(stages=2, microbatches=4, schedule=schedule)
+    held = mesh(pipeline(plain, hold_weights=True, **stages), stage=2, fsdp=2)
+    run, given = step_of(held, devices=4)
+    assert_close(jax.device_get(run(*given))[0], gradients(plain)[0])
+    in_loops = [c for c in hlo.read(run.as_text()).collectives if c.in_loop]
+    assert {each.kind for each in in_loops} == {"collective-permute"}
 
 
 def test_calls_that_cache_and_rows_that_microbatches_do_not_divide_run_in_sequence():

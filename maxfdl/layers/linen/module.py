@@ -111,20 +111,26 @@ class LinenStackedLayers(StackedLayers):
     def states(
         self, state: Any, x: jax.Array, context: Context
     ) -> list[StateDeclaration]:
-        if not jax.tree.leaves(state):
-            return []
-        made = {
-            n: self._state_of(n, layer, x, context) for n, layer in self._layers.items()
-        }
-        boxes = jax.tree.leaves(made, is_leaf=lambda leaf: isinstance(leaf, Declared))
-        return [box.declaration.stacked(self._repeats, self._dim) for box in boxes]
+        return self._declared("state", x, context) if jax.tree.leaves(state) else []
 
-    def _state_of(
-        self, name: str, layer: nn.Module, x: jax.Array, context: Context
-    ) -> Any:
-        inner = _to_declare(context, name)
-        made = jax.eval_shape(lambda: layer.init(jax.random.key(0), x, inner))
-        return made.get("state", {})
+    def parameters(
+        self, params: Any, x: jax.Array, context: Context
+    ) -> list[Parameter]:
+        return self._declared("params", x, context)
+
+    def _declared(self, collection: str, x: jax.Array, context: Context) -> list[Any]:
+        """Returns the declarations of all arrays of a collection, in order."""
+
+        def made(name: str, layer: nn.Module) -> Any:
+            inner = _to_declare(context, name)
+            made = jax.eval_shape(lambda: layer.init(jax.random.key(0), x, inner))
+            return made.get(collection, {})
+
+        boxes = jax.tree.leaves(
+            {name: made(name, layer) for name, layer in self._layers.items()},
+            is_leaf=lambda leaf: isinstance(leaf, Declared),
+        )
+        return [box.declaration.stacked(self._repeats, self._dim) for box in boxes]
 
     def run(
         self, params: Any, state: Any, x: jax.Array, context: Context

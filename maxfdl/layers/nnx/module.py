@@ -107,6 +107,12 @@ class NnxStackedLayers(nnx.List, StackedLayers):
         _, params, state = nnx.split(self, nnx.Param, State)
         return params, state
 
+    def parameters(
+        self, params: nnx.State, x: jax.Array, context: Context
+    ) -> list[Parameter]:
+        made = jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, nnx.Param))
+        return [declaration_of(param) for param in made]
+
     def states(
         self, state: nnx.State, x: jax.Array, context: Context
     ) -> list[StateDeclaration]:
