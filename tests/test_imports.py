@@ -48,7 +48,7 @@ LIBRARY = {
     "inference": WORDS
     | {"ops", "sharding.room", "layers.cache", "model", "data.tokenizers"},
     "data": WORDS | {"files", "outside"},
-    "checkpoint": WORDS | {"hush", "sharding.memory", "data.places"},
+    "checkpoint": WORDS | {"hush", "files", "sharding.memory", "data.places"},
     "train": WORDS
     | {"ops", "sharding", "model", "optim", "files"}
     | {"layers.frozen", "layers.parameter", "layers.sinks"},

@@ -11,6 +11,7 @@ from maxfdl.mutations.course import batch_ramp_up, stop_at_loss
 from maxfdl.mutations.diloco import use_diloco, use_standard_trainer
 from maxfdl.mutations.dispatch import capacity, dropless
 from maxfdl.mutations.dtypes import compute_dtype, param_dtype
+from maxfdl.mutations.emergency_checkpoints import emergency_checkpoints
 from maxfdl.mutations.execution import pipeline, scan_layers, unroll_layers
 from maxfdl.mutations.family import to_linen, to_nnx
 from maxfdl.mutations.fp8 import disable_fp8, enable_fp8
@@ -54,6 +55,7 @@ __all__ = [
     "dequantize_weights",
     "disable_fp8",
     "dropless",
+    "emergency_checkpoints",
     "enable_fp8",
     "freeze",
     "go_back",

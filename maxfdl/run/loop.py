@@ -136,7 +136,7 @@ def _prepare(
     check_same_data(batches)
     saves = Saves.of(experiment, directory, options.graph_json)
     last = min(experiment.steps, options.stop_at or experiment.steps)
-    saved = saves.latest
+    saved = saves.newest()
     steps = StepPrograms(experiment, trainer, options.executable)
     closing.callback(steps.close)
     if saved is None or saved < last:
@@ -214,6 +214,7 @@ def _train(course: _Course, stop: StopRequest) -> None:
             if _has_gone_back(course):
                 continue
             break
+        saves.save_locally(now)
         if saves.due(step):
             saves.save(now)
         if step < course.last and course.evaluation.due(step):

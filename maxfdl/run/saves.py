@@ -52,6 +52,10 @@ class Saves:
         """The newest step on disk."""
         return self._checkpointer.latest() if self._checkpointer else None
 
+    def newest(self) -> int | None:
+        """Returns the newest step to go on from; all processes must call."""
+        return self._checkpointer.newest() if self._checkpointer else None
+
     def check_room(self, abstract_state: State) -> None:
         """Raises UserError if it is clear already that nothing can be saved."""
         if self._checkpointer:
@@ -83,6 +87,13 @@ class Saves:
         """Saves in the background, unless this step is saved already."""
         if self._checkpointer and now.step:
             self._checkpointer.save(now.step, now.state, now.batches, self._graph_json)
+
+    def save_locally(self, now: Progress) -> None:
+        """Makes an emergency checkpoint, if there are such and one is due."""
+        if self._checkpointer:
+            self._checkpointer.save_locally(
+                now.step, now.state, now.batches, self._graph_json
+            )
 
     def wait(self) -> None:
         """Waits until what was saved last is on disk."""

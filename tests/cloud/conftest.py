@@ -45,6 +45,7 @@ def server(request):
         patch.setenv("STORAGE_EMULATOR_HOST", store.url)
         patch.setenv("TENSORSTORE_GCS_HTTP_URL", store.url)
         patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        patch.setenv("NO_GCE_CHECK", "true")
         patch.setenv("AWS_ENDPOINT_URL", store.url)
         patch.setenv("AWS_ACCESS_KEY_ID", "id")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "key")

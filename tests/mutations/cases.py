@@ -252,6 +252,11 @@ CASES = {
         decides="updates of the layers' state",
         undo=_selection_bias,
     ),
+    "emergency_checkpoints": Case(
+        call="emergency_checkpoints(every=5)",
+        decides="what is saved on local disks",
+        undo=lambda cfg: "emergency_checkpoints(every=0)",
+    ),
     "go_back": Case(
         call="go_back(steps=2)",
         decides="what follows rejected steps",

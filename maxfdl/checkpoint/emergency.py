@@ -1,0 +1,297 @@
+"""Checkpoints on the disks of the machines that train, with copies at their peers.
+
+They are quick to write and to read, so they can be taken often; they are lost when two
+machines are. The steps of the checkpointer stay what a run is kept by.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+
+from maxfdl.checkpoint.courier import send
+from maxfdl.checkpoint.pieces import (
+    Piece,
+    PieceFile,
+    assembled,
+    from_bytes,
+    held_here,
+    pieces_of,
+    to_bytes,
+    write_pieces,
+)
+from maxfdl.checkpoint.processes import gather
+from maxfdl.checkpoint.record import DamagedCheckpointError, Record, check_arrays
+from maxfdl.errors import UserError
+from maxfdl.markers import Operational
+
+_SUFFIX = ".pieces"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Emergency:
+    """Saves on local disks, beside those of the checkpointer.
+
+    Each process writes what its devices hold. Its peer, half of the processes away,
+    writes a copy of what no other process holds: nothing, where weights are replicated
+    over processes; the whole share of a process, where they are sharded over all. That
+    share is `state / processes` bytes, which each process sends and receives once per
+    save, over the links between devices.
+
+    A run that starts again takes the newest step of which every share is left on some
+    disk, if it is newer than the newest checkpoint. It must have as many processes and
+    the same mesh; otherwise it goes on from the checkpoint. A single process has no
+    peer, and reads its own disk.
+
+    Args:
+      folder: On a disk, or in memory, of each machine: not one that machines share.
+        `~` and `$NAME` stand for what they are on that machine.
+      every_steps: Steps from one save to the next. Must be positive.
+      keep: Number of newest steps that stay. At least 2: while one is written, that
+        before it is needed.
+    """
+
+    folder: Annotated[str, Operational]
+    every_steps: Annotated[int, Operational] = 10
+    keep: Annotated[int, Operational] = 2
+
+    @staticmethod
+    def check_config(node: Any) -> Iterable[str]:
+        if node.every_steps < 1:
+            yield f"Emergency every_steps ({node.every_steps}) must be at least 1."
+        if node.keep < 2:
+            yield (
+                f"Emergency keep ({node.keep}) must be at least 2: while a step is"
+                " written, the one before it is needed."
+            )
+        if "://" in node.folder:
+            yield (
+                f"Emergency folder ({node.folder}) must be on a disk of each machine;"
+                " Experiment.checkpoint saves into buckets."
+            )
+
+    def wants(self, step: int) -> bool:
+        """Returns whether a save is due after `step` steps."""
+        return step > 0 and step % self.every_steps == 0
+
+
+class LocalSteps:
+    """The emergency checkpoints of one run, as this process sees them.
+
+    All processes must call each method, in the same order.
+
+    Args:
+      options: Where and how many.
+      run: What no other run is called. Steps of another are not seen.
+
+    Raises:
+      UserError: If the folder cannot be made.
+    """
+
+    def __init__(self, options: Emergency, run: str):
+        self._options = options
+        root = pathlib.Path(os.path.expandvars(options.folder)).expanduser().absolute()
+        self._run = root / run
+        self._own = self._run / f"process_{jax.process_index()}"
+        try:
+            self._own.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"Emergency folder {root} cannot be used ({error.strerror}); give"
+                " another, on a disk of each machine."
+            ) from error
+        self._writer = concurrent.futures.ThreadPoolExecutor(1)
+        self._pending: concurrent.futures.Future | None = None
+
+    def wants(self, step: int) -> bool:
+        """Returns whether a save is due after `step` steps."""
+        return self._options.wants(step)
+
+    def save(self, record: Record, state: Any) -> None:
+        """Copies the state, sends to the peer what it is to keep, and writes both in
+        the background. What cannot be written is told on stderr: the run goes on."""
+        self.wait()
+        own = held_here(state)
+        shares = {f"own{_SUFFIX}": own, f"peer{_SUFFIX}": _from_peer(state, own)}
+        about = {"record": dataclasses.asdict(record), "processes": jax.process_count()}
+        self._pending = self._writer.submit(self._write, record.step, about, shares)
+
+    def _write(
+        self, step: int, about: Any, shares: Mapping[str, dict[Piece, np.ndarray]]
+    ) -> None:
+        try:
+            for name, pieces in shares.items():
+                if pieces:
+                    write_pieces(self._own / str(step) / name, about, pieces)
+            self._remove(lambda found: found > step)  # a future that the run has left
+            newest = _steps_in(self._own)[-self._options.keep :]
+            self._remove(lambda found: found not in newest)
+        except OSError as error:
+            print(
+                f"emergency checkpoint of step {step} cannot be written to {self._own}"
+                f" ({error.strerror}); the run goes on without it",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _remove(self, which: Any) -> None:
+        for step in filter(which, _steps_in(self._own)):
+            shutil.rmtree(self._own / str(step), ignore_errors=True)
+
+    def steps(self) -> list[int]:
+        """Returns the steps of which something is left on any disk, oldest first."""
+        found = {
+            step for folder in self._run.glob("process_*") for step in _steps_in(folder)
+        }
+        return sorted({step for each in gather(sorted(found)) for step in each})
+
+    def record(self, step: int) -> Record:
+        """Returns what a step says about itself.
+
+        Raises:
+          DamagedCheckpointError: If no process can read it, or two of them differ.
+        """
+        here = next((file.about for file in self._files(step)), None)
+        found = [each for each in gather(here) if each is not None]
+        if not found:
+            raise DamagedCheckpointError("no disk holds its record")
+        if any(each != found[0] for each in found):
+            raise DamagedCheckpointError("the disks hold two steps by that number")
+        if found[0]["processes"] != jax.process_count():
+            raise DamagedCheckpointError(
+                f"{found[0]['processes']} processes saved it, and these are"
+                f" {jax.process_count()}"
+            )
+        return Record(**found[0]["record"])
+
+    def load(self, record: Record, abstract: Any) -> Any:
+        """Returns a state, whose shares may come from the disks of other processes.
+
+        Args:
+          record: Of the step.
+          abstract: The state that is wanted, with shardings.
+
+        Raises:
+          DamagedCheckpointError: If a share is left on no disk, or was saved on another
+            mesh, or if the state is not what was saved.
+        """
+        files = [*self._files(record.step)]
+        wanted = pieces_of(abstract, jax.process_index())
+        found = dict(_readable(files, wanted, tell=True))
+        missing = gather([i for i, piece in enumerate(wanted) if piece not in found])
+        asked = {
+            process: [pieces_of(abstract, process)[i] for i in numbers]
+            for process, numbers in enumerate(missing)
+            if numbers
+        }
+        given = {
+            process: dict(_readable(files, names)) for process, names in asked.items()
+        }
+        able = gather([p for p, names in asked.items() if len(given[p]) == len(names)])
+        for ways in _rounds(asked, able):
+            to = next((b for a, b in ways if a == jax.process_index()), None)
+            data = b"" if to is None else to_bytes(given[to], asked[to])
+            received = send(data, ways)
+            if received:
+                found |= from_bytes(received, asked[jax.process_index()])
+        state = assembled(abstract, found)
+        check_arrays(record, state, allow_non_finite=False)
+        return state
+
+    def clear(self) -> None:
+        """Removes what this process has written: a checkpoint has it all."""
+        self.wait()
+        shutil.rmtree(self._own, ignore_errors=True)
+        with contextlib.suppress(OSError):  # others still have something there
+            self._run.rmdir()
+
+    def wait(self) -> None:
+        """Blocks until what was saved last is on disk."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        self.wait()
+        self._writer.shutdown()
+
+    def _files(self, step: int) -> Iterator[PieceFile]:
+        """Yields the files of a step on this disk; tells of those that are damaged."""
+        for path in sorted(self._run.glob(f"process_*/{step}/*{_SUFFIX}")):
+            try:
+                yield PieceFile(path)
+            except DamagedCheckpointError as error:
+                _tell_damage(error)
+
+
+def _from_peer(state: Any, own: Mapping[Piece, Any]) -> dict[Piece, np.ndarray]:
+    """Gives the peer what it is to keep of this process, and returns what this process
+    is to keep of another."""
+    me, count = jax.process_index(), jax.process_count()
+    if count == 1:
+        return {}
+    ways = [(i, (i + count // 2) % count) for i in range(count)]
+    receiver = dict(ways)[me]
+    sender = {b: a for a, b in ways}[me]
+    theirs = set(pieces_of(state, receiver))
+    given = [piece for piece in own if piece not in theirs]
+    taken = [piece for piece in pieces_of(state, sender) if piece not in own]
+    if not any(gather(len(given))):
+        return {}
+    return from_bytes(send(to_bytes(own, given), ways), taken)
+
+
+def _rounds(
+    asked: Mapping[int, Any], able: list[list[int]]
+) -> Iterator[list[tuple[int, int]]]:
+    """Yields who sends to whom, until all have what they ask for.
+
+    Raises:
+      DamagedCheckpointError: If a share is left on no disk.
+    """
+    left = dict.fromkeys(asked)
+    lost = [p for p in left if not any(p in each for each in able)]
+    if lost:
+        raise DamagedCheckpointError(
+            f"what process {lost[0]} held is left on no disk as this mesh needs it"
+        )
+    while left:
+        ways: dict[int, int] = {}
+        for receiver in [*left]:
+            senders = (p for p, each in enumerate(able) if receiver in each)
+            free = next((p for p in senders if p not in ways), None)
+            if free is not None:
+                ways[free] = receiver
+                del left[receiver]
+        yield [*ways.items()]
+
+
+def _readable(
+    files: list[PieceFile], pieces: Iterable[Piece], tell: bool = False
+) -> Iterator[tuple[Piece, np.ndarray]]:
+    """Yields those of the pieces that are whole in one of the files."""
+    for piece in pieces:
+        for file in files:
+            if piece in file:
+                try:
+                    yield piece, file.read(piece)
+                    break
+                except DamagedCheckpointError as error:
+                    if tell:
+                        _tell_damage(error)
+
+
+def _tell_damage(error: DamagedCheckpointError) -> None:
+    print(f"emergency checkpoint: {error}", file=sys.stderr, flush=True)
+
+
+def _steps_in(folder: pathlib.Path) -> list[int]:
+    return sorted(int(path.name) for path in folder.glob("[0-9]*"))

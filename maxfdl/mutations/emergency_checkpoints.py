@@ -1,0 +1,32 @@
+"""Checkpoints on the disks of the machines that train."""
+
+from typing import TypeVar
+
+import fiddle as fdl
+
+from maxfdl.checkpoint.checkpointer import Checkpointer
+from maxfdl.checkpoint.emergency import Emergency
+from maxfdl.graph import copy, nodes_of
+from maxfdl.mutations.fields import put
+
+C = TypeVar("C", bound=fdl.Buildable)
+
+
+def emergency_checkpoints(
+    cfg: C, *, folder: str = "/tmp/maxfdl", every: int = 10, keep: int = 2
+) -> C:
+    """Saves every few steps on local disks, each share also on that of a peer.
+
+    A run whose process or machine dies goes on from there, if one copy of each share
+    is left. See `maxfdl.checkpoint.emergency.Emergency`. `folder` is a disk, or memory,
+    of each machine, such as `/dev/shm/maxfdl`. `emergency_checkpoints(every=0)` is the
+    inverse.
+
+    Raises:
+      MutationError: If the experiment has no checkpoint.
+    """
+    out = copy(cfg)
+    for checkpointer in nodes_of(out, Checkpointer):
+        options = fdl.Config(Emergency, folder=folder, every_steps=every, keep=keep)
+        put(checkpointer, "emergency", options if every else None)
+    return out

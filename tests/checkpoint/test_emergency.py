@@ -1,0 +1,184 @@
+"""Emergency checkpoints: of one process here, of two in `test_emergency_of_two`."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from maxfdl.checkpoint.checkpointer import Checkpointer, NoData
+from maxfdl.checkpoint.emergency import Emergency, _rounds
+from maxfdl.checkpoint.pieces import (
+    PieceFile,
+    assembled,
+    from_bytes,
+    held_here,
+    pieces_of,
+    to_bytes,
+    write_pieces,
+)
+from maxfdl.checkpoint.record import DamagedCheckpointError
+
+
+@pytest.fixture
+def state(row_sharding):
+    """Arrays that are cut, replicated, of one element, and of narrow types."""
+    rows, all_ = row_sharding(4), row_sharding(4).update(spec=PartitionSpec())
+    return {
+        "cut": jax.device_put(jnp.arange(32.0).reshape(8, 4), rows),
+        "same": jax.device_put(jnp.arange(6, dtype=jnp.bfloat16), all_),
+        "step": jax.device_put(jnp.int32(7), all_),
+        "codes": jax.device_put(jnp.arange(8).astype(jnp.float8_e4m3fn), rows),
+    }
+
+
+def test_pieces_are_what_devices_hold_each_once(state, abstract, assert_same):
+    names = pieces_of(abstract(state), 0)
+    assert names == list(held_here(state)) and len(set(names)) == len(names) == 10
+    assert not pieces_of(state, 1)
+    pieces = held_here(state)
+    again = from_bytes(to_bytes(pieces, names), names)
+    assert_same(assembled(abstract(state), again), state)
+
+
+def test_pieces_know_their_place_on_a_mesh_of_two_axes(abstract, assert_same):
+    mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("a", "b"))
+    place = NamedSharding(mesh, PartitionSpec("b", "a"))
+    state = {"w": jax.device_put(jnp.arange(24.0).reshape(4, 6), place)}
+    assert_same(assembled(abstract(state), held_here(state)), state)
+
+
+def test_a_flipped_bit_of_a_file_is_noticed_where_it_is(state, tmp_path):
+    file, pieces = tmp_path / "own.pieces", held_here(state)
+    write_pieces(file, {"step": 7}, pieces)
+    whole = file.read_bytes()
+    first, *others = pieces
+    at = len(whole) - sum(piece.num_bytes for piece in pieces)
+    for place, damages in ((at, {first}), (len(whole) - 1, {others[-1]})):
+        file.write_bytes(_flipped(whole, place))
+        damaged = {piece for piece in pieces if not _is_whole(PieceFile(file), piece)}
+        assert damaged == damages
+    for broken in (_flipped(whole, 20), whole[: at // 2], b""):
+        file.write_bytes(broken)
+        with pytest.raises(DamagedCheckpointError):
+            PieceFile(file)
+
+
+def _flipped(data, place):
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+def _is_whole(file, piece):
+    try:
+        file.read(piece)
+    except DamagedCheckpointError:
+        return False
+    return True
+
+
+def test_who_lacks_a_share_gets_it_from_who_has_it():
+    assert [*_rounds({0: 1}, [[], [0]])] == [[(1, 0)]]
+    assert [*_rounds({0: 1, 2: 1}, [[], [0, 2], []])] == [[(1, 0)], [(1, 2)]]
+    assert [*_rounds({0: 1, 1: 1}, [[1], [0]])] == [[(1, 0), (0, 1)]]
+    with pytest.raises(DamagedCheckpointError, match="what process 2 held is left on"):
+        next(_rounds({0: 1, 2: 1}, [[], [0], []]))
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Returns a function that makes the checkpointer of a run, as a start does."""
+
+    def checkpointer(every_steps=4, run="run"):
+        local = Emergency(folder=str(tmp_path / "disk"), every_steps=1)
+        directory = tmp_path / run / "checkpoints"
+        return Checkpointer(every_steps, emergency=local, directory=directory)
+
+    return checkpointer
+
+
+def train(checkpointer, state, steps):
+    """Saves as the loop does, of a run that is killed after the last of `steps`."""
+    for step in steps:
+        now = state | {"step": jnp.full_like(state["step"], step)}
+        checkpointer.save_locally(step, now, NoData(), "{}")
+        if checkpointer.wants(step):
+            checkpointer.save(step, now, NoData(), "{}")
+    checkpointer.wait()
+    checkpointer._local.wait()
+
+
+def test_a_run_goes_on_from_the_newest_step_of_any_kind(make, state, abstract):
+    train(make(), state, range(1, 8))
+    start = make()
+    assert (start.latest(), start.newest()) == (4, 7)
+    restored = start.restore(7, abstract(state), NoData())
+    assert int(restored["step"]) == 7
+    start.save(7, restored, NoData(), "{}")  # the step is in no checkpoint yet
+    start.close()
+    assert make().latest() == make().newest() == 7
+    assert not [*start._local._run.parent.glob("*/*/*")]  # nothing is left behind
+
+
+def test_a_damaged_step_is_passed_over(make, state, abstract, capsys):
+    train(make(), state, range(1, 8))
+    for file in make()._local._own.glob("7/*"):
+        file.write_bytes(_flipped(file.read_bytes(), -3))
+    assert int(make().restore(7, abstract(state), NoData())["step"]) == 6
+    for file in make()._local._own.glob("6/*"):
+        file.unlink()
+    assert int(make().restore(7, abstract(state), NoData())["step"]) == 4
+    errors = capsys.readouterr().err
+    assert "step has changed since it was written" in errors
+    assert "step 7 is passed over: what process 0 held is left on no disk" in errors
+
+
+def test_another_mesh_goes_on_from_the_checkpoint(make, state, abstract, row_sharding):
+    train(make(), state, range(1, 7))
+    fewer = abstract({"cut": state["cut"]}, row_sharding(2))
+    wanted = abstract(state) | fewer
+    assert int(make().restore(6, wanted, NoData())["step"]) == 4
+
+
+def test_a_run_that_went_back_leaves_no_future_behind(make, state):
+    checkpointer = make()
+    train(checkpointer, state, (5, 6, 3))
+    assert make().newest() == 3
+
+
+def test_steps_of_a_run_that_had_this_directory_before_are_not_seen(make, state):
+    train(make(), state, (1, 2))
+    (make().directory.parent / "emergency.id").unlink()
+    assert make().newest() is None
+
+
+def test_a_disk_that_is_full_does_not_stop_a_run(make, state, monkeypatch, capsys):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("maxfdl.checkpoint.emergency.write_pieces", full)
+    train(make(), state, (1,))
+    assert "step 1 cannot be written to " in capsys.readouterr().err
+    assert make().newest() is None
+
+
+def test_states_that_are_not_finite_are_passed_over(make, state):
+    state["cut"] = state["cut"] * jnp.nan
+    checkpointer = make(every_steps=100)
+    train(checkpointer, state, (1,))
+    assert make().newest() is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"every_steps": 0}, "every_steps .0. must be at least 1"),
+        ({"keep": 1}, "keep .1. must be at least 2: while a step is written"),
+        ({"folder": "gs://bucket/a"}, "must be on a disk of each machine"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(fields, words):
+    options = Emergency(**({"folder": "/tmp/x"} | fields))
+    (problem,) = Emergency.check_config(options)
+    assert re.search(words, problem)
