@@ -34,13 +34,13 @@ def fine_tuning(folder: str) -> fdl.Config[Experiment]:
     run = pretrain(
         name=_name(found.path),
         model=model,
-        data=_data(found, as_path(folder)),
+        data=_data(found, as_path(folder).absolute()),
         optimizer=optimizers.adamw(peak=2e-5, warmup_steps=20),
         steps=1000,
         batch_size=8,
         sequence_length=min(longest, _LONGEST),
     )
-    run.init_from = str(as_path(folder))
+    run.init_from = str(as_path(folder).absolute())
     return run
 
 

@@ -21,7 +21,7 @@ AnyPath = pathlib.Path | BucketPath
 
 
 def as_path(text: str | os.PathLike[str]) -> AnyPath:
-    """Returns the absolute path that a user means; `~` is the home directory.
+    """Returns the path that a user means; `~` is the home directory.
 
     Raises:
       UserError: If it is a URL of another kind, or one without a bucket.
@@ -29,7 +29,7 @@ def as_path(text: str | os.PathLike[str]) -> AnyPath:
     name = os.fspath(text)
     scheme, mark, rest = name.partition("://")
     if not mark or "/" in scheme:
-        return pathlib.Path(name).expanduser().absolute()
+        return pathlib.Path(name).expanduser()
     if scheme not in PACKAGES:
         kinds = ", ".join(f"{known}://" for known in PACKAGES)
         raise UserError(

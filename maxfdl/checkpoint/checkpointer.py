@@ -78,7 +78,7 @@ class Checkpointer:
         self.every_steps = every_steps
         self.keep = keep
         self.emergency = emergency
-        self.directory = as_path(directory)
+        self.directory = as_path(directory).absolute()
         for problem in self.check_config(self):
             raise UserError(problem)
         self._writer: Any = None  # ocp.training.Checkpointer, from the first save on
@@ -168,7 +168,8 @@ class Checkpointer:
 
         Emergency checkpoints come first, where they are not older than those of the
         directory. If a step is damaged, takes the newest older one that is not, and
-        says so on stderr; the state tells which step it is from.
+        says so on stderr; the state tells which step it is from. Returns None where
+        there are emergency checkpoints alone, and none of them is whole.
 
         Args:
           step: One of the steps on disk, or of the emergency checkpoints.
@@ -185,7 +186,10 @@ class Checkpointer:
         """
         found = self._load_locally(step, abstract_state)
         if found is None:
-            step = min(step, self.latest() or step)
+            if self.emergency is not None:
+                step = min(step, self.latest() or 0)
+            if not step:
+                return None
             found = self._load_newest(step, abstract_state, whole=True)
             self._newest = found[1].step
         state, record = found
@@ -260,17 +264,16 @@ class Checkpointer:
                 pending.result()
 
     def close(self) -> None:
-        """Waits, and lets go of what Orbax holds.
-
-        What was saved last is then in the directory, and emergency checkpoints are
-        removed.
-        """
+        """Waits, and lets go of what Orbax holds."""
         try:
             self.wait()
-            if self._newest is not None and self._local is not None:
-                self._local.clear()
         finally:
             self._close_writer()
+
+    def clear_locally(self) -> None:
+        """Removes emergency checkpoints, when a newer step is in the directory."""
+        if self._local is not None:
+            self._local.clear()
 
     @functools.cached_property
     def _local(self) -> LocalSteps | None:

@@ -128,10 +128,10 @@ class LocalSteps:
         self, step: int, about: Any, shares: Mapping[str, dict[Piece, np.ndarray]]
     ) -> None:
         try:
+            self._remove(lambda found: found >= step)  # a future that the run has left
             for name, pieces in shares.items():
                 if pieces:
                     write_pieces(self._own / str(step) / name, about, pieces)
-            self._remove(lambda found: found > step)  # a future that the run has left
             newest = _steps_in(self._own)[-self._options.keep :]
             self._remove(lambda found: found not in newest)
         except OSError as error:
@@ -183,6 +183,8 @@ class LocalSteps:
           DamagedCheckpointError: If a share is left on no disk, or was saved on another
             mesh, or if the state is not what was saved.
         """
+        if any(leaf.sharding is None for leaf in jax.tree.leaves(abstract)):
+            raise DamagedCheckpointError("another number of replicas saved it")
         files = [*self._files(record.step)]
         wanted = pieces_of(abstract, jax.process_index())
         found = dict(_readable(files, wanted, tell=True))

@@ -117,7 +117,7 @@ def all_steps(folder: str) -> list[StepOnDisk]:
     Raises:
       UserError: If there are none.
     """
-    path = as_path(folder)
+    path = as_path(folder).absolute()
     if path.name.isdecimal() and not steps_in(path) and path.is_dir():
         return [StepOnDisk(path)]
     inside = path / CHECKPOINTS

@@ -61,6 +61,9 @@ def pieces_of(state: Any, process: int) -> list[Piece]:
 def held_here(state: Any) -> dict[Piece, np.ndarray]:
     """Returns copies, in memory of the host, of what this process holds of a state."""
     found: dict[Piece, np.ndarray] = {}
+    for leaf in jax.tree.leaves(state):
+        for shard in leaf.addressable_shards:
+            shard.data.copy_to_host_async()
     leaves = zip(structure_of(state), jax.tree.leaves(state), strict=True)
     for name, leaf in leaves:
         for shard in leaf.addressable_shards:

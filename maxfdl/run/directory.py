@@ -29,7 +29,7 @@ class RunDirectory:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = as_path(path)
+        self.path = as_path(path).absolute()
         self._lock: Lock | None = None
         with self._explain_failure():
             self.path.mkdir(parents=True, exist_ok=True)

@@ -119,7 +119,7 @@ class Executable:
 
 def check_place(path: str | os.PathLike[str]) -> None:
     """Raises UserError unless a file can be written there, before it is compiled."""
-    where = as_path(path)
+    where = as_path(path).absolute()
     if isinstance(where, BucketPath):
         return
     folder = where.parent

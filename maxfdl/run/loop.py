@@ -143,10 +143,11 @@ def _prepare(
         steps.begin_to_compile((saved or 0) + 1)
     if experiment.checkpoint is not None:
         steps.in_background(import_orbax)  # before the first save needs it
-    if saved is None:
+    restored = saved and saves.restore(saved, program.as_saved, batches)
+    if restored is None:
         state = first_state(program, experiment.init_from, experiment.resume_from)
     else:
-        state = program.resumed(saves.restore(saved, program.as_saved, batches))
+        state = program.resumed(restored)
     first = int(state["step"])
     if jax.process_count() > 1:
         batches = LookAhead(batches, last - first, stop.after_failure)

@@ -61,7 +61,9 @@ class Saves:
         if self._checkpointer:
             check_room(self._checkpointer.directory, abstract_state)
 
-    def restore(self, step: int, abstract_state: Abstract, batches: Any) -> State:
+    def restore(
+        self, step: int, abstract_state: Abstract, batches: Any
+    ) -> State | None:
         """Returns the state of `step`, and puts the batches where they were.
 
         See `Checkpointer.restore`.
@@ -101,8 +103,10 @@ class Saves:
             self._checkpointer.wait()
 
     def close(self) -> None:
+        """Waits for the last save, which replaces emergency checkpoints."""
         if self._checkpointer:
             self._checkpointer.close()
+            self._checkpointer.clear_locally()
 
     def how_to_continue(self, why: str) -> str:
         """Returns what to do after a run was stopped by a signal, or by a flag."""

@@ -117,6 +117,7 @@ def test_a_run_goes_on_from_the_newest_step_of_any_kind(make, state, abstract):
     assert int(restored["step"]) == 7
     start.save(7, restored, NoData(), "{}")  # the step is in no checkpoint yet
     start.close()
+    start.clear_locally()
     assert make().latest() == make().newest() == 7
     assert not [*start._local._run.parent.glob("*/*/*")]  # nothing is left behind
 
@@ -132,6 +133,14 @@ def test_a_damaged_step_is_passed_over(make, state, abstract, capsys):
     errors = capsys.readouterr().err
     assert "step has changed since it was written" in errors
     assert "step 7 is passed over: what process 0 held is left on no disk" in errors
+
+
+def test_a_run_without_any_whole_step_begins_anew(make, state, abstract, capsys):
+    train(make(), state, range(1, 3))
+    for file in make()._local._own.glob("*/*"):
+        file.write_bytes(b"")
+    assert make().restore(2, abstract(state), NoData()) is None
+    assert "step 1 is passed over: no disk holds its record" in capsys.readouterr().err
 
 
 def test_another_mesh_goes_on_from_the_checkpoint(make, state, abstract, row_sharding):

@@ -39,7 +39,7 @@ class MaxTextFolder:
     def __init__(
         self, path: str | os.PathLike, options: Mapping[str, Any] | None = None
     ):
-        self.path = as_path(path)
+        self.path = as_path(path).absolute()
         items = items_in(self.path)
         if items is None:
             raise UserError(

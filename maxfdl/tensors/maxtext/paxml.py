@@ -189,7 +189,7 @@ class PaxmlFolder:
     naming = NAMING
 
     def __init__(self, path: str | os.PathLike):
-        self.path = as_path(path)
+        self.path = as_path(path).absolute()
         if not is_paxml(self.path):
             raise UserError(
                 f"{path} must be a checkpoint of Paxml's GPT-3: a folder with"
