@@ -1,5 +1,7 @@
 """Between the forms and layouts of one network, weights keep their bits."""
 
+import weakref
+
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -18,7 +20,9 @@ from maxfdl.maxtext.loading import open_folder
 from maxfdl.maxtext.saving import save, write
 from maxfdl.run.first_state import first_state
 from maxfdl.tensors.maxtext.folder import MaxTextFolder
+from maxfdl.tensors.maxtext.items import Items
 from maxfdl.tensors.maxtext.layout import CheckpointLayout
+from maxfdl.tensors.maxtext.writing import MaxTextTarget, write_maxtext
 from tests.maxtext import tiny
 from tests.maxtext.comparing import differences
 from tests.maxtext.goldens import NAMES, Golden, with_slow
@@ -150,6 +154,26 @@ def test_a_run_trains_on_bitwise_after_linen_and_nnx(tmp_path):
         state, metrics = step(state, batch)
         again, same = step(again, batch)
         equal(metrics, same)
+
+
+def test_an_array_is_let_go_before_the_next_is_read(monkeypatch):
+    found = MaxTextFolder(Golden("llama2_nnx025_muon").path)
+    lazy = open_folder(found)
+    last: list[weakref.ref] = []
+    read = Items.read
+
+    def watched(items, key):
+        assert all(each() is None for each in last), key
+        values = read(items, key)
+        last[:] = [weakref.ref(values)]
+        return values
+
+    monkeypatch.setattr(Items, "read", watched)
+    model = tiny.model(lazy.config.model)
+    target = MaxTextTarget(model, found.options, found.layout)
+    # No folder, as in a process that does not write: TensorStore lets arrays go later.
+    write_maxtext(None, target, lazy.variables, lazy.moments, lazy.step, [])
+    assert last
 
 
 def test_a_folder_that_is_none_of_maxtext_is_refused_in_a_sentence(tmp_path):

@@ -22,7 +22,7 @@ Key = tuple[str | int, ...]
 METADATA = "_METADATA"
 _ARRAY_METADATA = pathlib.PurePath("array_metadatas", "process_0")
 _IN_LIST, _IN_DICT = 1, 2  # Orbax's key types
-_CHUNK_BYTES = 2**24
+_CHUNK_BYTES = 2**22
 """Arrays are compressed and written in chunks of at most so many bytes, one by one."""
 
 
@@ -65,7 +65,7 @@ class Items:
         Raises:
           UserError: If it cannot be read.
         """
-        return np.asarray(resolved_array(self._opened(key).read(), self.where(key)))
+        return read_array(self._opened(key), self.where(key))
 
     def spec(self, key: Key) -> tuple[tuple[int, ...], np.dtype]:
         """Returns the shape and type of an array, without its values."""
@@ -80,6 +80,28 @@ class Items:
         spec = _spec(self.path, key, self._use_ocdbt, self._use_zarr3)
         future = tensorstore().open(spec, open=True, read=True)
         return resolved_array(future, self.where(key))
+
+
+def read_array(array: Any, where: str) -> np.ndarray:
+    """Returns an array of TensorStore, read one row of chunks after the other.
+
+    Read at once, memory would hold all of its chunks as they are stored, too.
+
+    Raises:
+      UserError: If it cannot be read.
+    """
+    dtype = array.dtype.numpy_dtype
+    if array.size * dtype.itemsize <= _CHUNK_BYTES:
+        return np.asarray(resolved_array(array.read(), where))
+    shape, chunk = array.shape, array.chunk_layout.read_chunk.shape
+    counts = [math.ceil(n / size) for n, size in zip(shape, chunk, strict=True)]
+    axis = counts.index(max(counts))
+    whole = np.empty(shape, dtype)
+    for start in range(0, shape[axis], chunk[axis]):
+        stop = min(start + chunk[axis], shape[axis])
+        part = (slice(None),) * axis + (slice(start, stop),)
+        whole[part] = resolved_array(array[part].read(), where)
+    return whole
 
 
 def resolved_array(future: Any, where: str) -> Any:
@@ -119,6 +141,7 @@ class ItemsWriter:
         self._path = path
         self._tree: dict[str, Any] = {}
         self._arrays: list[dict[str, Any]] = []
+        self._small = Batch()
         path.mkdir(parents=True, exist_ok=True)
 
     def write(
@@ -136,7 +159,10 @@ class ItemsWriter:
             "metadata": {"shape": list(values.shape), **_zarr3(chunks)},
             "store_data_equal_to_fill_value": True,
         }
-        write_array(spec, values, chunks)
+        if list(values.shape) == chunks:
+            self._small.write(spec, values)
+        else:
+            write_array(spec, values, chunks)
         self._add(key, value_type=kind, skip_deserialize=False, write_shape=chunks)
         self._arrays.append(
             {
@@ -154,6 +180,7 @@ class ItemsWriter:
         self._add(key, value_type=kind, skip_deserialize=True)
 
     def close(self) -> None:
+        self._small.commit()
         arrays = self._path / _ARRAY_METADATA
         arrays.parent.mkdir(exist_ok=True)
         arrays.write_text(json.dumps({"array_metadatas": self._arrays}), "utf-8")
@@ -175,6 +202,30 @@ class ItemsWriter:
             "key_metadata": [{"key": part, "key_type": kind} for part, kind in pairs],
             "value_metadata": value,
         }
+
+
+class Batch:
+    """Writes small arrays together: each commit of OCDBT waits for the disk."""
+
+    def __init__(self) -> None:
+        self._transaction: Any = None
+        self._bytes = 0
+
+    def write(self, spec: Any, values: np.ndarray) -> None:
+        """Writes a new array of one chunk, by the next `commit` at the latest."""
+        ts = tensorstore()
+        if self._transaction is None:
+            self._transaction = ts.Transaction()
+        made = ts.open(spec, create=True, open=False, transaction=self._transaction)
+        made.result().write(values).result()
+        self._bytes += values.nbytes
+        if self._bytes >= _CHUNK_BYTES:
+            self.commit()
+
+    def commit(self) -> None:
+        if self._transaction is not None:
+            self._transaction.commit_async().result()
+        self._transaction, self._bytes = None, 0
 
 
 def write_array(spec: Any, values: np.ndarray, chunks: Sequence[int]) -> None:

@@ -21,6 +21,7 @@ from maxfdl.tensors.maxtext.items import (
     Entry,
     Key,
     chunks_of,
+    read_array,
     resolved_array,
     tensorstore,
     write_array,
@@ -164,7 +165,7 @@ class PaxmlItems:
 
     def read(self, key: Key) -> np.ndarray:
         name = "step" if key == ("step",) else str(key[0])
-        return np.asarray(resolved_array(self._opened(name).read(), self.where(key)))
+        return read_array(self._opened(name), self.where(key))
 
     def spec(self, key: Key) -> tuple[tuple[int, ...], np.dtype]:
         array = self._opened(str(key[0]))

@@ -79,6 +79,7 @@ class MaxTextTarget:
             if rounds(binding.layout, self.config):
                 self._compare(binding, ours, theirs)
             yield self.key(binding), theirs
+            del ours, theirs  # memory holds one stack
 
     def moments(
         self, plan: OptimizerLayout, moments: Mapping[str, Any]
@@ -168,12 +169,14 @@ def write_maxtext(
         inspection.look("/".join(map(str, key)), theirs, theirs.dtype)
         if writer is not None:
             writer.write(key, theirs)
+        del theirs
     tell([*inspection.remarks, *target.remarks])
     if moments is not None:
         plan = moments_of(target.options, target.layout)
         for key, found in target.moments(plan, moments):
             if writer is not None:
                 _write(writer, key, found)
+            del found
         if writer is not None:
             _write_rest(writer, plan, step, streams)
     elif writer is not None and target.layout.framework == "linen":
@@ -204,11 +207,13 @@ def write_paxml(
         inspection.look(str(key[0]), theirs, theirs.dtype)
         if writer is not None:
             writer.write(key, theirs)
+        del theirs
     tell([*inspection.remarks, *target.remarks])
     plan = moments_for(options)
     for key, found in target.moments(plan, moments) if moments is not None else ():
         if writer is not None and found is not None:
             writer.write(key, np.ascontiguousarray(found))
+        del found
     if moments is not None and writer is not None:
         for key in (("step",), *plan.counts):
             writer.write(key, np.asarray(step, np.int32))
