@@ -143,7 +143,9 @@ def _prepare(
         steps.begin_to_compile((saved or 0) + 1)
     if experiment.checkpoint is not None:
         steps.in_background(import_orbax)  # before the first save needs it
-    restored = saved and saves.restore(saved, program.as_saved, batches)
+    restored = None
+    if saved is not None:
+        restored = saves.restore(saved, program.as_saved, batches)
     if restored is None:
         state = first_state(program, experiment.init_from, experiment.resume_from)
     else:
