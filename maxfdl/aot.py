@@ -25,20 +25,15 @@ from absl import flags
 
 from maxfdl import commandline
 from maxfdl.errors import UserError
-from maxfdl.report import json_file
+from maxfdl.report import json_file, topology
 
 FLAGS = flags.FLAGS
 
 flags.adopt_module_key_flags(json_file)
+flags.adopt_module_key_flags(topology)
 
 # This module may be imported under two names (`python -m` makes one `__main__`).
-if "topology" not in FLAGS:
-    flags.DEFINE_string(
-        "topology", None, "TPUs to compile for, such as v5e:16x16 or v5p:4x4x8."
-    )
-    flags.DEFINE_integer(
-        "num_slices", 1, "How many slices of that topology.", lower_bound=1
-    )
+if "compare" not in FLAGS:
     flags.DEFINE_string("compare", None, "Another expression, shown beside the first.")
     flags.DEFINE_string(
         "executable", None, "Where to save the step for maxfdl.launch --compiled."
@@ -94,13 +89,9 @@ def _main() -> int:
 
 def _refuse_meaningless_flags() -> None:
     """Raises UserError for flags that would do nothing."""
-    needs = [
-        ("num_slices", "topology", FLAGS.topology is not None),
-        ("budget", "search", FLAGS.search),
-    ]
-    for name, other, is_given in needs:
-        if FLAGS[name].present and not is_given:
-            raise UserError(f"--{name} has no meaning without --{other}; add that.")
+    topology.check_flags()
+    if FLAGS["budget"].present and not FLAGS.search:
+        raise UserError("--budget has no meaning without --search; add that.")
     for name in ("compare", "executable"):
         if FLAGS.search and FLAGS[name].value is not None:
             raise UserError(f"--{name} has no meaning with --search; leave one out.")
@@ -108,14 +99,9 @@ def _refuse_meaningless_flags() -> None:
 
 def _devices() -> Sequence[Any]:
     """Returns the devices to compile for."""
-    from maxfdl.run.topology import devices_of
-
-    if FLAGS.topology is not None:
-        return devices_of(FLAGS.topology, FLAGS.num_slices)
-
     import jax
 
-    return jax.devices()
+    return topology.devices() or jax.devices()
 
 
 def _print(reports: Sequence[Any]) -> None:

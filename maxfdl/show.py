@@ -6,8 +6,11 @@ mesh is the experiment's, on the devices that are here or, if it names more, on 
 as it names. Mutations and values may follow, as for `maxfdl.launch`.
 
 With `--sharding` it prints where every parameter, array of optimizer state and pinned
-activation lies instead, and what each device holds of it. With `--devices=N` the mesh
-is laid out on N devices, which need not be here.
+activation lies instead, and what each device holds of it. With `--memory` it estimates
+what a device holds at the moment of a step that needs the most memory, by what that is
+for. With `--devices=N` the mesh is laid out on N devices, which need not be here; with
+`--memory --topology=v5e:4x4`, on those of a slice of TPUs (`--num_slices` slices), as
+for `maxfdl.aot`, which finds the exact figures in minutes.
 
 `python -m maxfdl.show --models` prints the published models instead.
 """
@@ -18,22 +21,26 @@ from typing import Any
 from absl import flags
 
 from maxfdl import commandline
-from maxfdl.report import json_file
+from maxfdl.errors import UserError
+from maxfdl.report import json_file, topology
 
 FLAGS = flags.FLAGS
 
 flags.adopt_module_key_flags(json_file)
+flags.adopt_module_key_flags(topology)
 
 # This module may be imported under two names (`python -m` makes one `__main__`).
 if "models" not in FLAGS:
     flags.DEFINE_bool("models", False, "Print a table of the published models.")
     flags.DEFINE_bool("sharding", False, "Print where every array lies on the mesh.")
+    flags.DEFINE_bool("memory", False, "Estimate the memory that a step needs.")
     flags.DEFINE_integer(
         "devices", None, "Lay the mesh out on so many devices.", lower_bound=1
     )
 
 
 def main(argv: list[str]) -> None:
+    _refuse_meaningless_flags()
     if FLAGS.models:
         return _show_models()
     config = commandline.config_from_flags()
@@ -52,6 +59,8 @@ def main(argv: list[str]) -> None:
     experiment, on = graph.build(config), FLAGS.devices or here
     if FLAGS.sharding:
         return _show_sharding(experiment, on)
+    if FLAGS.memory:
+        return _show_memory(experiment)
     facts = facts_of(experiment, on)
     modules = list(modules_of(config.model))
     attention = attention_of(config)
@@ -76,6 +85,43 @@ def main(argv: list[str]) -> None:
             "modules": [dataclasses.asdict(module) for module in modules],
         }
     )
+
+
+def _refuse_meaningless_flags() -> None:
+    """Raises UserError for flags that would do nothing."""
+    topology.check_flags()
+    if FLAGS.topology is not None and not FLAGS.memory:
+        raise UserError("--topology has no meaning without --memory; add that.")
+    for name, other in (("sharding", "memory"), ("topology", "devices")):
+        if FLAGS[name].value and FLAGS[other].value:
+            raise UserError(
+                f"--{name} and --{other} exclude each other; leave one out."
+            )
+
+
+def _show_memory(experiment: Any) -> None:
+    import jax
+
+    from maxfdl.report.ahead import memory_of, program_of
+    from maxfdl.report.facts import planned_program
+    from maxfdl.report.memory import text
+    from maxfdl.report.memory.estimate import estimate
+
+    devices = topology.devices()
+    if devices is not None:
+        program = program_of(experiment, devices)
+    else:
+        devices = jax.devices()
+        program = planned_program(experiment, FLAGS.devices or len(devices))
+    found = estimate(
+        experiment.name,
+        program,
+        devices[0].platform,
+        devices[0].device_kind,
+        memory_of(devices[0], len(devices)),
+    )
+    print("\n".join(text.lines(found)))
+    json_file.write_if_asked(found.as_json())
 
 
 def _show_sharding(experiment: Any, num_devices: int) -> None:

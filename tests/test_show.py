@@ -85,9 +85,37 @@ def test_json_holds_what_the_text_says(show, tmp_path):
     assert state.pop("total") == sum(state.values())
 
 
+def test_memory_is_told_by_what_it_is_for(show, tmp_path):
+    file = tmp_path / "memory.json"
+    words = ("experiments.llama2_smoke", "mesh(fsdp=4)", "remat(policy=full)")
+    code, out, error = show(*words, "--memory", "--devices=4", f"--json={file}")
+    assert (code, error) == (0, "")
+    found = json.loads(file.read_text())
+    assert found["devices"] == 4 and found["mesh"]["fsdp"] == 4
+    assert found["peak_bytes"] == found["argument_bytes"] + found["temp_bytes"]
+    assert found["fits"] is True and found["memory_bytes"] > found["peak_bytes"]
+    rows = {line.strip().split("  ")[0] for line in out.splitlines()}
+    told = {"arguments", "params, float32", "saved for the backward pass", "peak"}
+    assert rows >= told and "memory of each of 4 devices (cpu)" in out
+
+
 @pytest.mark.parametrize(
     "args, message",
     [
+        (
+            ["experiments.llama2_smoke", "--topology=v5e:2x2"],
+            "--topology has no meaning without --memory; add that.",
+        ),
+        (
+            ["experiments.llama2_smoke", "--memory", "--sharding"],
+            "--sharding and --memory exclude each other; leave one out.",
+        ),
+        (
+            [SEVEN_B, "--memory", "--topology=h100:8"],
+            "--topology=h100:8 cannot be compiled for: JAX compiles ahead of time for"
+            " slices of TPUs only; on a machine with such cards, leave --topology out"
+            " to compile for those that are here.",
+        ),
         (
             [SEVEN_B, "mesh(tensor=3)"],
             "decoder/stacks_0/layers_0/attention/key/kernel: dim 'kv_heads' of size 32"

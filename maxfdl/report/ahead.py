@@ -68,8 +68,9 @@ class Ahead:
       refusal: Why the compiler gave up for want of memory; None if it did not. Then
         what follows is not known, but for bytes of memory.
       argument_bytes: State and batch; of a refusal, by their shapes.
-      temp_bytes: What the step needs beside them.
-      peak_bytes: All that it needs; of a refusal, what the compiler says that it would.
+      temp_bytes: What the step needs beside them, in all memories of the device.
+      peak_bytes: All that it needs of its main memory at a time; of a refusal, what the
+        compiler says that it would.
       memory_bytes: What the device has; None if that is not known.
       model_flops: Of the formula: three times the matrix products forward.
       written_flops: Of all products that the step is written with: the gradients, and
@@ -169,7 +170,7 @@ def compile_ahead(name: str, program: Program) -> tuple[Ahead, CompiledStep | No
         compile_cpu_seconds=time.process_time() - cpu_started,
         model_flops=program.model_flops() / mesh.size,
         written_flops=program.written_flops() / mesh.size,
-        memory_bytes=_memory_of(device, mesh.size),
+        memory_bytes=memory_of(device, mesh.size),
         refusal=refusal,
         argument_bytes=_size_of_arguments(program),
         peak_bytes=None if refusal is None else _needed(refusal),
@@ -193,7 +194,7 @@ def _with_figures(report: Ahead, step: CompiledStep, mesh: Mesh) -> Ahead:
         report,
         argument_bytes=memory.argument_size_in_bytes,
         temp_bytes=memory.temp_size_in_bytes,
-        peak_bytes=step.peak_bytes(),
+        peak_bytes=_peak_bytes(step, mesh),
         flops=does.flops,
         routed_flops=does.expected,
         unknown_kernels=tuple(sorted(does.unknown)),
@@ -202,6 +203,17 @@ def _with_figures(report: Ahead, step: CompiledStep, mesh: Mesh) -> Ahead:
         roofline=times,
         mfu=times and chip and report.model_flops / times.seconds / chip.peak_flops,
     )
+
+
+def _peak_bytes(step: CompiledStep, mesh: Mesh) -> int:
+    """Returns the main memory that a step needs at its peak.
+
+    The temporaries that libtpu reports are those of all memories of a TPU, VMEM
+    included, so theirs and the arguments' sum is not the peak.
+    """
+    if mesh.devices.flat[0].platform == "tpu":
+        return step.run.memory_analysis().peak_memory_in_bytes
+    return step.peak_bytes()
 
 
 def _exchanges(
@@ -260,7 +272,7 @@ def _dims(groups: hlo.Groups, mesh: Mesh) -> int:
     return max(1, int(np.sum(spanned)))
 
 
-def _memory_of(device: jax.Device, num_devices: int) -> float | None:
+def memory_of(device: jax.Device, num_devices: int) -> float | None:
     """Returns the bytes that a device has; of a CPU, its share of the host's."""
     if device.platform == "cpu":
         whole = host_bytes()

@@ -145,9 +145,8 @@ def facts_of(experiment: Experiment, devices_here: int) -> Facts:
     Raises:
       UserError: If the mesh does not cut the batch and every parameter evenly.
     """
-    sharding = planned_sharding(experiment, devices_here)
-    trainer = experiment.make_trainer(sharding)
-    program = Program(trainer, experiment.batch_size, experiment.sequence_length)
+    program = planned_program(experiment, devices_here)
+    sharding, trainer = program.sharding, program.trainer
     state = program.abstract_state()
     return Facts(
         parameters=_parameters(trainer.model.parameters(), state["params"]),
@@ -173,6 +172,16 @@ def _replicas(trainer: Trainer, state: State) -> ReplicaFacts | None:
         bytes_per_device={k: bytes_per_device(v) - bytes_on_host(v) for k, v in own},
         bytes_sent_per_step=trainer.bytes_sent_per_step,
     )
+
+
+def planned_program(experiment: Experiment, devices_here: int) -> Program:
+    """Returns the step on the mesh that an experiment asks for, which is abstract.
+
+    Raises:
+      UserError: If the mesh does not cut the batch evenly.
+    """
+    trainer = experiment.make_trainer(planned_sharding(experiment, devices_here))
+    return Program(trainer, experiment.batch_size, experiment.sequence_length)
 
 
 def planned_sharding(experiment: Experiment, devices_here: int) -> Sharding:

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 
 from maxfdl.experiment import Experiment
 from maxfdl.layers.parameter import Parameter, map_parameters
-from maxfdl.report.facts import Spec, planned_sharding
+from maxfdl.report.facts import Spec, planned_program
 from maxfdl.report.text import aligned, spec_text
 from maxfdl.sharding.room import bytes_per_device, size_text
 from maxfdl.sharding.sharding import Sharding
@@ -65,9 +65,8 @@ def places_of(experiment: Experiment, num_devices: int) -> tuple[Sharding, list[
     Raises:
       UserError: If the mesh does not cut the batch and every parameter evenly.
     """
-    sharding = planned_sharding(experiment, num_devices)
-    trainer = experiment.make_trainer(sharding)
-    program = Program(trainer, experiment.batch_size, experiment.sequence_length)
+    program = planned_program(experiment, num_devices)
+    sharding, trainer = program.sharding, program.trainer
     state = program.abstract_state()
     found: list[Place] = []
     leaves = iter(jax.tree.leaves(state["params"]))
