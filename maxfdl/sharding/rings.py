@@ -2,8 +2,9 @@
 
 A mesh axis of 16 chips is two rings of 4 on a 4x4. XLA makes a reduce-scatter over both
 at once an all-reduce, of twice the bytes; so it does with one along a minor dim, and
-with a gather over 256 chips. Ring by ring, along the leading dim, each sends the bytes
-of one reduce-scatter or one gather.
+with a gather over 256 chips. Ring by ring, and reduce-scatters along the leading dim,
+each sends the bytes of one reduce-scatter or one gather. Gathers go along the dim that
+is cut: moved to the front, XLA copies the weights of all layers into another layout.
 """
 
 import math
@@ -34,10 +35,9 @@ def rings_of(mesh: Mesh, axis: str) -> Rings:
 
 def all_gather(x: jax.Array, axis: str, dim: int, rings: Rings) -> jax.Array:
     """Returns the parts of `x` that the devices along a mesh axis have, joined."""
-    x = jnp.moveaxis(x, dim, 0)
     for groups in reversed(_groups(rings)):
-        x = lax.all_gather(x, axis, axis_index_groups=groups, tiled=True)
-    return jnp.moveaxis(x, 0, dim)
+        x = lax.all_gather(x, axis, axis=dim, axis_index_groups=groups, tiled=True)
+    return x
 
 
 def reduce_scatter(x: jax.Array, axis: str, dim: int, rings: Rings) -> jax.Array:

@@ -328,7 +328,7 @@ def _listed(numbers: Sequence[int]) -> str:
 # float32, before it is cast to the type that the weight is stored in.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
 def _gathered(sharding, axes, dtype, stored_dtype, weight):
-    return sharding.whole(weight.astype(dtype), sharding.cuts(axes), axes)
+    return sharding.whole(cast_in_loop(weight, dtype), sharding.cuts(axes), axes)
 
 
 def _gathered_forward(sharding, axes, dtype, stored_dtype, weight):
@@ -340,3 +340,18 @@ def _gathered_backward(sharding, axes, dtype, stored_dtype, _, gradient):
 
 
 _gathered.defvjp(_gathered_forward, _gathered_backward)
+
+
+def cast_in_loop(weight: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """Returns `weight.astype(dtype)`, by operations that XLA leaves inside of a loop.
+
+    XLA moves a plain cast of each layer's weights before the loop over layers, where it
+    makes a copy of the weights of all layers that stays until the backward pass ends.
+    The upper half of a float32 number that has the precision of bfloat16 is that number
+    in bfloat16.
+    """
+    if weight.dtype != jnp.float32 or dtype != jnp.bfloat16:
+        return weight.astype(dtype)
+    rounded = lax.reduce_precision(weight, exponent_bits=8, mantissa_bits=7)
+    upper_half = lax.bitcast_convert_type(rounded, jnp.uint32) >> 16
+    return lax.bitcast_convert_type(upper_half.astype(jnp.uint16), jnp.bfloat16)

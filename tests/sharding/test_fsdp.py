@@ -102,7 +102,7 @@ def test_a_gathered_weight_is_whole_and_its_gradient_is_added_up(on, reduce):
 
 
 @pytest.mark.slow
-def test_tpus_gather_a_weight_beside_the_product_before_it():
+def test_tpus_cast_a_weight_in_the_loop_and_gather_it_beside_the_product_before_it():
     pytest.importorskip("libtpu")
     sharding = Sharding(MeshShape().build(devices_of("v5p:2x2x1")), AxisRules())
     place, rows = sharding.spec(("layers", "embed", "mlp")), P("fsdp")
@@ -128,5 +128,7 @@ def test_tpus_gather_a_weight_beside_the_product_before_it():
     weights = [array((4, 1024, 1024), "float32", place)] * 3
     options = compiler_options(sharding.mesh)
     compiled = jax.jit(run).lower(x, weights).compile(compiler_options=options)
-    found = hlo.read(compiled.as_text()).collectives
+    text = compiled.as_text()
+    found = hlo.read(text).collectives
     assert any(c.kind == "all-gather" and c.in_loop and c.beside for c in found)
+    assert "f32[4,256,1024]" in text and "bf16[4,256,1024]" not in text

@@ -12,7 +12,7 @@ from maxfdl import graph
 from maxfdl.errors import ConfigError, UserError
 from maxfdl.sharding.mesh import MeshShape
 from maxfdl.sharding.rules import AxisRules
-from maxfdl.sharding.sharding import Sharding
+from maxfdl.sharding.sharding import Sharding, cast_in_loop
 from maxfdl.sharding.shares import Shares
 from tests import tiny
 
@@ -235,3 +235,13 @@ def test_rows_of_a_device_are_found_among_those_of_its_process():
     assert shares.local(slice(9, 10), 16) == slice(3, 4)
     assert shares.rows(16) == [2, 3, 8, 9]
     assert Shares((0,), 1).local(slice(None), 16) == slice(0, 16)
+
+
+def test_a_cast_in_a_loop_rounds_as_any_cast():
+    drawn = np.random.default_rng(0).integers(0, 2**32, 10_000, dtype=np.uint32)
+    special = np.float32([0.0, -0.0, np.inf, -np.inf, np.nan, 3.4e38, 1.00390625])
+    x = jnp.concatenate([drawn.view(np.float32), special])
+    for dtype in (jnp.bfloat16, jnp.float16, jnp.float32):
+        cast, expected = cast_in_loop(x, dtype), x.astype(dtype)
+        assert cast.dtype == dtype
+        np.testing.assert_array_equal(*[np.float32(each) for each in (cast, expected)])
