@@ -10,7 +10,8 @@ data sheet of the chip. Mutations and values may follow, as for `maxfdl.launch`.
 
 `--compare=EXPRESSION` compiles another one, too; the values of the command line hold
 for both, its mutations for the first alone. `--search` tries meshes, remat and tiling,
-at most `--budget` compilations, and prints the best as a command to launch.
+at most `--budget` compilations, and prints each as it is done, then the best as a
+command to launch. Ctrl-C ends a search early, with the best so far.
 
 Exit code 1 says that the step (the first one, with `--compare`; all that were tried,
 with `--search`) does not fit into the memory of a device.
@@ -26,6 +27,8 @@ from absl import flags
 from maxfdl import commandline
 from maxfdl.errors import UserError
 from maxfdl.report import json_file, topology
+from maxfdl.run.leave import without_waiting
+from maxfdl.terminal import INTERRUPTED
 
 FLAGS = flags.FLAGS
 
@@ -119,11 +122,16 @@ def _print(reports: Sequence[Any]) -> None:
 
 def _search(devices: Sequence[Any]) -> int:
     from maxfdl.report import ahead_text, search
+    from maxfdl.run.background import each_in_background
 
-    found, make = [], commandline.config_from_flags
-    for trial in search.trials(make, devices, FLAGS.budget):
-        found.append(trial)
-        print(ahead_text.line(trial), flush=True)
+    found, make, is_whole = [], commandline.config_from_flags, True
+    try:
+        for trial in each_in_background(search.trials(make, devices, FLAGS.budget)):
+            found.append(trial)
+            print(ahead_text.line(trial), flush=True)
+    except KeyboardInterrupt:
+        is_whole = False
+        print("interrupted; of what was tried so far:")
     best = search.best(found)
     figures: dict[str, Any] = {"trials": [trial.as_json() for trial in found]}
     if best is None or best.report is None:
@@ -134,6 +142,8 @@ def _search(devices: Sequence[Any]) -> int:
         figures |= best.report.as_json()
         figures["expression"] = _expression(best.mutations)
     json_file.write_if_asked(figures)
+    if not is_whole:
+        return INTERRUPTED
     return DOES_NOT_FIT if best is None else FITS
 
 
@@ -156,4 +166,5 @@ def _command(mutations: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    commandline.run(main)
+    with without_waiting():
+        commandline.run(main)

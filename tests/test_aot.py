@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import signal
+import threading
 
 import jax
 import pytest
@@ -174,16 +176,20 @@ def test_slices_are_told_apart_and_what_crosses_them(call, tmp_path):
     assert found["roofline"]["dcn"] > 0
 
 
+def made_up(seconds):
+    """Returns the report of a step that takes so long at least."""
+    report = Ahead("x", "?", {"fsdp": 8}, 1, 0.0, 0.0, 1.0, 1.0, flops=1.0)
+    times = Roofline(seconds, 0.0, 0.0, 0.0)
+    return dataclasses.replace(report, roofline=times, mfu=0.5, peak_bytes=1)
+
+
 def test_a_search_prints_the_best_as_a_command(call, tmp_path, monkeypatch):
     file = tmp_path / "aot.json"
 
     def trials(make, devices, budget):
         for mutations in ((), ("mesh(fsdp=4,tensor=2)",)):
             program_of(graph.build(make(mutations)), devices)
-            report = Ahead("x", "?", {"fsdp": 8}, 1, 0.0, 0.0, 1.0, 1.0, flops=1.0)
-            times = Roofline(2.0 - len(mutations), 0.0, 0.0, 0.0)
-            report = dataclasses.replace(report, roofline=times, mfu=0.5, peak_bytes=1)
-            yield search.Trial(mutations, report)
+            yield search.Trial(mutations, made_up(2.0 - len(mutations)))
         yield search.Trial(("mesh(tensor=8)",), refusal="heads: 4 cannot be cut.")
 
     monkeypatch.setattr(search, "trials", trials)
@@ -203,3 +209,22 @@ def test_a_search_prints_the_best_as_a_command(call, tmp_path, monkeypatch):
     found = figures(file)
     assert (found["expression"], len(found["trials"])) == (best, 3)
     assert found["roofline_seconds"] == 1.0
+
+
+def test_ctrl_c_ends_a_search_with_the_best_so_far(call, tmp_path, monkeypatch):
+    file, ended = tmp_path / "aot.json", threading.Event()
+
+    def trials(make, devices, budget):
+        yield search.Trial((), made_up(2.0))
+        yield search.Trial(("remat(policy=full)",), made_up(1.0))
+        main = threading.main_thread().ident
+        signal.pthread_kill(main or 0, signal.SIGINT)  # while this thread compiles
+        ended.wait(60)
+
+    monkeypatch.setattr(search, "trials", trials)
+    code, out, _ = call(maxfdl.aot.main, *SMALL, "--search", f"--json={file}")
+    ended.set()
+    assert code == 130 and "interrupted; of what was tried so far:" in out
+    best = "experiments.zoo_smoke+remat(policy=full)"
+    assert f"python -m maxfdl.launch '{best}'" in out.splitlines()[-1]
+    assert figures(file)["expression"] == best

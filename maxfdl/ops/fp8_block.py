@@ -17,6 +17,7 @@ from maxfdl.ops.contraction import (
     Name,
     greatest_magnitude,
 )
+from maxfdl.ops.cost import expect_flops
 from maxfdl.ops.fp8 import Format, Formats, quantise, scale_of
 from maxfdl.ops.gather import Gather
 from maxfdl.ops.product import State
@@ -287,13 +288,20 @@ def _kernels_of_groups(
 ) -> jax.Array:
     """Returns the gradient of the kernels of groups, added up block by block.
 
-    Each device adds up the blocks of its own rows.
+    Each device adds up the blocks of its own rows that groups hold.
     """
 
     def of_device(x, x_scales, dy, dy_scales, group_N, sizes):
-        factors = [a[None] for a in (x, x_scales, dy, dy_scales)]
-        first = jnp.zeros((1, sizes.size, x.shape[2], dy.shape[2]), jnp.float32)
-        total = _added_up(factors, group_N, first)[0]
+        blocks, size, width = x.shape
+        first = jnp.zeros((1, sizes.size, width, dy.shape[2]), jnp.float32)
+
+        def added_up(sizes, group_N, *factors):
+            number = jnp.sum(-(-sizes // size))
+            return _added_up([a[None] for a in factors], group_N, first, number)[0]
+
+        rows = blocks * size if product.expected is None else product.expected
+        run = expect_flops(added_up, 2 * rows * width * dy.shape[2])
+        total = run(sizes, group_N, x, x_scales, dy, dy_scales)
         return total if product.gather is None else total.astype(product.dtype)
 
     inputs = "m.d", "m.d", "m.f", "m.f", "m", "m"
@@ -324,7 +332,7 @@ def _kernels_of_blocks(
     group = in_lanes(group_N)[0]
     first = jnp.zeros((lanes, groups, x.shape[2], dy.shape[2]), jnp.float32)
     first = product.by_lane(first) if lanes > 1 else first
-    total = _added_up(factors, group, first)
+    total = _added_up(factors, group, first, group.size)
     if lanes == 1:
         return total[0]
     # What crosses the mesh is in the type of activations, as with `Dot`. A product with
@@ -337,7 +345,10 @@ def _kernels_of_blocks(
 
 
 def _added_up(
-    factors: list[jax.Array], group_N: jax.Array, first: jax.Array
+    factors: list[jax.Array],
+    group_N: jax.Array,
+    first: jax.Array,
+    number: int | jax.Array,
 ) -> jax.Array:
     """Adds up products of blocks, lane by lane, each at the place of its group.
 
@@ -345,6 +356,7 @@ def _added_up(
       factors: [lanes, N, ...] blocks of x, their scales, and the same of dy.
       group_N: Group of each block.
       first: [lanes, groups, D, F] zeros.
+      number: How many blocks there are; those that follow are empty.
     """
     dims = (((1,), (1,)), ((0,), (0,)))
 
@@ -354,4 +366,4 @@ def _added_up(
         part = part * x_scale.swapaxes(1, 2) * dy_scale
         return total.at[:, group_N[i]].add(part)
 
-    return lax.fori_loop(0, group_N.size, add, first)
+    return lax.fori_loop(0, number, add, first)

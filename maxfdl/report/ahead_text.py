@@ -33,6 +33,8 @@ def line(trial: Trial) -> str:
     """Returns what came of one trial of a search."""
     name = "+".join(trial.mutations) or "as it is"
     report = trial.report
+    if trial.failure is not None:
+        return f"{name}: failed: {trial.failure}"
     if report is None:
         return f"{name}: refused: {trial.refusal}"
     if not report.fits:

@@ -41,11 +41,13 @@ class Trial:
       mutations: What makes it of the graph that the search began with.
       report: Of its step; None if it was refused.
       refusal: Why it cannot run on these devices, and was not compiled.
+      failure: What went wrong as it was compiled, of a bug.
     """
 
     mutations: Mutations
     report: Ahead | None = None
     refusal: str | None = None
+    failure: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         report = None if self.report is None else self.report.as_json()
@@ -123,6 +125,9 @@ class _Search:
             trial = Trial(mutations, report)
         except UserError as error:
             trial = Trial(mutations, refusal=str(error))
+        except Exception as error:  # a bug, which the other choices need not have
+            said = (str(error).strip() or "?").splitlines()[0]
+            trial = Trial(mutations, failure=f"{type(error).__name__}: {said}")
         self._done.append((choice, trial))
         return trial
 

@@ -9,7 +9,9 @@ import pytest
 
 from maxfdl.ops import grouped_rows
 from maxfdl.ops.cost import count_flops, count_written
+from maxfdl.ops.fp8_block import Fp8Block
 from maxfdl.ops.grouped_dot import GroupedDot
+from maxfdl.ops.quantized_dot import QuantizedGroupedDot
 from maxfdl.report import hlo
 from maxfdl.run.topology import devices_of
 
@@ -24,18 +26,17 @@ def arrays(dtype):
     return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
 
 
-def gradients(implementation, x, kernel, sizes):
+def gradients(dot, x, kernel, sizes):
     """Returns those of a product that is expected to have fewer rows than room."""
 
     def objective(x, kernel):
-        dot = GroupedDot(implementation)
         y, _ = dot(x, kernel, {}, sizes, expected=EXPECTED)
         return jnp.sum(jnp.square(y))
 
     return jax.grad(objective, (0, 1))(x, kernel)
 
 
-def compiled(implementation, place=None):
+def compiled(dot, place=None):
     """Returns what the compiled gradients do, and what is counted before."""
 
     def abstract(shape, dtype=jnp.bfloat16):
@@ -43,7 +44,7 @@ def compiled(implementation, place=None):
 
     args = abstract((ROWS, WIDTH)), abstract((GROUPS, WIDTH, OUTPUTS))
     args = *args, abstract((GROUPS,), jnp.int32)
-    step = functools.partial(gradients, implementation)
+    step = functools.partial(gradients, dot)
     assert count_flops(step, *args) == 3 * PRODUCT
     assert count_written(step, *args) == 3 * PRODUCT
     text = jax.jit(step).lower(*args).compile().as_text()
@@ -54,8 +55,16 @@ def test_a_block_has_64_rows():
     assert grouped_rows._ROWS == 64
 
 
-def test_flops_are_those_of_the_rows_that_groups_are_expected_to_have():
-    does = compiled("blocks")
+@pytest.mark.parametrize(
+    "dot",
+    [
+        GroupedDot("blocks"),
+        QuantizedGroupedDot(Fp8Block(size=8), implementation="blocks"),
+    ],
+    ids=["plain", "FP8 by block"],
+)
+def test_flops_are_those_of_the_rows_that_groups_are_expected_to_have(dot):
+    does = compiled(dot)
     assert does.flops == does.expected == 3 * PRODUCT
 
 
@@ -63,7 +72,7 @@ def test_flops_are_those_of_the_rows_that_groups_are_expected_to_have():
 def test_a_tpu_multiplies_no_row_by_the_kernel_of_another_group():
     pytest.importorskip("libtpu")
     chip = devices_of("v5e:2x2")[0]
-    does = compiled("ragged", jax.sharding.SingleDeviceSharding(chip))
+    does = compiled(GroupedDot("ragged"), jax.sharding.SingleDeviceSharding(chip))
     # XLA's own gradient of the kernels multiplies all rows for each group.
     assert does.flops == does.expected == 3 * PRODUCT
     assert not does.unknown

@@ -11,7 +11,7 @@ from maxfdl import graph
 from maxfdl.errors import UserError
 from maxfdl.graph.expression import parse_call
 from maxfdl.graph.resolve import mutate
-from maxfdl.report import search
+from maxfdl.report import ahead_text, search
 from maxfdl.report.ahead import Ahead
 from maxfdl.report.roofline import Roofline
 from tests import tiny
@@ -105,3 +105,20 @@ def test_a_graph_that_cannot_run_so_is_told_and_costs_nothing(costs, monkeypatch
 def test_nothing_is_best_where_nothing_fits(costs):
     only = [trial for trial in tried(budget=1)]
     assert search.best(only) is None
+
+
+def test_one_that_fails_to_compile_does_not_end_the_search(costs, monkeypatch):
+    compiles = search.compile_ahead
+
+    def compile_ahead(name, program):
+        if program.experiment.mesh.tensor == 8:
+            raise jax.errors.JaxRuntimeError("INTERNAL: no such layout\nat line 3")
+        return compiles(name, program)
+
+    monkeypatch.setattr(search, "compile_ahead", compile_ahead)
+    found = tried()
+    (failed,) = (trial for trial in found if trial.failure)
+    told = "mesh(fsdp=1,tensor=8): failed: JaxRuntimeError: INTERNAL: no such layout"
+    assert ahead_text.line(failed).endswith(told)
+    best = search.best(found)
+    assert best is not None and best.mutations[1] == "mesh(fsdp=2,tensor=4)"
