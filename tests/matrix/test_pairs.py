@@ -46,6 +46,11 @@ WAYS = {
         "moment_storage(kind=eight_bit, block_size=64)",
         "moment_storage(kind=bfloat16)",
     ),
+    "pipeline": (
+        "pipeline(stages=2, microbatches=2)",
+        'pipeline(stages=2, microbatches=2, schedule="1f1b")',
+        'pipeline(stages=1, microbatches=2, repeats=2, schedule="1f1b")',
+    ),
     "quantize": (
         "quantize",
         "quantize(backward=True, rounding=stochastic)",
