@@ -9,6 +9,7 @@ import jax
 
 from maxfdl.batch import MODEL_INPUTS, check_fields
 from maxfdl.checkpoint.checkpointer import Checkpointer
+from maxfdl.checkpoint.emergency import Emergency
 from maxfdl.data import Data
 from maxfdl.layers.frozen import trained
 from maxfdl.markers import Operational
@@ -39,6 +40,8 @@ class Experiment:
       sharding: Which mesh axes cut which dims.
       trainer: The step, and the rhythm of the loop.
       checkpoint: What is saved when; None saves nothing.
+      emergency: What is saved in between on the disks of the machines, to be gone on
+        from after a failure; None saves nothing.
       metrics: Where metrics go.
       init_from: Whose weights step 0 has: a model folder of Hugging Face, a checkpoint
         of MaxText or Paxml, or the directory of a run with this network. None draws
@@ -69,6 +72,7 @@ class Experiment:
     sharding: Annotated[AxisRules, Operational]
     trainer: Callable[..., Trainer]
     checkpoint: Callable[..., Checkpointer] | None
+    emergency: Annotated[Emergency | None, Operational] = None
     metrics: Annotated[Callable[..., MetricWriter], Operational]
     init_from: str | None = None
     resume_from: str | None = None

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from maxfdl.bucket import BucketPath
+from maxfdl.errors import UserError
 
 UPLOAD_SECONDS = 10.0
 """Least time between two uploads of an object that grows."""
@@ -19,8 +20,16 @@ UPLOAD_SECONDS = 10.0
 
 def cache_directory() -> pathlib.Path:
     """Returns where things that can be made again are kept: `$MAXFDL_CACHE`, or
-    `~/.cache/maxfdl`."""
+    `~/.cache/maxfdl`.
+
+    Raises:
+      UserError: If that is not a folder of this machine.
+    """
     folder = os.environ.get("MAXFDL_CACHE") or "~/.cache/maxfdl"
+    if "://" in folder:
+        raise UserError(
+            f"MAXFDL_CACHE ({folder}) must be a folder on a disk of this machine."
+        )
     return pathlib.Path(folder).expanduser()
 
 

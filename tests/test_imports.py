@@ -37,7 +37,7 @@ LIBRARY = {
     "markers": NOTHING,
     "hush": NOTHING,
     "bucket": frozenset({"errors"}),
-    "files": frozenset({"bucket"}),
+    "files": frozenset({"bucket", "errors"}),
     "paths": frozenset({"bucket", "errors", "files"}),
     "outside": WORDS,
     "ops": {"errors", "markers"},

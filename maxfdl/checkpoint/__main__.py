@@ -12,7 +12,6 @@ RUN, A and B are the directory of a run, of its checkpoints, or of one step. Wit
 STEP, `verify` takes all steps and the others take the newest.
 """
 
-import pathlib
 import shlex
 import shutil
 import sys
@@ -24,6 +23,8 @@ from absl import flags
 
 from maxfdl import commandline
 from maxfdl.errors import UserError, did_you_mean
+from maxfdl.files import folder_replaced
+from maxfdl.paths import as_path, fetched
 
 FLAGS = flags.FLAGS
 DAMAGED = DIFFERENT = 1
@@ -147,7 +148,7 @@ def _params_only(folder: str, step: str | None = None) -> None:
     from maxfdl.saved_run import read_evaluated
 
     number = None if step is None else _number(step)
-    config, number, state = read_evaluated(pathlib.Path(folder), FLAGS.trust, number)
+    config, number, state = read_evaluated(as_path(folder), FLAGS.trust, number)
     directory = RunDirectory(FLAGS.to)
     directory.lock()
     try:
@@ -160,9 +161,10 @@ def _params_only(folder: str, step: str | None = None) -> None:
             config_text=graph.as_text(config),
             command=shlex.join(words) + "\n",
         )
-        kept = pathlib.Path(folder) / TOKENIZER
+        kept = as_path(folder) / TOKENIZER
         if kept.is_dir():
-            shutil.copytree(kept, directory.path / TOKENIZER, dirs_exist_ok=True)
+            with folder_replaced(directory.path / TOKENIZER) as copy:
+                shutil.copytree(fetched(kept), copy, dirs_exist_ok=True)
         checkpointer = Checkpointer(directory=directory.checkpoints)
         checkpointer.save(number, state, NoData(), config_json, allow_non_finite=True)
         checkpointer.close()
@@ -178,7 +180,7 @@ def _prune(folder: str) -> None:
     from maxfdl.run.directory import CHECKPOINTS, RunDirectory
     from maxfdl.sharding.room import size_text
 
-    path = pathlib.Path(folder)
+    path = as_path(folder)
     if not (path / CHECKPOINTS).is_dir():
         raise UserError(f"{folder} must be the directory of a run.")
     directory = RunDirectory(path)
@@ -207,7 +209,7 @@ def _bench() -> None:
     from maxfdl.run.runtime import start
 
     start(compilation_cache=False)
-    folder = pathlib.Path(FLAGS.folder or tempfile.gettempdir())
+    folder = as_path(FLAGS.folder or tempfile.gettempdir())
     size = FLAGS.megabytes * 10**6
     found = timing.measure(size, FLAGS.times, folder)
     print(f"{FLAGS.megabytes} MB of random numbers, median of {FLAGS.times}, {folder}")

@@ -1,37 +1,28 @@
 """Saves the state of a run every so many steps, and finds it again."""
 
 import contextlib
-import functools
 import json
 import os
-import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
-import jax
-
 from maxfdl.checkpoint.chunks import saving_context
-from maxfdl.checkpoint.emergency import Emergency, LocalSteps
 from maxfdl.checkpoint.failure import SaveError, gist, storage_problem
 from maxfdl.checkpoint.load import StepReader, check_fits, load_step
 from maxfdl.checkpoint.orbax import import_orbax
-from maxfdl.checkpoint.processes import gather, say
+from maxfdl.checkpoint.processes import say
 from maxfdl.checkpoint.record import (
     DamagedCheckpointError,
     Record,
-    describe_leaves,
     read_record,
+    record_of,
 )
 from maxfdl.checkpoint.steps import remove_unfinished, set_aside_from, steps_in
-from maxfdl.checkpoint.structure import Structure, listed
+from maxfdl.checkpoint.structure import Abstract, listed
 from maxfdl.data.places import joined
 from maxfdl.errors import UserError
-from maxfdl.files import write_atomically
 from maxfdl.markers import FromParent, Operational
 from maxfdl.paths import AnyPath, as_path
-
-Abstract = Any | Callable[[Structure], Any]
-"""What a state looks like: a tree, or a function of the leaves that were saved."""
 
 
 class NoData:
@@ -60,7 +51,6 @@ class Checkpointer:
       every_steps: Steps from one save to the next. Must be positive.
       keep: Number of newest steps that stay on disk. Must be positive; with 1 there is
         nothing to fall back to when that step is damaged.
-      emergency: Saves in between, on the disks of the machines; None makes none.
       directory: Where the step directories go; made when the first is written.
 
     Raises:
@@ -71,13 +61,11 @@ class Checkpointer:
         self,
         every_steps: Annotated[int, Operational] = 500,
         keep: Annotated[int, Operational] = 3,
-        emergency: Annotated[Emergency | None, Operational] = None,
         *,
         directory: Annotated[str | os.PathLike, FromParent],
     ):
         self.every_steps = every_steps
         self.keep = keep
-        self.emergency = emergency
         self.directory = as_path(directory).absolute()
         for problem in self.check_config(self):
             raise UserError(problem)
@@ -97,14 +85,6 @@ class Checkpointer:
     def latest(self) -> int | None:
         """Returns the newest step on disk, or None. It may yet prove damaged."""
         return max(steps_in(self.directory), default=None)
-
-    def newest(self) -> int | None:
-        """Returns the newest step to go on from, be it of an emergency checkpoint.
-
-        All processes must call.
-        """
-        local = self._local.steps()[-1:] if self._local else []
-        return max([*local, *steps_in(self.directory)], default=None)
 
     def wants(self, step: int) -> bool:
         """Returns whether a save is due after `step` steps."""
@@ -139,7 +119,7 @@ class Checkpointer:
         if step == self._newest:
             return
         self.wait()
-        record = _record(step, state, data_iterator, graph_json)
+        record = record_of(step, state, data_iterator, graph_json)
         if record.not_finite and not allow_non_finite:
             raise SaveError(self._refusal(record))
         with self._explain_failure(step):
@@ -150,29 +130,14 @@ class Checkpointer:
             )
         self._newest = step
 
-    def save_locally(
-        self, step: int, state: Any, data_iterator: Any, graph_json: str
-    ) -> None:
-        """Makes an emergency checkpoint, if one is due; arguments as of `save`.
-
-        Blocks until the arrays are copied. A state that is not finite is passed over.
-        """
-        if self._local is None or not self._local.wants(step):
-            return
-        record = _record(step, state, data_iterator, graph_json)
-        if not record.not_finite:
-            self._local.save(record, state)
-
     def restore(self, step: int, abstract_state: Abstract, data_iterator: Any) -> Any:
         """Returns the state saved at `step`, and sets `data_iterator` to its place.
 
-        Emergency checkpoints come first, where they are not older than those of the
-        directory. If a step is damaged, takes the newest older one that is not, and
-        says so on stderr; the state tells which step it is from. Returns None where
-        there are emergency checkpoints alone, and none of them is whole.
+        If that step is damaged, takes the newest older one that is not, and says so on
+        stderr; the state tells which step it is from.
 
         Args:
-          step: One of the steps on disk, or of the emergency checkpoints.
+          step: One of the steps on disk.
           abstract_state: Tree of `jax.ShapeDtypeStruct` with shardings, which need not
             be those that were saved, nor on as many devices or processes. If its shapes
             depend on what was saved, a function that returns it.
@@ -184,16 +149,9 @@ class Checkpointer:
             paths of those that differ, if no step on disk is whole, or if the iterator
             refuses its place, because it is over other data.
         """
-        found = self._load_locally(step, abstract_state)
-        if found is None:
-            if self.emergency is not None:
-                step = min(step, self.latest() or 0)
-            if not step:
-                return None
-            found = self._load_newest(step, abstract_state, whole=True)
-            self._newest = found[1].step
-        state, record = found
-        self._set_place(data_iterator, joined(record.places))
+        state, record = self._load_newest(step, abstract_state, whole=True)
+        set_place(data_iterator, record, self.directory)
+        self._newest = record.step
         return state
 
     def read(
@@ -270,34 +228,6 @@ class Checkpointer:
         finally:
             self._close_writer()
 
-    def clear_locally(self) -> None:
-        """Removes emergency checkpoints, when a newer step is in the directory."""
-        if self._local is not None:
-            self._local.clear()
-
-    @functools.cached_property
-    def _local(self) -> LocalSteps | None:
-        """The emergency checkpoints of this run; all processes must ask together."""
-        if self.emergency is None:
-            return None
-        return LocalSteps(self.emergency, _name_of_run(self.directory.parent))
-
-    def _load_locally(self, step: int, abstract: Abstract) -> tuple[Any, Record] | None:
-        """Returns the newest emergency checkpoint that is not after `step`, unless the
-        directory has a newer step, or none is whole."""
-        if self._local is None:
-            return None
-        oldest = self.latest() or 0
-        steps = [found for found in self._local.steps() if oldest <= found <= step]
-        for candidate in reversed(steps):
-            try:
-                record = self._local.record(candidate)
-                wanted = abstract(record.structure) if callable(abstract) else abstract
-                return self._local.load(record, wanted), record
-            except DamagedCheckpointError as error:
-                say(f"emergency checkpoint of step {candidate} is passed over: {error}")
-        return None
-
     def _open_writer(self) -> Any:
         if self._writer is None:
             training = import_orbax().training
@@ -319,18 +249,6 @@ class Checkpointer:
             # After a failed save it raises that failure again.
             with contextlib.suppress(Exception):
                 writer.close()
-
-    def _set_place(self, data_iterator: Any, place: Any) -> None:
-        try:
-            data_iterator.set_state(place)
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(
-                f"The data of this experiment cannot take the place that"
-                f" {self.directory} saved: {gist(error)}; restore with the data that"
-                " was saved, or give another directory."
-            ) from error
 
     def _load_newest(
         self, step: int, abstract: Abstract, **how: bool
@@ -391,25 +309,19 @@ class Checkpointer:
         return "" if newest is None else f" (step {newest} is complete)"
 
 
-def _record(step: int, state: Any, data_iterator: Any, graph_json: str) -> Record:
-    """Returns what belongs to the arrays of a step; all processes must call."""
-    return Record(
-        step=step,
-        graph=json.loads(graph_json),
-        places=gather(data_iterator.get_state()),
-        leaves=describe_leaves(state),
-    )
+def set_place(data_iterator: Any, record: Record, directory: AnyPath) -> None:
+    """Puts an iterator where it was when a step was saved; see `Checkpointer.restore`.
 
-
-def _name_of_run(directory: AnyPath) -> str:
-    """Returns what no other run is called, also one that had this directory before.
-
-    The first process makes it up; all must call.
+    Raises:
+      UserError: If it refuses its place.
     """
-    file, name = directory / "emergency.id", ""
-    if jax.process_index() == 0:
-        if not file.is_file():
-            directory.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, uuid.uuid4().hex)
-        name = file.read_text("utf-8")
-    return gather(name)[0]
+    try:
+        data_iterator.set_state(joined(record.places))
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"The data of this experiment cannot take the place that {directory} saved:"
+            f" {gist(error)}; restore with the data that was saved, or give another"
+            " directory."
+        ) from error

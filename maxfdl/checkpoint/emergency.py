@@ -11,6 +11,7 @@ import os
 import pathlib
 import shutil
 import sys
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any
 
@@ -28,10 +29,18 @@ from maxfdl.checkpoint.pieces import (
     to_bytes,
     write_pieces,
 )
-from maxfdl.checkpoint.processes import gather
-from maxfdl.checkpoint.record import DamagedCheckpointError, Record, check_arrays
+from maxfdl.checkpoint.processes import gather, say
+from maxfdl.checkpoint.record import (
+    DamagedCheckpointError,
+    Record,
+    check_arrays,
+    record_of,
+)
+from maxfdl.checkpoint.structure import Abstract
 from maxfdl.errors import UserError
+from maxfdl.files import write_atomically
 from maxfdl.markers import Operational
+from maxfdl.paths import AnyPath
 
 _SUFFIX = ".pieces"
 
@@ -90,16 +99,17 @@ class LocalSteps:
 
     Args:
       options: Where and how many.
-      run: What no other run is called. Steps of another are not seen.
+      directory: Of the run. It keeps the name under which the steps are found, so that
+        those of a run that had this directory before are not seen.
 
     Raises:
       UserError: If the folder cannot be made.
     """
 
-    def __init__(self, options: Emergency, run: str):
+    def __init__(self, options: Emergency, directory: AnyPath):
         self._options = options
         root = pathlib.Path(os.path.expandvars(options.folder)).expanduser().absolute()
-        self._run = root / run
+        self._run = root / _name_of_run(directory)
         self._own = self._run / f"process_{jax.process_index()}"
         try:
             self._own.mkdir(parents=True, exist_ok=True)
@@ -115,14 +125,21 @@ class LocalSteps:
         """Returns whether a save is due after `step` steps."""
         return self._options.wants(step)
 
-    def save(self, record: Record, state: Any) -> None:
-        """Copies the state, sends to the peer what it is to keep, and writes both in
-        the background. What cannot be written is told on stderr: the run goes on."""
+    def save(self, step: int, state: Any, data_iterator: Any, graph_json: str) -> None:
+        """Saves `step`, unless the state holds values that are not finite.
+
+        Copies the state, sends to the peer what it is to keep, and writes both in
+        the background. What cannot be written is told on stderr: the run goes on.
+        Arguments are as of `record_of`.
+        """
         self.wait()
+        record = record_of(step, state, data_iterator, graph_json)
+        if record.not_finite:
+            return
         own = held_here(state)
         shares = {f"own{_SUFFIX}": own, f"peer{_SUFFIX}": _from_peer(state, own)}
         about = {"record": dataclasses.asdict(record), "processes": jax.process_count()}
-        self._pending = self._writer.submit(self._write, record.step, about, shares)
+        self._pending = self._writer.submit(self._write, step, about, shares)
 
     def _write(
         self, step: int, about: Any, shares: Mapping[str, dict[Piece, np.ndarray]]
@@ -153,12 +170,27 @@ class LocalSteps:
         }
         return sorted({step for each in gather(sorted(found)) for step in each})
 
-    def record(self, step: int) -> Record:
-        """Returns what a step says about itself.
+    def newest(
+        self, first: int, last: int, abstract: Abstract
+    ) -> tuple[Any, Record] | None:
+        """Returns the newest step between two, or None if none of them is whole.
 
-        Raises:
-          DamagedCheckpointError: If no process can read it, or two of them differ.
+        Args:
+          first, last: The steps.
+          abstract: What a state looks like.
         """
+        steps = [step for step in self.steps() if first <= step <= last]
+        for step in reversed(steps):
+            try:
+                record = self._record(step)
+                wanted = abstract(record.structure) if callable(abstract) else abstract
+                return self._load(record, wanted), record
+            except DamagedCheckpointError as error:
+                say(f"emergency checkpoint of step {step} is passed over: {error}")
+        return None
+
+    def _record(self, step: int) -> Record:
+        """Raises DamagedCheckpointError if no process can read it, or two differ."""
         here = next((file.about for file in self._files(step)), None)
         found = [each for each in gather(here) if each is not None]
         if not found:
@@ -172,7 +204,7 @@ class LocalSteps:
             )
         return Record(**found[0]["record"])
 
-    def load(self, record: Record, abstract: Any) -> Any:
+    def _load(self, record: Record, abstract: Any) -> Any:
         """Returns a state, whose shares may come from the disks of other processes.
 
         Args:
@@ -297,3 +329,14 @@ def _tell_damage(error: DamagedCheckpointError) -> None:
 
 def _steps_in(folder: pathlib.Path) -> list[int]:
     return sorted(int(path.name) for path in folder.glob("[0-9]*"))
+
+
+def _name_of_run(directory: AnyPath) -> str:
+    """Returns what no other run is called; the first process makes it up once."""
+    file, name = directory / "emergency.id", ""
+    if jax.process_index() == 0:
+        if not file.is_file():
+            directory.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, uuid.uuid4().hex)
+        name = file.read_text("utf-8")
+    return gather(name)[0]

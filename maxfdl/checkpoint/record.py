@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 from maxfdl.checkpoint.fingerprint import fingerprint
+from maxfdl.checkpoint.processes import gather
 from maxfdl.checkpoint.structure import Structure, structure_of
 from maxfdl.errors import UserError
 from maxfdl.paths import AnyPath
@@ -63,6 +64,23 @@ class Record:
             path: (tuple(leaf["shape"]), leaf["dtype"])
             for path, leaf in self.leaves.items()
         }
+
+
+def record_of(step: int, state: Any, data_iterator: Any, graph_json: str) -> Record:
+    """Returns what belongs to the arrays of a step; all processes must call.
+
+    Args:
+      step: Number of steps that `state` has seen.
+      state: Nested dict of jax arrays, whose keys are names.
+      data_iterator: Gives the data position through `get_state`, as JSON values.
+      graph_json: The experiment.
+    """
+    return Record(
+        step=step,
+        graph=json.loads(graph_json),
+        places=gather(data_iterator.get_state()),
+        leaves=describe_leaves(state),
+    )
 
 
 def describe_leaves(state: Any) -> dict[str, dict[str, Any]]:

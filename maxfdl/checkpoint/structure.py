@@ -1,7 +1,7 @@
 """What the leaves of a state look like, and how two states differ in that."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -10,6 +10,9 @@ from maxfdl.errors import UserError
 
 Structure = dict[str, tuple[tuple[int, ...], str]]
 """Path of a leaf to its shape and the name of its dtype."""
+
+Abstract = Any | Callable[[Structure], Any]
+"""What a state looks like: a tree, or a function of the leaves that were saved."""
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SHOWN = 5

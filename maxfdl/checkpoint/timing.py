@@ -1,17 +1,17 @@
 """How long checkpoints take, beside Orbax alone."""
 
 import dataclasses
-import pathlib
 import statistics
-import tempfile
 import time
+import uuid
 from typing import Any
 
 import jax
 import numpy as np
 
 from maxfdl.checkpoint.checkpointer import Checkpointer, NoData
-from maxfdl.checkpoint.orbax import import_orbax
+from maxfdl.checkpoint.orbax import import_orbax, orbax_context
+from maxfdl.paths import AnyPath, remove_folder
 
 _STACKS, _LAYERS, _WIDTH = 8, 8, 512
 
@@ -47,7 +47,7 @@ def random_state(num_bytes: int) -> dict[str, Any]:
 class _Verified:
     """Steps that are saved and restored as a run does it."""
 
-    def __init__(self, folder: pathlib.Path):
+    def __init__(self, folder: AnyPath):
         self._checkpointer = Checkpointer(directory=folder / "verified", keep=1)
         self.wait = self._checkpointer.wait
         self.close = self._checkpointer.close
@@ -62,11 +62,13 @@ class _Verified:
 class _Plain:
     """The same steps by Orbax's own `training.Checkpointer`."""
 
-    def __init__(self, folder: pathlib.Path):
+    def __init__(self, folder: AnyPath):
         training = import_orbax().training
         keep = training.preservation_policies.LatestN(1)
         self._checkpointer = training.Checkpointer(
-            folder / "plain", preservation_policy=keep
+            str(folder / "plain"),
+            preservation_policy=keep,
+            context=orbax_context(folder),
         )
         self._pending: Any = None
         self.close = self._checkpointer.close
@@ -82,9 +84,7 @@ class _Plain:
         return self._checkpointer.load_checkpointables(step, {"state": abstract})
 
 
-def measure(
-    num_bytes: int, times: int, folder: pathlib.Path
-) -> dict[str, list[Seconds]]:
+def measure(num_bytes: int, times: int, folder: AnyPath) -> dict[str, list[Seconds]]:
     """Returns the times of verified saves and of plain ones, taken in turns.
 
     Each kind goes first every other time. The first save and restore, which also
@@ -96,8 +96,8 @@ def measure(
       folder: Where the checkpoints go; they are removed.
     """
     state = random_state(num_bytes)
-    with tempfile.TemporaryDirectory(dir=folder) as name:
-        place = pathlib.Path(name)
+    place = folder.absolute() / f"maxfdl-bench-{uuid.uuid4().hex}"
+    try:
         kinds = {"verified": _Verified(place), "Orbax alone": _Plain(place)}
         found: dict[str, list[Seconds]] = {name: [] for name in kinds}
         for step in range(1, times + 2):
@@ -105,6 +105,8 @@ def measure(
                 found[name].append(_timed(kinds[name], step, state))
         for kind in kinds.values():
             kind.close()
+    finally:
+        remove_folder(place)
     return {name: each[1:] for name, each in found.items()}
 
 

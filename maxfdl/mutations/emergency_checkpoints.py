@@ -4,8 +4,8 @@ from typing import TypeVar
 
 import fiddle as fdl
 
-from maxfdl.checkpoint.checkpointer import Checkpointer
 from maxfdl.checkpoint.emergency import Emergency
+from maxfdl.experiment import Experiment
 from maxfdl.graph import copy, nodes_of
 from maxfdl.mutations.fields import put
 
@@ -23,10 +23,10 @@ def emergency_checkpoints(
     inverse.
 
     Raises:
-      MutationError: If the experiment has no checkpoint.
+      MutationError: If there is no experiment.
     """
     out = copy(cfg)
-    for checkpointer in nodes_of(out, Checkpointer):
+    for experiment in nodes_of(out, Experiment):
         options = fdl.Config(Emergency, folder=folder, every_steps=every, keep=keep)
-        put(checkpointer, "emergency", options if every else None)
+        put(experiment, "emergency", options if every else None)
     return out

@@ -7,9 +7,11 @@ from typing import Any
 
 import jax
 
-from maxfdl.checkpoint.checkpointer import Abstract, Checkpointer, NoData
+from maxfdl.checkpoint.checkpointer import Checkpointer, NoData, set_place
+from maxfdl.checkpoint.emergency import LocalSteps
 from maxfdl.checkpoint.failure import SaveError, gist
 from maxfdl.checkpoint.steps import check_room, steps_in
+from maxfdl.checkpoint.structure import Abstract
 from maxfdl.errors import UserError
 from maxfdl.experiment import Experiment
 from maxfdl.run.directory import RunDirectory
@@ -27,16 +29,26 @@ class Progress:
 
 
 class Saves:
-    """Saves a run, if its experiment has a checkpointer.
+    """Saves a run, if its experiment has a checkpointer or emergency checkpoints.
 
     Args:
       checkpointer: None saves nothing.
       graph_json: The graph that is saved with the state.
+      local: Emergency checkpoints, if there are such.
+      directory: Of the run, for errors.
     """
 
-    def __init__(self, checkpointer: Checkpointer | None, graph_json: str):
+    def __init__(
+        self,
+        checkpointer: Checkpointer | None,
+        graph_json: str,
+        local: LocalSteps | None,
+        directory: RunDirectory,
+    ):
         self._checkpointer = checkpointer
         self._graph_json = graph_json
+        self._local = local
+        self._directory = directory
 
     @classmethod
     def of(
@@ -45,7 +57,9 @@ class Saves:
         """Returns the saves of an experiment into the directory of its run."""
         make = experiment.checkpoint
         checkpointer = make and make(directory=directory.checkpoints)
-        return cls(checkpointer, graph_json)
+        emergency = experiment.emergency
+        local = emergency and LocalSteps(emergency, directory.path)
+        return cls(checkpointer, graph_json, local, directory)
 
     @property
     def latest(self) -> int | None:
@@ -53,8 +67,10 @@ class Saves:
         return self._checkpointer.latest() if self._checkpointer else None
 
     def newest(self) -> int | None:
-        """Returns the newest step to go on from; all processes must call."""
-        return self._checkpointer.newest() if self._checkpointer else None
+        """Returns the newest step to go on from, be it of an emergency checkpoint; all
+        processes must call."""
+        local = self._local.steps() if self._local else []
+        return max([*local, *filter(None, [self.latest])], default=None)
 
     def check_room(self, abstract_state: State) -> None:
         """Raises UserError if it is clear already that nothing can be saved."""
@@ -66,10 +82,18 @@ class Saves:
     ) -> State | None:
         """Returns the state of `step`, and puts the batches where they were.
 
-        See `Checkpointer.restore`.
+        Emergency checkpoints come first, where they are not older than those of the
+        checkpointer. What is damaged is passed over, see `Checkpointer.restore`.
+        Returns None where nothing is whole and the checkpointer has nothing.
         """
-        assert self._checkpointer
-        return self._checkpointer.restore(step, abstract_state, batches)
+        latest = self.latest or 0
+        if self._local and (found := self._local.newest(latest, step, abstract_state)):
+            state, record = found
+            set_place(batches, record, self._directory.path)
+            return state
+        if self._checkpointer is None or not latest:
+            return None
+        return self._checkpointer.restore(min(step, latest), abstract_state, batches)
 
     def restore_before(self, step: int, abstract_state: Abstract) -> State | None:
         """Returns the newest state on disk that has seen fewer steps than `step`, or
@@ -92,10 +116,8 @@ class Saves:
 
     def save_locally(self, now: Progress) -> None:
         """Makes an emergency checkpoint, if there are such and one is due."""
-        if self._checkpointer:
-            self._checkpointer.save_locally(
-                now.step, now.state, now.batches, self._graph_json
-            )
+        if self._local and self._local.wants(now.step):
+            self._local.save(now.step, now.state, now.batches, self._graph_json)
 
     def wait(self) -> None:
         """Waits until what was saved last is on disk."""
@@ -106,7 +128,8 @@ class Saves:
         """Waits for the last save, which replaces emergency checkpoints."""
         if self._checkpointer:
             self._checkpointer.close()
-            self._checkpointer.clear_locally()
+        if self._local:
+            self._local.clear()
 
     def how_to_continue(self, why: str) -> str:
         """Returns what to do after a run was stopped by a signal, or by a flag."""

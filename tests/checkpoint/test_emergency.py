@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from maxfdl.checkpoint.checkpointer import Checkpointer, NoData
-from maxfdl.checkpoint.emergency import Emergency, _rounds
+from maxfdl.checkpoint.emergency import Emergency, LocalSteps, _rounds
 from maxfdl.checkpoint.pieces import (
     PieceFile,
     assembled,
@@ -20,6 +20,8 @@ from maxfdl.checkpoint.pieces import (
     write_pieces,
 )
 from maxfdl.checkpoint.record import DamagedCheckpointError
+from maxfdl.run.directory import RunDirectory
+from maxfdl.run.saves import Progress, Saves
 
 
 @pytest.fixture
@@ -87,96 +89,105 @@ def test_who_lacks_a_share_gets_it_from_who_has_it():
 
 
 @pytest.fixture
-def make(tmp_path):
-    """Returns a function that makes the checkpointer of a run, as a start does."""
+def start(tmp_path):
+    """Returns a function that makes the saves of a run, as a start of it does."""
 
-    def checkpointer(every_steps=4, run="run"):
-        local = Emergency(folder=str(tmp_path / "disk"), every_steps=1)
-        directory = tmp_path / run / "checkpoints"
-        return Checkpointer(every_steps, emergency=local, directory=directory)
+    def saves(every_steps=4):
+        directory = RunDirectory(tmp_path / "run")
+        options = Emergency(folder=str(tmp_path / "disk"), every_steps=1)
+        checkpointer = Checkpointer(every_steps, directory=directory.checkpoints)
+        local = LocalSteps(options, directory.path)
+        return Saves(checkpointer, "{}", local, directory)
 
-    return checkpointer
+    return saves
 
 
-def train(checkpointer, state, steps):
+@pytest.fixture
+def files(tmp_path):
+    """Returns a function that lists the files of emergency checkpoints, of a step."""
+    return lambda step="*": [*tmp_path.glob(f"disk/*/process_*/{step}/*")]
+
+
+def train(saves, state, steps):
     """Saves as the loop does, of a run that is killed after the last of `steps`."""
     for step in steps:
         now = state | {"step": jnp.full_like(state["step"], step)}
-        checkpointer.save_locally(step, now, NoData(), "{}")
-        if checkpointer.wants(step):
-            checkpointer.save(step, now, NoData(), "{}")
-    checkpointer.wait()
-    checkpointer._local.wait()
+        saves.save_locally(Progress(step, now, NoData()))
+        if saves.due(step):
+            saves.save(Progress(step, now, NoData()))
+    saves.wait()
+    saves._local.wait()
 
 
-def test_a_run_goes_on_from_the_newest_step_of_any_kind(make, state, abstract):
-    train(make(), state, range(1, 8))
-    start = make()
-    assert (start.latest(), start.newest()) == (4, 7)
-    restored = start.restore(7, abstract(state), NoData())
+def test_a_run_goes_on_from_the_newest_step_of_any_kind(start, files, state, abstract):
+    train(start(), state, range(1, 8))
+    again = start()
+    assert (again.latest, again.newest()) == (4, 7)
+    restored = again.restore(7, abstract(state), NoData())
     assert int(restored["step"]) == 7
-    start.save(7, restored, NoData(), "{}")  # the step is in no checkpoint yet
-    start.close()
-    start.clear_locally()
-    assert make().latest() == make().newest() == 7
-    assert not [*start._local._run.parent.glob("*/*/*")]  # nothing is left behind
+    again.save(Progress(7, restored, NoData()))  # no checkpoint has this step yet
+    again.close()
+    assert start().latest == start().newest() == 7
+    assert not files()  # the checkpoint has it all
 
 
-def test_a_damaged_step_is_passed_over(make, state, abstract, capsys):
-    train(make(), state, range(1, 8))
-    for file in make()._local._own.glob("7/*"):
+def test_a_damaged_step_is_passed_over(start, files, state, abstract, capsys):
+    train(start(), state, range(1, 8))
+    for file in files(7):
         file.write_bytes(_flipped(file.read_bytes(), -3))
-    assert int(make().restore(7, abstract(state), NoData())["step"]) == 6
-    for file in make()._local._own.glob("6/*"):
+    assert int(start().restore(7, abstract(state), NoData())["step"]) == 6
+    for file in files(6):
         file.unlink()
-    assert int(make().restore(7, abstract(state), NoData())["step"]) == 4
+    assert int(start().restore(7, abstract(state), NoData())["step"]) == 4
     errors = capsys.readouterr().err
     assert "step has changed since it was written" in errors
     assert "step 7 is passed over: what process 0 held is left on no disk" in errors
 
 
-def test_a_run_without_any_whole_step_begins_anew(make, state, abstract, capsys):
-    train(make(), state, range(1, 3))
-    for file in make()._local._own.glob("*/*"):
+def test_a_run_without_any_whole_step_begins_anew(
+    start, files, state, abstract, capsys
+):
+    train(start(), state, range(1, 3))
+    for file in files():
         file.write_bytes(b"")
-    assert make().restore(2, abstract(state), NoData()) is None
+    assert start().restore(2, abstract(state), NoData()) is None
     assert "step 1 is passed over: no disk holds its record" in capsys.readouterr().err
 
 
-def test_another_mesh_goes_on_from_the_checkpoint(make, state, abstract, row_sharding):
-    train(make(), state, range(1, 7))
+def test_another_mesh_goes_on_from_the_checkpoint(start, state, abstract, row_sharding):
+    train(start(), state, range(1, 7))
     fewer = abstract({"cut": state["cut"]}, row_sharding(2))
     wanted = abstract(state) | fewer
-    assert int(make().restore(6, wanted, NoData())["step"]) == 4
+    assert int(start().restore(6, wanted, NoData())["step"]) == 4
 
 
-def test_a_run_that_went_back_leaves_no_future_behind(make, state):
-    checkpointer = make()
-    train(checkpointer, state, (5, 6, 3))
-    assert make().newest() == 3
+def test_a_run_that_went_back_leaves_no_future_behind(start, state):
+    train(start(), state, (5, 6, 3))
+    assert start().newest() == 3
 
 
-def test_steps_of_a_run_that_had_this_directory_before_are_not_seen(make, state):
-    train(make(), state, (1, 2))
-    (make().directory.parent / "emergency.id").unlink()
-    assert make().newest() is None
+def test_steps_of_a_run_that_had_this_directory_before_are_not_seen(
+    start, state, tmp_path
+):
+    train(start(), state, (1, 2))
+    (tmp_path / "run" / "emergency.id").unlink()
+    assert start().newest() is None
 
 
-def test_a_disk_that_is_full_does_not_stop_a_run(make, state, monkeypatch, capsys):
+def test_a_disk_that_is_full_does_not_stop_a_run(start, state, monkeypatch, capsys):
     def full(*args):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("maxfdl.checkpoint.emergency.write_pieces", full)
-    train(make(), state, (1,))
+    train(start(), state, (1,))
     assert "step 1 cannot be written to " in capsys.readouterr().err
-    assert make().newest() is None
+    assert start().newest() is None
 
 
-def test_states_that_are_not_finite_are_passed_over(make, state):
+def test_states_that_are_not_finite_are_passed_over(start, state):
     state["cut"] = state["cut"] * jnp.nan
-    checkpointer = make(every_steps=100)
-    train(checkpointer, state, (1,))
-    assert make().newest() is None
+    train(start(), state, (1,))
+    assert start().newest() is None
 
 
 @pytest.mark.parametrize(
