@@ -5,13 +5,17 @@ import pathlib
 
 import pytest
 
+from maxfdl import graph
+from maxfdl.checkpoint.steps import steps_in
 from maxfdl.data.sources import Files
 from maxfdl.data.tokenizers import ByteTokenizer, HuggingFaceTokenizer
 from maxfdl.errors import UserError
 from maxfdl.run.directory import RunDirectory
 from maxfdl.run.lock import Lease
+from maxfdl.run.loop import RunOptions, run
 from maxfdl.tensors.staging import swapped_in
 from maxfdl.train.metrics import MetricWriter
+from tests import tiny
 
 QUICK = {"every": 0.02, "patience": 0.3, "settle": 0.01}
 
@@ -123,3 +127,18 @@ def test_data_is_read_from_a_bucket(cloud):
     with pytest.raises(UserError, match="must be a file, but there is none"):
         len(Files((f"{cloud.root}/data/c.txt",)))
     assert isinstance(by_glob._opened[0].file.path, pathlib.Path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("server", ["gs"], indirect=True)
+def test_a_run_trains_stops_and_goes_on_in_a_bucket(cloud):
+    config = tiny.experiment()
+    config.steps, config.checkpoint.every_steps = 4, 2
+    config.trainer.log_every, config.trainer.eval_batches = 1, 0
+    directory = RunDirectory(cloud.root / "run")
+    for stop_at in (3, None):
+        options = RunOptions(graph_json=graph.dump_json(config), stop_at=stop_at)
+        state = run(graph.build(graph.validate(config)), directory, options)
+    assert int(state["step"]) == 4 and steps_in(directory.checkpoints) == [2, 3, 4]
+    lines = (directory.path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
