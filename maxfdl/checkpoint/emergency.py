@@ -103,12 +103,12 @@ class LocalSteps:
         those of a run that had this directory before are not seen.
 
     Raises:
-      UserError: If the folder cannot be made.
+      UserError: If the folder cannot be made, or names a variable that is not set.
     """
 
     def __init__(self, options: Emergency, directory: AnyPath):
         self._options = options
-        root = pathlib.Path(os.path.expandvars(options.folder)).expanduser().absolute()
+        root = _folder(options)
         self._run = root / _name_of_run(directory)
         self._own = self._run / f"process_{jax.process_index()}"
         try:
@@ -253,10 +253,6 @@ class LocalSteps:
         if pending is not None:
             pending.result()
 
-    def close(self) -> None:
-        self.wait()
-        self._writer.shutdown()
-
     def _files(self, step: int) -> Iterator[PieceFile]:
         """Yields the files of a step on this disk; tells of those that are damaged."""
         for path in sorted(self._run.glob(f"process_*/{step}/*{_SUFFIX}")):
@@ -264,6 +260,17 @@ class LocalSteps:
                 yield PieceFile(path)
             except DamagedCheckpointError as error:
                 _tell_damage(error)
+
+
+def _folder(options: Emergency) -> pathlib.Path:
+    """Returns the folder on this machine."""
+    expanded = os.path.expandvars(options.folder)
+    if "$" in expanded:
+        raise UserError(
+            f"Emergency folder ({options.folder}) names a variable that is not set on"
+            " this machine; set it, or give another folder."
+        )
+    return pathlib.Path(expanded).expanduser().absolute()
 
 
 def _from_peer(state: Any, own: Mapping[Piece, Any]) -> dict[Piece, np.ndarray]:

@@ -13,14 +13,14 @@ C = TypeVar("C", bound=fdl.Buildable)
 
 
 def emergency_checkpoints(
-    cfg: C, *, folder: str = "/tmp/maxfdl", every: int = 10, keep: int = 2
+    cfg: C, *, folder: str = "/dev/shm/maxfdl", every: int = 10, keep: int = 2
 ) -> C:
     """Saves every few steps on local disks, each share also on that of a peer.
 
     A run whose process or machine dies goes on from there, if one copy of each share
-    is left. See `maxfdl.checkpoint.emergency.Emergency`. `folder` is a disk, or memory,
-    of each machine, such as `/dev/shm/maxfdl`. `emergency_checkpoints(every=0)` is the
-    inverse.
+    is left. See `maxfdl.checkpoint.emergency.Emergency`. `folder` is on a disk of each
+    machine, or in its memory, as the default is. `emergency_checkpoints(every=0)` is
+    the inverse.
 
     Raises:
       MutationError: If there is no experiment.

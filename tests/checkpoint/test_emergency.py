@@ -20,6 +20,7 @@ from maxfdl.checkpoint.pieces import (
     write_pieces,
 )
 from maxfdl.checkpoint.record import DamagedCheckpointError
+from maxfdl.errors import UserError
 from maxfdl.run.directory import RunDirectory
 from maxfdl.run.saves import Progress, Saves
 
@@ -190,6 +191,14 @@ def test_states_that_are_not_finite_are_passed_over(start, state):
     assert start().newest() is None
 
 
+def test_a_folder_by_a_variable_that_is_not_set_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("DISK", str(tmp_path / "disk"))
+    LocalSteps(Emergency(folder="$DISK/here"), tmp_path / "run")
+    assert [*tmp_path.glob("disk/here/*/process_0")]
+    with pytest.raises(UserError, match="names a variable that is not set"):
+        LocalSteps(Emergency(folder="$NO_SUCH_DISK/here"), tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -199,6 +208,6 @@ def test_states_that_are_not_finite_are_passed_over(start, state):
     ],
 )
 def test_what_makes_no_sense_is_refused(fields, words):
-    options = Emergency(**({"folder": "/tmp/x"} | fields))
+    options = Emergency(**({"folder": "/dev/shm/x"} | fields))
     (problem,) = Emergency.check_config(options)
     assert re.search(words, problem)

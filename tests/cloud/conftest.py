@@ -36,7 +36,9 @@ class Bucket:
         return as_path(f"{self.scheme}://{name}")
 
 
-@pytest.fixture(scope="session", params=FAKES)
+@pytest.fixture(
+    scope="session", params=["gs", pytest.param("s3", marks=pytest.mark.slow)]
+)
 def server(request):
     if importlib.util.find_spec(bucket.PACKAGES[request.param]) is None:
         pytest.skip(f"{bucket.PACKAGES[request.param]} is not installed")
