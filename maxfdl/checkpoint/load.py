@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -135,6 +136,27 @@ def saved_tree(path: AnyPath) -> Any:
     if tree is None:
         raise DamagedCheckpointError("the tree of its arrays cannot be read")
     return tree
+
+
+def check_tree(path: AnyPath, record: Record) -> None:
+    """Raises DamagedCheckpointError unless Orbax can restore the tree of the record.
+
+    It reads the smallest array, for which it needs all files but those of the others.
+    """
+    tree = saved_tree(path)
+    if problem := differences(structure_of(tree), record.structure):
+        raise DamagedCheckpointError(f"its arrays are not those saved: {problem}")
+    smallest = min(jax.tree.leaves(tree), key=lambda leaf: math.prod(leaf.shape))
+    part = jax.tree.map(
+        lambda leaf: (
+            jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if leaf is smallest else None
+        ),
+        tree,
+    )
+    try:
+        _load_arrays(path, part, whole=False)
+    except Exception as error:
+        raise DamagedCheckpointError(gist(error)) from None
 
 
 def check_fits(path: AnyPath, record: Record, abstract: Any, whole: bool) -> None:

@@ -12,11 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from maxfdl.checkpoint.chunks import SavedArray
-from maxfdl.checkpoint.load import saved_tree
+from maxfdl.checkpoint.load import check_tree
 from maxfdl.checkpoint.record import DamagedCheckpointError, Record, read_record
 from maxfdl.checkpoint.steps import steps_in
-from maxfdl.checkpoint.structure import differences as differences_of
-from maxfdl.checkpoint.structure import structure_of
 from maxfdl.errors import UserError
 from maxfdl.paths import AnyPath, as_path, files_in
 
@@ -93,15 +91,9 @@ class StepOnDisk:
           UserError: If a bit of it is not as it was written.
         """
         with self._explained():
-            self._check_tree()
+            check_tree(self.path, self.record)
         for path in self.record.structure:
             self.array(path)
-
-    def _check_tree(self) -> None:
-        """Raises DamagedCheckpointError unless Orbax finds the arrays of the record."""
-        found = structure_of(saved_tree(self.path))
-        if problem := differences_of(found, self.record.structure):
-            raise DamagedCheckpointError(f"its arrays are not those saved: {problem}")
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

@@ -14,7 +14,7 @@ import pytest
 
 from maxfdl.checkpoint.checkpointer import Checkpointer
 from maxfdl.errors import UserError
-from tests.faults.damage import delete, empty, flip_a_bit, truncate
+from tests.faults.damage import delete, empty, flip_a_bit, is_whole, truncate
 
 
 @pytest.fixture
@@ -66,6 +66,8 @@ def test_every_file_may_be_damaged(saved, tmp_path, restore_newest, capsys, dama
         step = restore_newest(copy)
         said = capsys.readouterr().err
         assert ("checkpoint step 2 is damaged" in said) == (step == 1)
+        # It may also look at files that a restore does not need.
+        assert step == 2 or not is_whole(copy / "2")
         fell_back += step == 1
     assert fell_back
 

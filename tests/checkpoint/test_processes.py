@@ -71,3 +71,16 @@ def test_two_processes_save_and_restore_their_shards_and_their_data(tmp_path):
     assert [process.returncode for process in processes] == [0, 0], errors
     assert errors[0].count("step 3 is moved to") == 1
     assert "is moved to" not in errors[1]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_restored_on_other_meshes_and_numbers_of_processes():
+    """A share of `python -m tests.resharding`."""
+    words = ["--processes=1,2", "--meshes=8,2x2x2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.resharding", *words],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    assert done.stdout == "4 x 4 directions: every bit is the same\n"

@@ -38,11 +38,11 @@ def flip_a_bit(path: pathlib.Path, position: int | None = None) -> None:
     path.write_bytes(content)
 
 
-def damages(size: int) -> Iterator[Callable[[pathlib.Path], None]]:
-    """Yields what is done to a file of `size` bytes."""
-    yield from (delete, truncate, empty)
+def damages(size: int) -> Iterator[tuple[str, Callable[[pathlib.Path], None]]]:
+    """Yields what is done to a file of `size` bytes, in words and as a function."""
+    yield from (("deleted", delete), ("cut to half", truncate), ("emptied", empty))
     for at in sorted({i * size // FLIPS for i in range(FLIPS)} if size else ()):
-        yield lambda path, at=at: flip_a_bit(path, at)
+        yield f"with byte {at} changed", lambda path, at=at: flip_a_bit(path, at)
 
 
 class Damaged:
@@ -76,12 +76,15 @@ class Damaged:
         names = [path.relative_to(step) for path in step.rglob("*") if path.is_file()]
         number = itertools.count()  # tensorstore may remember a file by its path
         for name in sorted(names):
-            for damage in damages((step / name).stat().st_size):
+            for how, damage in damages((step / name).stat().st_size):
                 copy = self._folder / f"copy{next(number)}"
                 for each in (self._older, self._newest):
                     shutil.copytree(self._checkpoints / str(each), copy / str(each))
                 damage(copy / str(self._newest) / name)
-                found[self._outcome(copy)] += 1
+                outcome = self._outcome(copy)
+                if outcome == "silently wrong":
+                    print(f"silently wrong: {name} {how}", flush=True)
+                found[outcome] += 1
                 shutil.rmtree(copy)
         return found
 
@@ -92,7 +95,7 @@ class Damaged:
             return "silently wrong"
         if step == self._newest:
             return "harmless"
-        return "silently wrong" if _is_whole(copy / str(self._newest)) else "fell back"
+        return "silently wrong" if is_whole(copy / str(self._newest)) else "fell back"
 
     def _restored(self, checkpoints: pathlib.Path, step: int) -> Any:
         described = saved_tree(self._checkpoints / str(step))
@@ -102,7 +105,8 @@ class Damaged:
         return Checkpointer(directory=checkpoints).restore(step, abstract, NoData())
 
 
-def _is_whole(step: pathlib.Path) -> bool:
+def is_whole(step: pathlib.Path) -> bool:
+    """Returns what `maxfdl checkpoint verify` finds."""
     try:
         StepOnDisk(step).check()
     except UserError:
