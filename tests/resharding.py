@@ -30,7 +30,7 @@ from tests import tiny
 
 DEVICES, STEP = 8, 3
 
-MESHES = {
+MESHES: dict[str, dict[str, Any]] = {
     "8": {"fsdp": 8},
     "4x2": {"fsdp": 4, "tensor": 2},
     "2x2x2": {"data": 2, "fsdp": 2, "tensor": 2},

@@ -211,7 +211,12 @@ def _bench() -> None:
     start(compilation_cache=False)
     folder = as_path(FLAGS.folder or tempfile.gettempdir())
     size = FLAGS.megabytes * 10**6
-    found = timing.measure(size, FLAGS.times, folder)
+    try:
+        found = timing.measure(size, FLAGS.times, folder)
+    except OSError as error:
+        raise UserError(
+            f"bench cannot write to {folder} ({error.strerror}); give another --folder."
+        ) from error
     print(f"{FLAGS.megabytes} MB of random numbers, median of {FLAGS.times}, {folder}")
     print(
         f"{'':<12}{'blocked':>9}{'saved':>9}{'restored':>9}{'written':>12}{'read':>12}"

@@ -97,6 +97,7 @@ def measure(num_bytes: int, times: int, folder: AnyPath) -> dict[str, list[Secon
     """
     state = random_state(num_bytes)
     place = folder.absolute() / f"maxfdl-bench-{uuid.uuid4().hex}"
+    place.mkdir()
     try:
         kinds = {"verified": _Verified(place), "Orbax alone": _Plain(place)}
         found: dict[str, list[Seconds]] = {name: [] for name in kinds}

@@ -41,6 +41,11 @@ class Watchdog:
         finally:
             self._step = None
 
+    @property
+    def is_watching(self) -> bool:
+        """Whether the time that passes now counts."""
+        return self._step is not None
+
     def close(self) -> None:
         self._closed.set()
 

@@ -8,10 +8,13 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from maxfdl.checkpoint.checkpointer import Checkpointer, NoData
+from maxfdl.checkpoint.on_disk import one_step
 from maxfdl.checkpoint.record import FORMAT_VERSION
+from maxfdl.checkpoint.structure import structure_of
 
 FOLDER = pathlib.Path(__file__).parents[1] / "goldens" / "checkpoints"
 RELEASED = sorted(path.name for path in FOLDER.iterdir())
@@ -40,3 +43,15 @@ def test_a_released_format_is_read_to_the_last_bit(name, assert_same):
     assert json.loads(checkpointer.graph(3)) == {"a": 1}
     shapes = jax.eval_shape(state)
     assert_same(checkpointer.restore(3, shapes, NoData()), state())
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_tools_read_a_released_format_array_by_array(name):
+    step = one_step(str(FOLDER / name), 3)
+    step.check()
+    arrays = jax.tree.leaves(state())
+    assert len(arrays) == len(step.record.structure)
+    for path, expected in zip(structure_of(state()), arrays, strict=True):
+        found = step.array(path)
+        assert found.dtype == expected.dtype
+        assert found.tobytes() == np.asarray(expected).tobytes()

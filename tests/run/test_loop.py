@@ -1,5 +1,6 @@
 """What a run does when something fails: nothing that was trained is lost."""
 
+import collections
 import itertools
 import json
 
@@ -18,6 +19,9 @@ from maxfdl.run.directory import RunDirectory
 from maxfdl.run.evaluation import Evaluation
 from maxfdl.run.loop import RunOptions, run
 from maxfdl.run.signals import StopRequest
+from maxfdl.run.step_log import StepLog
+from maxfdl.run.step_programs import StepPrograms
+from maxfdl.run.watchdog import Watchdog
 from maxfdl.train.metrics import MetricWriter
 from maxfdl.train.program import Program
 from tests import tiny
@@ -304,6 +308,31 @@ def test_a_run_goes_back_only_so_often(tmp_path):
         )
         with pytest.raises(UserError, match="the last 3 steps, up to step 6, changed"):
             train(tmp_path, config)
+
+
+def test_the_watchdog_watches_the_steps_and_nothing_else(tmp_path):
+    dog, seen = Watchdog(None), collections.defaultdict(set)
+
+    def noting(owner, name):
+        function = getattr(owner, name)
+
+        def call(*args, **kwargs):
+            seen[owner].add(dog.is_watching)
+            return function(*args, **kwargs)
+
+        patch.setattr(owner, name, call)
+
+    config = experiment(eval_every=2)
+    config.checkpoint.every_steps = 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("maxfdl.run.loop.Watchdog", lambda seconds: dog)
+        noting(StepPrograms, "at")  # waits for the step to be compiled
+        noting(Evaluation, "__call__")
+        noting(Checkpointer, "save")
+        noting(StepLog, "add")  # waits for the step before
+        train(tmp_path, config)
+    assert seen.pop(StepLog) == {True}
+    assert seen == {each: {False} for each in (StepPrograms, Evaluation, Checkpointer)}
 
 
 @pytest.mark.parametrize("trainer", [{"eval_batches": 1}, {"sample_tokens": 4}])
