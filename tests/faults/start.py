@@ -20,7 +20,7 @@ def import_all() -> None:
     import maxfdl.graph
     import maxfdl.launch
     import maxfdl.run.loop
-    from maxfdl.checkpoint.failure import import_orbax
+    from maxfdl.checkpoint.orbax import import_orbax
 
     import_orbax()
     del experiments, maxfdl
