@@ -14,6 +14,7 @@ from fdl_configs.runs import pretrain
 from maxfdl import graph
 from maxfdl.experiment import Experiment
 from maxfdl.layers.parameter import Parameter, map_parameters, path_hash, whole_path
+from maxfdl.model import Model
 from maxfdl.ops.state import StateDeclaration
 from maxfdl.train.program import Program
 
@@ -70,25 +71,28 @@ def program(config: fdl.Config[Experiment], devices: int = 1) -> Program:
 
 
 def begin(program: Program) -> Any:
-    """Returns what `program.init()` does.
+    """Returns what `program.init()` does."""
+    model = program.trainer.model
+    state = jax.tree.map(StateDeclaration.first, model.state())
+    variables = {"params": weights(model), "state": state}
+    # Buffers of what it starts from are donated, and these serve all tests.
+    return program.start_from(jax.tree.map(np.array, variables))
+
+
+def weights(model: Model) -> Any:
+    """Returns the parameters of what `model.init` makes with the first seed.
 
     One program that draws all weights compiles longer than the step, so here each kind
     of weights has a program of its own, which serves all tests.
     """
-    trainer = program.trainer
-    dtype = trainer.model.network.param_dtype
+    dtype = model.network.param_dtype
 
     def first(path: str, parameter: Parameter) -> jax.Array:
         whole = parameter.whole
         values = _drawn(whole_path(path, parameter), whole)
         return parameter.part_of(values.astype(whole.dtype or dtype))
 
-    params = map_parameters(first, trainer.model.parameters())
-    state = jax.tree.map(StateDeclaration.first, trainer.model.state())
-    began = trainer.start_from({"params": params, "state": state})
-    # A step overwrites its state, so each leaf needs memory of its own.
-    own = jax.tree.map(lambda x: np.array(x), began)
-    return jax.device_put(own, trainer.state_shardings())
+    return map_parameters(first, model.parameters())
 
 
 @functools.cache

@@ -17,6 +17,7 @@ from maxfdl import graph
 from maxfdl.mutations import mesh, router_losses, selection_bias, to_linen
 from maxfdl.ops.state import StateDeclaration
 from maxfdl.train.program import Program
+from tests import tiny
 from tests.matrix.covering import NONE, covering
 from tests.mutations.cases import CASES, apply
 
@@ -112,9 +113,9 @@ def plain(network):
 
 @functools.cache
 def weights(network, *calls):
-    """Returns parameters on the host: drawing them compiles as long as a step."""
+    """Returns parameters on the host."""
     model = graph.build(apply(plain(network), *calls)).make_model()
-    return jax.device_get(jax.jit(model.init)(jax.random.key(0)))["params"]
+    return jax.device_get(tiny.weights(model))
 
 
 def step(config, network, calls, devices):
@@ -125,11 +126,8 @@ def step(config, network, calls, devices):
     drawn = {"multi_token_prediction", "param_dtype", "quantize_weights"} & calls.keys()
     params = weights(network, *[calls[name] for name in sorted(drawn)])
     state = jax.tree.map(StateDeclaration.first, trainer.model.state())
-    places = trainer.state_shardings()
-    state = jax.device_put(
-        trainer.start_from({"params": params, "state": state}), places
-    )
-    run = jax.jit(trainer.step, out_shardings=(places, None))
+    state = program.start_from({"params": params, "state": state})
+    run = jax.jit(trainer.step, out_shardings=(trainer.state_shardings(), None))
     lowered = run.lower(program.abstract_state(), program.abstract_batch())
     batch = next(iter(experiment.make_batches(experiment.make_data(trainer.model))))
     state, found = lowered.compile()(state, program.place(batch))

@@ -1,5 +1,6 @@
 """Which products run in FP8, and that they do so in the program of a training step."""
 
+import functools
 import re
 
 import fiddle as fdl
@@ -304,14 +305,22 @@ IN_PROGRAMS = [
 ]
 
 
+def in_bfloat16(family):
+    return compute_dtype(with_tokens_beyond(family), dtype="bfloat16")
+
+
+@functools.cache
+def plain_products_in(family):
+    return products_in(lowered(in_bfloat16(family), "cuda"))
+
+
 @pytest.mark.parametrize(("family", "arguments"), IN_PROGRAMS)
 def test_every_product_that_it_names_has_fp8_operands_in_all_three_passes(
     family, arguments
 ):
-    config = compute_dtype(with_tokens_beyond(family), dtype="bfloat16")
-    plain = products_in(lowered(config, "cuda"))
+    plain = plain_products_in(family)
     assert plain[0] == 0
-    fp8 = enable_fp8(config, **arguments)
+    fp8 = enable_fp8(in_bfloat16(family), **arguments)
     # A module of a stack stands once in the program, for its layers are in a loop.
     named = sum("recipe=Fp8" in m.fields.get("dot", "") for m in modules_of(fp8.model))
     text = lowered(fp8, "cuda")
