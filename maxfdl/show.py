@@ -102,10 +102,10 @@ def _refuse_meaningless_flags() -> None:
 def _show_memory(experiment: Any) -> None:
     import jax
 
-    from maxfdl.report.ahead import memory_of, program_of
+    from maxfdl.report.ahead import program_of
     from maxfdl.report.facts import planned_program
     from maxfdl.report.memory import text
-    from maxfdl.report.memory.estimate import estimate
+    from maxfdl.report.memory.estimate import estimate_on
 
     devices = topology.devices()
     if devices is not None:
@@ -113,13 +113,7 @@ def _show_memory(experiment: Any) -> None:
     else:
         devices = jax.devices()
         program = planned_program(experiment, FLAGS.devices or len(devices))
-    found = estimate(
-        experiment.name,
-        program,
-        devices[0].platform,
-        devices[0].device_kind,
-        memory_of(devices[0], len(devices)),
-    )
+    found = estimate_on(experiment.name, program, devices[0])
     print("\n".join(text.lines(found)))
     json_file.write_if_asked(found.as_json())
 

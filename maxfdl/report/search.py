@@ -2,7 +2,8 @@
 
 Greedy, one choice after the other: the mesh first, then what the backward pass keeps,
 then the tiles of the loss. Each goes on from the best that was found before. A graph
-that cannot run so on these devices costs nothing, for it is refused before it compiles.
+that cannot run so on these devices costs nothing, for it is refused before it compiles;
+so is one that is estimated to need far more memory than a device has.
 """
 
 import dataclasses
@@ -17,12 +18,16 @@ from maxfdl import graph
 from maxfdl.errors import UserError
 from maxfdl.layers.moe import MoE
 from maxfdl.report.ahead import Ahead, compile_ahead, program_of
+from maxfdl.report.memory.estimate import estimate_on
+from maxfdl.sharding.room import size_text
 from maxfdl.train.program import Program
 
 _REMAT = ("none", "dots_no_batch", "attention_out", "full")
 _TILES = (1, 8)
 _FEW = (2, 4, 8)
 """Sizes that are tried of the axes beside fsdp."""
+_FAR_MORE = 1.5
+"""Times the memory of a device that a step is estimated to need and not compiled."""
 
 Mutations = tuple[str, ...]
 
@@ -120,8 +125,10 @@ class _Search:
             if (key := _key(config, program)) in self._seen:
                 return None
             self._seen.add(key)
+            name = getattr(config, "name", "?")
+            self._check_room(name, program)
             self.left -= 1
-            report, _ = compile_ahead(getattr(config, "name", "?"), program)
+            report, _ = compile_ahead(name, program)
             trial = Trial(mutations, report)
         except UserError as error:
             trial = Trial(mutations, refusal=str(error))
@@ -130,6 +137,17 @@ class _Search:
             trial = Trial(mutations, failure=f"{type(error).__name__}: {said}")
         self._done.append((choice, trial))
         return trial
+
+    def _check_room(self, name: str, program: Program) -> None:
+        """Raises UserError for a step that surely does not fit."""
+        found = estimate_on(name, program, self._devices[0])
+        have = found.memory_bytes
+        if have is not None and found.peak_bytes > _FAR_MORE * have:
+            raise UserError(
+                f"it needs about {size_text(found.peak_bytes)} on a device, which has"
+                f" {size_text(int(have))}, by an estimate that is trusted from"
+                f" {_FAR_MORE} times on; not compiled."
+            )
 
     def best_choice(self) -> Choice | None:
         """Returns the choice of the best trial so far, if any was compiled."""

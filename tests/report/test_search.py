@@ -48,8 +48,13 @@ def costs(monkeypatch):
             roofline=Roofline(seconds, 0.0, 0.0, 0.0),
         ), None
 
+    def estimate_on(name, program, device):
+        batch = program.experiment.batch_size
+        return types.SimpleNamespace(peak_bytes=batch, memory_bytes=10)
+
     monkeypatch.setattr(search, "program_of", program_of)
     monkeypatch.setattr(search, "compile_ahead", compile_ahead)
+    monkeypatch.setattr(search, "estimate_on", estimate_on)
 
 
 def tried(budget=50, base=()):
@@ -100,6 +105,19 @@ def test_a_graph_that_cannot_run_so_is_told_and_costs_nothing(costs, monkeypatch
     # A budget that is exactly that of the others is enough.
     compiled = len(found) - len(refused)
     assert len([t for t in tried(budget=2 * compiled) if t.report]) == compiled
+
+
+def test_a_graph_that_is_far_too_large_is_told_and_costs_nothing(costs, monkeypatch):
+    def estimate_on(name, program, device):
+        is_cut = program.experiment.mesh.sizes(8)["tensor"] > 1
+        return types.SimpleNamespace(peak_bytes=1 if is_cut else 16, memory_bytes=10)
+
+    monkeypatch.setattr(search, "estimate_on", estimate_on)
+    found = tried(budget=6)
+    assert len([trial for trial in found if trial.report is not None]) == 6
+    refused = [trial for trial in found if trial.report is None]
+    assert "about 16 B on a device, which has 10 B" in refused[0].refusal
+    assert not any("tensor" in "+".join(trial.mutations) for trial in refused[:2])
 
 
 def test_nothing_is_best_where_nothing_fits(costs):

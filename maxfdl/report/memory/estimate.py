@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from maxfdl.ops.target import tracing_for
+from maxfdl.report.ahead import memory_of
 from maxfdl.report.memory.layouts import Layout
 from maxfdl.report.memory.liveness import Buffer, buffers_of, most_at_once
 from maxfdl.report.memory.program import Value, program_of
@@ -141,6 +142,17 @@ def estimate(
         host_bytes=bytes_on_host(state),
         largest=tuple(_alike(held)[:_LARGEST]),
     )
+
+
+def estimate_on(name: str, program: Program, device: jax.Device) -> Estimate:
+    """Returns the memory that a step needs on devices like this one.
+
+    CPU devices share the memory of this host, unless there are more than are here.
+    """
+    count = program.sharding.mesh.size
+    is_here = device.platform != "cpu" or count <= jax.device_count()
+    memory = memory_of(device, count) if is_here else None
+    return estimate(name, program, device.platform, device.device_kind, memory)
 
 
 def _buffers(program: Program, platform: str) -> list[Buffer]:

@@ -18,6 +18,8 @@ from maxfdl.report.memory.program import Instruction, Region, Value
 _WRITES_IN_PLACE = ("dynamic_update_slice", "scatter", "scatter-add")
 _TAKES_FUSED = ("arg", "cast", "cum", "dot_general", "gather", "reduce")
 """Beginnings of names of primitives that compute elementwise operands themselves."""
+_FUSES_WITH_NEXT = ("conv", "dot_general", "reduce_")
+"""Beginnings of names of primitives whose result is cast as it is written."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -157,9 +159,12 @@ class _Plan:
     def size(self, value: Value) -> int:
         """Returns the bytes that are written of a value.
 
-        If elementwise operations are all that follows, it is the smallest of them.
+        If elementwise operations are all that follows a product or a sum, it is the
+        smallest of them.
         """
         size, users = value.bytes, self._users.get(value, ())
+        if not value.role.startswith(_FUSES_WITH_NEXT):
+            return size
         while len(users) == 1 and users[0] != self._end:
             user = self.instructions[users[0]]
             if not user.is_fused or user.outs[0].shape != value.shape:

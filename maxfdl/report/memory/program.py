@@ -152,6 +152,8 @@ class _Reader:
         return region, [each.layout for each in results]
 
     def _array(self, aval: Any, layout: Layout, eqn: Any = None) -> _Array:
+        if not hasattr(aval, "shape"):  # a token
+            return _Array(Value(0), layout)
         shape = part_shape(aval.shape, layout, self._sizes)
         is_on_host = aval.memory_space == jax.memory.Space.Host
         numbers = math.prod(_padded(shape) if self._platform == "tpu" else shape)

@@ -6,6 +6,11 @@ from maxfdl.report.memory.estimate import Estimate, Held
 from maxfdl.report.text import aligned, devices_text
 from maxfdl.sharding.room import size_text
 
+_OF_CPUS = (
+    "Ops are those of CPUs, whose attention holds all scores; give --topology=v5e:4x4,"
+    " or the like, for TPUs."
+)
+
 
 def lines(found: Estimate) -> list[str]:
     """Returns the table of what a device holds, and the largest arrays at the peak."""
@@ -26,6 +31,7 @@ def lines(found: Estimate) -> list[str]:
         "",
         *aligned(rows),
         f"fits: {_fits(found)}",
+        *([_OF_CPUS] if found.platform == "cpu" else []),
         "",
         "largest arrays at the peak",
         *aligned([_row(held) for held in found.largest]),

@@ -56,6 +56,7 @@ CASES: dict[str, tuple[str, ...]] = {
         "sequence_length=2048",
         "batch_size=32",
     ),
+    "experts": _mixtral(f"{_FULL}{_TILED}+mesh(fsdp=4)"),
     "none": _llama(f"+remat(policy=none){_TILED}+mesh(fsdp=4)", features=512),
 }
 """The words of a command line, for v5e:2x2. Smaller steps would leave much of what they
