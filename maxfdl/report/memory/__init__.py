@@ -7,9 +7,17 @@ the moment that needs the most (`estimate.py`).
 
 What XLA does is followed where it decides: elementwise operations are fused, what a
 loop carries is updated in place, weights are cast before the loop that reads them, and
-the new state is written over the old one. What it does besides is not known. It runs
-instructions in another order, keeps some arrays in the small fast memory of a TPU, pads
-some, and leaves gaps between arrays. Against the peak that XLA reports for TPUs, the
-estimate is within 10 % from about a GiB on; of steps that need a few hundred MiB, a
-TPU keeps a large part in its fast memory, and the estimate is too high by that.
+the new state is written over the old one. What else it does is not known:
+
+- It runs instructions in another order. It puts off gradients of weights, or gathers
+  early, to compute while it sends. Beside tensor parallelism and in layers with many
+  products that do not depend on each other (latent attention with experts), a layer
+  then needs far more than is estimated: a quarter of a whole step was measured to be
+  missing with tensor=2, a third with experts behind latent attention.
+- It keeps what fits in the fast memory of a TPU, some hundred MiB. Steps that need a
+  few hundred MiB are estimated too high by a part of that.
+- It leaves gaps between arrays, up to a tenth of what it holds. XLA's own peak, which
+  `maxfdl.aot` reports, does not count them either.
+
+Against that peak, other steps of a GiB and more are within 10 %.
 """

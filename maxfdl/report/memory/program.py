@@ -6,7 +6,7 @@ beside what one trip needs.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -289,11 +289,8 @@ class _Reader:
     def _scan(
         self, eqn: Any, given: list[_Array], out: list[Instruction]
     ) -> list[_Array]:
-        params = eqn.params
-        body = params["jaxpr"].jaxpr
-        return self._loop(
-            eqn, body, given, params["num_consts"], params["num_carry"], out
-        )
+        body = eqn.params["jaxpr"].jaxpr
+        return self._loop(eqn, body, given, *_consts_and_carry(eqn.params), out)
 
     def _loop(
         self,
@@ -359,6 +356,14 @@ class _Reader:
                 self._cast[key] = copy
             copies.append(self._cast[key])
         return copies
+
+
+def _consts_and_carry(params: Mapping[str, Any]) -> tuple[int, int]:
+    """Returns how many constants a scan reads, and how many arrays it carries."""
+    if "ft_in" not in params:  # before JAX 0.12
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()
+    return len(consts), len(carry)
 
 
 def _values(arrays: Sequence[_Array]) -> list[Value]:

@@ -71,7 +71,12 @@ def test_what_a_loop_carries_has_one_buffer():
     def looped(x, xs):
         return jnp.sum(lax.scan(added, x @ x, xs)[0])
 
+    def repeated(x):
+        return jnp.sum(lax.while_loop(lambda y: y[0, 0] < 9, lambda y: y @ x @ x, x))
+
     assert squares(looped, SQUARE, STACK) == 2
+    # A copy of the argument, which the second product is written over, and the first.
+    assert squares(repeated, SQUARE) == 2
 
 
 def test_what_all_trips_leave_stands_beside_what_one_needs():
