@@ -234,12 +234,16 @@ class Sharding:
 
         With the names of its dims, it is first gathered along the other mesh axes.
         """
-        if axes is not None:
-            x = self._pinned_for_use(x, axes)
-        for dim, names in cuts:
-            for name in reversed(names):
-                x = all_gather(x, name, dim, self.rings(name))
-        return x
+
+        def gathered(x: jax.Array) -> jax.Array:
+            for dim, names in cuts:
+                for name in reversed(names):
+                    x = all_gather(x, name, dim, self.rings(name))
+            return x
+
+        if axes is None:
+            return gathered(x)
+        return self._beside_others(gathered, cuts, axes)(self._pinned_for_use(x, axes))
 
     def reduce(
         self, gradient: jax.Array, axes: Sequence[str | None], dtype: DTypeLike
@@ -251,11 +255,33 @@ class Sharding:
         """
         if self.rules.reduce == "float32" or self._is_on_cpu():
             gradient = gradient.astype(jnp.float32)
-        for dim, names in self.cuts(axes):
-            for name in names:
-                gradient = reduce_scatter(gradient, name, dim, self.rings(name))
+        cuts = self.cuts(axes)
+
+        def scattered(gradient: jax.Array) -> jax.Array:
+            for dim, names in cuts:
+                for name in names:
+                    gradient = reduce_scatter(gradient, name, dim, self.rings(name))
+            return gradient
+
+        gradient = self._beside_others(scattered, cuts, axes)(gradient)
         place = self.named(axes)
         return lax.with_sharding_constraint(gradient, place).astype(dtype)
+
+    def _beside_others(
+        self, function: Callable, cuts: Cuts, axes: Sequence[str | None]
+    ) -> Callable:
+        """Returns `function` of a weight, such as its gather along `cuts`, run by each
+        device on the part of the other dims that it uses.
+
+        Left to itself, XLA gathers these dims first: a gather over `fsdp` would be that
+        of all experts, on every device.
+        """
+        dims = {dim for dim, _ in cuts}
+        in_use = self.spec_in_use(axes)
+        kept = [None if dim in dims else entry for dim, entry in enumerate(in_use)]
+        if not any(kept):
+            return function
+        return self.on_each(function, (PartitionSpec(*kept),), PartitionSpec(*kept))
 
     def rings(self, axis: str) -> Rings:
         """Returns the rings of the network that a mesh axis consists of."""

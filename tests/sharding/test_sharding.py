@@ -1,6 +1,7 @@
 """Rules on a mesh: who is cut by what, and which sizes are refused."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from maxfdl import graph
 from maxfdl.errors import ConfigError, UserError
+from maxfdl.report import hlo
 from maxfdl.sharding.mesh import MeshShape
 from maxfdl.sharding.rules import AxisRules
 from maxfdl.sharding.sharding import Sharding, cast_in_loop
@@ -245,3 +247,35 @@ def test_a_cast_in_a_loop_rounds_as_any_cast():
         cast, expected = cast_in_loop(x, dtype), x.astype(dtype)
         assert cast.dtype == dtype
         np.testing.assert_array_equal(*[np.float32(each) for each in (cast, expected)])
+
+
+@pytest.mark.parametrize(
+    "axes", [dict(fsdp=2, expert=4), dict(fsdp=2, tensor=4)], ids=str
+)
+def test_a_weight_is_gathered_and_reduced_for_the_part_that_a_device_uses(on, axes):
+    dims, shape = ("experts", "embed", "expert_mlp"), (8, 16, 256)
+    whole = on(**axes)
+
+    def gradient(weight):
+        sharding = whole.within(("fsdp",))
+
+        def objective(weight):
+            return jnp.sum(jnp.sin(sharding.gather(weight, dims, jnp.bfloat16)))
+
+        return jax.grad(objective)(weight)
+
+    spec = whole.spec(dims, only=("fsdp",))
+    run = jax.shard_map(
+        gradient,
+        mesh=whole.mesh,
+        in_specs=spec,
+        out_specs=spec,
+        axis_names={"fsdp"},
+        check_vma=False,
+    )
+    weight = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=whole.named(dims))
+    found = hlo.read(jax.jit(run).lower(weight).compile().as_text() or "").collectives
+    part = 4 * math.prod(shape) // 4  # A CPU sends float32.
+    assert {c.kind for c in found} == {"all-gather", "reduce-scatter"}
+    assert [c.payload for c in found] == [part, part]
+    assert {hlo.axes_of(c.groups, whole.mesh.shape) for c in found} == {("fsdp",)}

@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import pytest
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -98,6 +99,23 @@ def test_payload_is_the_whole_array_and_wire_what_leaves_a_device():
     assert found.wire == row * 3 / 4
     program = on_mesh(swap, CUT)
     assert program.wire == program.collectives[0].payload == row
+
+
+@pytest.mark.parametrize(
+    ("kind", "sent"),
+    [
+        # Round a ring of 4, what a device sends of 4 parts of an array.
+        ("all-gather", 3 / 4),
+        ("reduce-scatter", 3 / 4),
+        ("all-reduce", 6 / 4),
+        ("all-to-all", 3 / 4),
+        ("ragged-all-to-all", 3 / 4),
+        ("collective-broadcast", 3 / 4),
+        ("collective-permute", 1),
+    ],
+)
+def test_wire_is_what_the_best_way_of_a_kind_sends(kind, sent):
+    assert hlo.Collective(kind, payload=1000, group=4, times=5).wire == 5000 * sent
 
 
 def test_what_a_loop_of_unknown_length_counts_is_not_a_number():
