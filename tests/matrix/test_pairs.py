@@ -50,7 +50,8 @@ WAYS = {
     "pipeline": (
         "pipeline(stages=2, microbatches=2)",
         'pipeline(stages=2, microbatches=2, schedule="1f1b")',
-        'pipeline(stages=1, microbatches=2, repeats=2, schedule="1f1b")',
+        "pipeline(stages=1, microbatches=2, repeats=2, hold_weights=True,"
+        ' schedule="1f1b")',
     ),
     "quantize": (
         "quantize",
