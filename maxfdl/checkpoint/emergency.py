@@ -11,6 +11,7 @@ import os
 import pathlib
 import shutil
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any
@@ -36,6 +37,7 @@ from maxfdl.checkpoint.record import (
     check_arrays,
     record_of,
 )
+from maxfdl.checkpoint.steps import size_text
 from maxfdl.checkpoint.structure import Abstract
 from maxfdl.errors import UserError
 from maxfdl.files import write_atomically
@@ -114,16 +116,47 @@ class LocalSteps:
         try:
             self._own.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(
-                f"Emergency folder {root} cannot be used ({error.strerror}); give"
-                " another, on a disk of each machine."
-            ) from error
+            raise self._unusable(error.strerror) from error
         self._writer = concurrent.futures.ThreadPoolExecutor(1)
         self._pending: concurrent.futures.Future | None = None
 
     def wants(self, step: int) -> bool:
         """Returns whether a save is due after `step` steps."""
         return self._options.wants(step)
+
+    def check_room(self, abstract_state: Any) -> str:
+        """Returns a sentence on what each save takes and sends.
+
+        Raises:
+          UserError: If there is no room for that, or nothing can be written.
+        """
+        own = pieces_of(abstract_state, jax.process_index())
+        plan = _Exchange(abstract_state, own)
+        size, sent = _size(own) + _size(plan.taken), _size(plan.given)
+        count = self._options.keep + 1  # one is written before one is removed
+        try:
+            self._own.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self._own, buffering=0) as probe:
+                probe.write(b"probe")
+            free = shutil.disk_usage(self._own).free
+        except OSError as error:
+            raise self._unusable(error.strerror) from error
+        if free < count * size:
+            raise self._unusable(
+                f"{count} checkpoints of {size_text(size)} are to be there at once, and"
+                f" {size_text(free)} are free"
+            )
+        return (
+            f"emergency checkpoints every {self._options.every_steps} steps in"
+            f" {self._run.parent}: {size_text(size)} for each process, of which"
+            f" {size_text(sent)} are sent"
+        )
+
+    def _unusable(self, why: str | None) -> UserError:
+        return UserError(
+            f"Emergency folder {self._run.parent} cannot be used ({why}); give another,"
+            " on a disk of each machine."
+        )
 
     def save(self, step: int, state: Any, data_iterator: Any, graph_json: str) -> None:
         """Saves `step`, unless the state holds values that are not finite.
@@ -137,7 +170,8 @@ class LocalSteps:
         if record.not_finite:
             return
         own = held_here(state)
-        shares = {f"own{_SUFFIX}": own, f"peer{_SUFFIX}": _from_peer(state, own)}
+        theirs = _Exchange(state, own).run(own)
+        shares = {f"own{_SUFFIX}": own, f"peer{_SUFFIX}": theirs}
         about = {"record": dataclasses.asdict(record), "processes": jax.process_count()}
         self._pending = self._writer.submit(self._write, step, about, shares)
 
@@ -273,21 +307,39 @@ def _folder(options: Emergency) -> pathlib.Path:
     return pathlib.Path(expanded).expanduser().absolute()
 
 
-def _from_peer(state: Any, own: Mapping[Piece, Any]) -> dict[Piece, np.ndarray]:
-    """Gives the peer what it is to keep of this process, and returns what this process
-    is to keep of another."""
-    me, count = jax.process_index(), jax.process_count()
-    if count == 1:
-        return {}
-    ways = [(i, (i + count // 2) % count) for i in range(count)]
-    receiver = dict(ways)[me]
-    sender = {b: a for a, b in ways}[me]
-    theirs = set(pieces_of(state, receiver))
-    given = [piece for piece in own if piece not in theirs]
-    taken = [piece for piece in pieces_of(state, sender) if piece not in own]
-    if not any(gather(len(given))):
-        return {}
-    return from_bytes(send(to_bytes(own, given), ways), taken)
+class _Exchange:
+    """What each process gives to its peer, half of the processes away.
+
+    Args:
+      state: Arrays, or their shapes and shardings.
+      own: The pieces of this process.
+
+    Attributes:
+      given: Pieces that the peer does not hold itself.
+      taken: Pieces that this process gets, to keep them for another.
+    """
+
+    def __init__(self, state: Any, own: Iterable[Piece]):
+        me, count = jax.process_index(), jax.process_count()
+        self._ways = [(i, (i + count // 2) % count) for i in range(count)]
+        if count == 1:
+            self.given, self.taken = [], []
+            return
+        mine = dict.fromkeys(own)
+        theirs = set(pieces_of(state, dict(self._ways)[me]))
+        sender = next(a for a, b in self._ways if b == me)
+        self.given = [piece for piece in mine if piece not in theirs]
+        self.taken = [x for x in pieces_of(state, sender) if x not in mine]
+
+    def run(self, own: Mapping[Piece, np.ndarray]) -> dict[Piece, np.ndarray]:
+        """Sends and receives; all processes must call."""
+        if not any(gather(len(self.given))):
+            return {}
+        return from_bytes(send(to_bytes(own, self.given), self._ways), self.taken)
+
+
+def _size(pieces: Iterable[Piece]) -> int:
+    return sum(piece.num_bytes for piece in pieces)
 
 
 def _rounds(

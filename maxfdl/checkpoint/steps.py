@@ -53,8 +53,8 @@ def check_room(directory: AnyPath, abstract_state: Any) -> None:
         ) from error
     if free is not None and free < needed:
         raise SaveError(
-            f"Checkpoints take {_size(needed)} each, and {directory} has"
-            f" {_size(free)} free; make room there, give another directory with"
+            f"Checkpoints take {size_text(needed)} each, and {directory} has"
+            f" {size_text(free)} free; make room there, give another directory with"
             " --run_dir, or checkpoint=None to save nothing."
         )
 
@@ -73,7 +73,8 @@ def _room_after_a_probe(directory: AnyPath) -> int | None:
     return disk.free if disk.total else None
 
 
-def _size(num_bytes: int) -> str:
+def size_text(num_bytes: int) -> str:
+    """Returns a number of bytes as people read it."""
     unit, size = next(
         (unit, size)
         for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))

@@ -15,6 +15,7 @@ from maxfdl.checkpoint.structure import Abstract
 from maxfdl.errors import UserError
 from maxfdl.experiment import Experiment
 from maxfdl.run.directory import RunDirectory
+from maxfdl.run.progress import say
 from maxfdl.train.trainer import State
 
 
@@ -76,6 +77,8 @@ class Saves:
         """Raises UserError if it is clear already that nothing can be saved."""
         if self._checkpointer:
             check_room(self._checkpointer.directory, abstract_state)
+        if self._local:
+            say(self._local.check_room(abstract_state))
 
     def restore(
         self, step: int, abstract_state: Abstract, batches: Any

@@ -1,6 +1,7 @@
 """Emergency checkpoints: of one process here, of two in `test_emergency_of_two`."""
 
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -183,6 +184,18 @@ def test_a_disk_that_is_full_does_not_stop_a_run(start, state, monkeypatch, caps
     train(start(), state, (1,))
     assert "step 1 cannot be written to " in capsys.readouterr().err
     assert start().newest() is None
+
+
+def test_what_a_save_takes_is_said_and_must_find_room(
+    start, state, abstract, monkeypatch, capsys
+):
+    start().check_room(abstract(state))
+    said = capsys.readouterr().out
+    assert "every 1 steps in " in said and "0.2 kB for each process, of which" in said
+    full = shutil.disk_usage(".")._replace(free=100)
+    monkeypatch.setattr("maxfdl.checkpoint.emergency.shutil.disk_usage", lambda _: full)
+    with pytest.raises(UserError, match="3 checkpoints of 0.2 kB are to be there at"):
+        start()._local.check_room(abstract(state))
 
 
 def test_states_that_are_not_finite_are_passed_over(start, state):

@@ -13,7 +13,8 @@ from tests.run.test_several_processes import (
     wait_for_step,
 )
 
-SHARDED = ("--fiddler=mesh(fsdp=2,data=1)", "steps=9", "trainer.eval_batches=0")
+QUICK = ("--fiddler=synthetic", "trainer.eval_batches=0", "metrics.tensorboard=false")
+SHARDED = "--fiddler=mesh(fsdp=2,data=1)"
 EMERGENCY = "--fiddler=emergency_checkpoints(folder='$DISK',every=1,keep=20)"
 
 
@@ -33,8 +34,10 @@ def start(run, tmp_path):
             f"--coordinator=localhost:{port}",
             "--num_processes=2",
             f"--process_id={process}",
-            *SHARDED,
+            *QUICK,
+            SHARDED,
             EMERGENCY,
+            "steps=9",
             "checkpoint.every_steps=3",
             "trainer.log_every=1",
             DISK=str(disk(tmp_path, process)),
