@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pathlib
+import re
 import socket
 import sys
 import threading
@@ -158,7 +159,8 @@ class Lease:
                 continue  # the store is out of reach for now; the saves tell of it
 
     def _renew(self, count: int) -> None:
-        self._object.write_text(f"{self._holder}\nrenewed {count} times\n")
+        lines = self._holder, f"renewed {count} times", _process_table()
+        self._object.write_text("\n".join(lines) + "\n")
 
     def _check_held(self) -> None:
         if not self._is_held():
@@ -180,17 +182,28 @@ def _this_process() -> str:
 
 
 def _has_ended(found: str) -> bool:
-    """Says whether a holder was a process of this machine that is not there now."""
-    words = found.split()
-    if len(words) < 4 or words[3] != socket.gethostname() or not words[1].isdecimal():
+    """Says whether a lease is of a process of this machine that is not there now."""
+    lines = found.splitlines()
+    number = re.match(r"process (\d+) ", lines[0])
+    if number is None or not _process_table() or lines[-1] != _process_table():
         return False
     try:
-        os.kill(int(words[1]), 0)
+        os.kill(int(number[1]), 0)
     except ProcessLookupError:
         return True
     except PermissionError:
         return False
-    return int(words[1]) == os.getpid()  # an earlier lease of this process
+    return int(number[1]) == os.getpid()  # an earlier lease of this process
+
+
+def _process_table() -> str:
+    """Returns what tells where numbers of processes are those of this process: the boot
+    of the machine and the container. It is empty where that is not known."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
+            return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
 
 
 def _in_use(directory: AnyPath, holder: str) -> UserError:

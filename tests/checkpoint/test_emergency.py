@@ -10,8 +10,10 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from maxfdl.checkpoint.checkpointer import Checkpointer, NoData
-from maxfdl.checkpoint.emergency import Emergency, LocalSteps, _rounds
+from maxfdl.checkpoint.courier import send
+from maxfdl.checkpoint.emergency import Emergency, LocalSteps, _Exchange, _rounds
 from maxfdl.checkpoint.pieces import (
+    Piece,
     PieceFile,
     assembled,
     from_bytes,
@@ -88,6 +90,27 @@ def test_who_lacks_a_share_gets_it_from_who_has_it():
     assert [*_rounds({0: 1, 1: 1}, [[1], [0]])] == [[(1, 0), (0, 1)]]
     with pytest.raises(DamagedCheckpointError, match="what process 2 held is left on"):
         next(_rounds({0: 1, 2: 1}, [[], [0], []]))
+
+
+def test_a_peer_keeps_what_it_does_not_hold_itself(monkeypatch):
+    own = [Piece("w", ((i, i + 1),), "float32") for i in range(4)]
+    same = Piece("scale", ((0, 8),), "float32")
+    held = {process: [own[process], same] for process in range(4)}
+    monkeypatch.setattr("maxfdl.checkpoint.emergency.pieces_of", lambda _, p: held[p])
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    exchange = _Exchange(None, held[1])
+    assert (exchange.given, exchange.taken) == ([own[1]], [own[3]])
+    held = dict.fromkeys(held, [same])  # replicas need no copy
+    exchange = _Exchange(None, held[1])
+    assert not exchange.given and not exchange.taken
+
+
+@pytest.mark.parametrize("size", [0, 1, 40_000, 100_001])
+def test_bytes_arrive_whole_in_chunks_of_any_number(size, monkeypatch):
+    monkeypatch.setattr("maxfdl.checkpoint.courier._CHUNK", 4096)
+    data = np.random.default_rng(size).bytes(size)
+    assert send(data, [(0, 0)]) == data
 
 
 @pytest.fixture
