@@ -43,15 +43,6 @@ def fine_tuning(folder: str, options_file: str | None = None) -> fdl.Config[Expe
     return run
 
 
-def published_experiment(found: Folder) -> fdl.Config[Experiment]:
-    """Returns `experiment` with its network in the form of published weights."""
-    run = experiment(found.options)
-    dtype, stored = run.model.dtype, found.stored_type
-    run.model = published_network(found.options)
-    run.model.dtype, run.model.param_dtype = dtype, stored
-    return run
-
-
 def experiment(options: Options) -> fdl.Config[Experiment]:
     """Trains what options describe, as they say."""
     run = pretrain(
@@ -80,7 +71,6 @@ def network(options: Options) -> fdl.Partial:
     Raises:
       UserError: If there is no such network here.
     """
-    naming_of(options)  # says which decoders there are
     model = in_maxtext_form(published_network(options), options)
     graph.validate(model)
     return model
@@ -88,9 +78,17 @@ def network(options: Options) -> fdl.Partial:
 
 def published_network(options: Options) -> fdl.Partial:
     """Returns the same network in the form of the family's published weights."""
+    naming_of(options)  # says which decoders there are
     check_network(options)
     config = normalised(hugging_face(options), "MaxText's options")
     return family_of(config["model_type"]).from_hf(config)
+
+
+def published(found: Folder) -> fdl.Partial:
+    """Returns the network of a checkpoint in the form of published weights."""
+    model = published_network(found.options)
+    model.dtype, model.param_dtype = found.options["dtype"], found.stored_type
+    return model
 
 
 def _name(options: Options) -> str:

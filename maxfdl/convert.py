@@ -225,16 +225,16 @@ def _run_to_hugging_face(run_dir: str, folder: str) -> None:
 
 
 def _maxtext_to_hugging_face(source: str, folder: str) -> None:
-    from fdl_configs.maxtext import published_experiment
+    from fdl_configs.maxtext import published
     from maxfdl import hf
-    from maxfdl.maxtext.loading import open_folder
+    from maxfdl.maxtext.loading import open_parameters
 
     found = _maxtext(source)
-    opened = open_folder(found, published_experiment(found))
+    network = published(found)
     hf.save(
         folder,
-        opened.config.model,
-        opened.variables,
+        network,
+        open_parameters(found, network),
         source=FLAGS.source,
         allow_non_finite=FLAGS.allow_non_finite,
     )
@@ -244,7 +244,7 @@ def _maxtext_to_hugging_face(source: str, folder: str) -> None:
 def _maxtext_to_maxtext(source: str, folder: str) -> None:
     from maxfdl.maxtext.loading import open_folder
 
-    opened = open_folder(_maxtext(source))
+    opened = open_folder(_maxtext(source), parameters_only=FLAGS.parameters_only)
     _write_maxtext(
         source, folder, opened.config, opened.variables, opened.moments, opened.step
     )

@@ -11,7 +11,7 @@ import jax
 from fdl_configs.maxtext import experiment
 from maxfdl import graph
 from maxfdl.experiment import Experiment
-from maxfdl.model import Model
+from maxfdl.model import Model, NnxModel
 from maxfdl.mutations.family import to_linen
 from maxfdl.run.maxtext_state import maxtext_state
 from maxfdl.sharding.mesh import MeshShape
@@ -54,7 +54,7 @@ class Opened:
     """A checkpoint of MaxText whose arrays are read one by one, as they are wanted.
 
     Args:
-      config: As of `Loaded`, or the graph that was given.
+      config: As of `Loaded`.
       variables: The weights, `OnDisk`.
       moments: Trees like the parameters by name, `OnDisk`; None: there are none.
       step: Steps that were taken.
@@ -66,21 +66,34 @@ class Opened:
     step: int
 
 
-def open_folder(found: Folder, config: Any = None) -> Opened:
+def open_folder(found: Folder, *, parameters_only: bool = False) -> Opened:
     """Opens a checkpoint without reading its arrays.
 
     Args:
       found: The checkpoint.
-      config: An experiment with the same network in another form, such as that of
-        published weights; None: the one that MaxText's options describe.
+      parameters_only: Whether to leave out moments and step.
     """
-    made = _experiment(found) if config is None else config
-    model = graph.build(made.backend)(module=graph.build(made.model), sharding=None)
-    source = MaxTextSource(found, model)
+    made = _experiment(found)
+    source, model = _source(found, made.model)
     variables = lazy_variables(source, model)
-    if not source.layout.whole:
+    if parameters_only or not source.layout.whole:
         return Opened(made, variables, None, 0)
     return Opened(made, variables, lazy_moments(source, model), read_count(source))
+
+
+def open_parameters(found: Folder, network: fdl.Partial) -> Variables:
+    """Returns the weights of a checkpoint as those of a network, `OnDisk`.
+
+    The network may be in another form than MaxText's, such as that of published
+    weights. How MaxText trained does not matter.
+    """
+    source, model = _source(found, network)
+    return lazy_variables(source, model)
+
+
+def _source(found: Folder, network: Any) -> tuple[MaxTextSource, Model]:
+    model = NnxModel(module=graph.build(network))
+    return MaxTextSource(found, model), model
 
 
 def _experiment(found: Folder) -> Any:

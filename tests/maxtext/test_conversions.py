@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 import tests.tiny
 from fdl_configs.data import synthetic
-from fdl_configs.maxtext import experiment, published_network
+from fdl_configs.maxtext import published_network
 from fdl_configs.optimizers import adamw
 from fdl_configs.runs import pretrain
 from maxfdl import hf, maxtext
@@ -22,6 +22,12 @@ from maxfdl.run.first_state import first_state
 from maxfdl.tensors.maxtext.folder import MaxTextFolder
 from maxfdl.tensors.maxtext.items import Items
 from maxfdl.tensors.maxtext.layout import CheckpointLayout
+from maxfdl.tensors.maxtext.reading import (
+    MaxTextSource,
+    lazy_moments,
+    lazy_variables,
+    read_count,
+)
 from maxfdl.tensors.maxtext.writing import MaxTextTarget, write_maxtext
 from tests.maxtext import tiny
 from tests.maxtext.comparing import differences
@@ -39,12 +45,17 @@ def equal(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-def opened(folder, network):
-    """Returns the variables in a folder as those of a network, read."""
-    found = MaxTextFolder(folder)
-    config = experiment(found.options)
-    config.model = network
-    return read(open_folder(found, config).variables)
+def run_of(network):
+    """Returns a run that trains a network."""
+    return pretrain(
+        name="tiny",
+        model=network,
+        data=synthetic(),
+        optimizer=adamw(peak=1e-2, warmup_steps=2),
+        steps=20,
+        batch_size=2,
+        sequence_length=8,
+    )
 
 
 def read(tree):
@@ -52,26 +63,33 @@ def read(tree):
     return jax.tree.map(lambda x: x.read() if isinstance(x, OnDisk) else x, tree)
 
 
+WITH_STATE = ("llama2", "mixtral", "gemma3", "deepseek3", "gpt3")
+
+
 @pytest.mark.parametrize("name", with_slow(tiny.OPTIONS, ("llama2", "gpt3")))
 def test_weights_go_through_all_layouts_and_back(name, tmp_path, capsys):
     network = tiny.published(name)
-    weights = tiny.variables(tiny.model(network))
-    save(tmp_path / "linen", network, weights, layout="linen")
+    model = tiny.model(network)
+    weights, moments, step = tiny.variables(model), None, 0
+    if name in WITH_STATE:
+        first, second = (tiny.variables(model, seed)["params"] for seed in (1, 2))
+        moments, step = {"mu": first, "nu": second}, 7
+    linen, nnx = CheckpointLayout("linen", True), CheckpointLayout("nnx", False)
+    write(tmp_path / "linen", run_of(network), weights, moments, step, linen)
     found = MaxTextFolder(tmp_path / "linen")
     block = tiny.options(name)["decoder_block"]
     assert found.options["decoder_block"] == SAME_AS.get(block, block)
     lazy = open_folder(found)
-    write(
-        tmp_path / "nnx",
-        lazy.config,
-        lazy.variables,
-        None,
-        0,
-        CheckpointLayout("nnx", scanned=False),
-    )
-    equal(opened(tmp_path / "nnx", network), weights)
-    again = open_folder(MaxTextFolder(tmp_path / "nnx"))
-    hf.save(tmp_path / "hf", again.config.model, again.variables)
+    state = lazy.variables, lazy.moments, lazy.step
+    write(tmp_path / "nnx", lazy.config, *state, nnx)
+    found = MaxTextFolder(tmp_path / "nnx")
+    source = MaxTextSource(found, model)
+    equal(read(lazy_variables(source, model)), weights)
+    if moments:
+        equal(read(lazy_moments(source, model)), moments)
+        assert read_count(source) == step
+    loaded = open_folder(found, parameters_only=True)
+    hf.save(tmp_path / "hf", loaded.config.model, loaded.variables)
     hf.save(tmp_path / "expected", network, weights)
     pair = [
         load_file(tmp_path / each / "model.safetensors") for each in ("hf", "expected")
@@ -130,15 +148,7 @@ def test_the_training_state_goes_through_all_layouts_and_back(name, tmp_path):
 @pytest.mark.slow
 def test_a_run_trains_on_bitwise_after_linen_and_nnx(tmp_path):
     network = tiny.published("llama2")
-    config = pretrain(
-        name="tiny",
-        model=network,
-        data=synthetic(),
-        optimizer=adamw(peak=1e-2, warmup_steps=2),
-        steps=20,
-        batch_size=2,
-        sequence_length=8,
-    )
+    config = run_of(network)
     program = tests.tiny.program(config)
     step = jax.jit(program.trainer.step, compiler_options=QUICK)
     batch = {k: v[:, :8] for k, v in Golden(NAMES[0]).batch().items()}

@@ -44,7 +44,8 @@ class MaxTextFolder:
         if items is None:
             raise UserError(
                 f"{path} must be a checkpoint of MaxText: a folder with items/, or one"
-                " with checkpoint/items/ or checkpoints/STEP/items/ in it."
+                " with checkpoint/items/ or checkpoints/STEP/items/ in it, where items/"
+                f" has {METADATA}, which is written last."
             )
         self.items = Items(items)
         self._options = options

@@ -53,7 +53,12 @@ class Items:
         self._use_ocdbt = found.take("use_ocdbt", outside.Flag(), default=True)
         self._use_zarr3 = found.take("use_zarr3", outside.Flag(), default=False)
         tree = found.within("tree_metadata").content
-        self.entries = {entry.key: entry for entry in map(_entry, tree.values())}
+        try:
+            self.entries = {entry.key: entry for entry in map(_entry, tree.values())}
+        except (KeyError, TypeError, ValueError) as error:
+            raise found.wrong(
+                "tree_metadata must list arrays as Orbax does; put back a copy"
+            ) from error
 
     def arrays(self) -> list[Key]:
         """Returns the keys of all arrays."""
@@ -141,7 +146,6 @@ class ItemsWriter:
         self._path = path
         self._tree: dict[str, Any] = {}
         self._arrays: list[dict[str, Any]] = []
-        self._small = Batch()
         path.mkdir(parents=True, exist_ok=True)
 
     def write(
@@ -159,10 +163,7 @@ class ItemsWriter:
             "metadata": {"shape": list(values.shape), **_zarr3(chunks)},
             "store_data_equal_to_fill_value": True,
         }
-        if list(values.shape) == chunks:
-            self._small.write(spec, values)
-        else:
-            write_array(spec, values, chunks)
+        write_array(spec, values, chunks)
         self._add(key, value_type=kind, skip_deserialize=False, write_shape=chunks)
         self._arrays.append(
             {
@@ -180,7 +181,6 @@ class ItemsWriter:
         self._add(key, value_type=kind, skip_deserialize=True)
 
     def close(self) -> None:
-        self._small.commit()
         arrays = self._path / _ARRAY_METADATA
         arrays.parent.mkdir(exist_ok=True)
         arrays.write_text(json.dumps({"array_metadatas": self._arrays}), "utf-8")
@@ -202,30 +202,6 @@ class ItemsWriter:
             "key_metadata": [{"key": part, "key_type": kind} for part, kind in pairs],
             "value_metadata": value,
         }
-
-
-class Batch:
-    """Writes small arrays together: each commit of OCDBT waits for the disk."""
-
-    def __init__(self) -> None:
-        self._transaction: Any = None
-        self._bytes = 0
-
-    def write(self, spec: Any, values: np.ndarray) -> None:
-        """Writes a new array of one chunk, by the next `commit` at the latest."""
-        ts = tensorstore()
-        if self._transaction is None:
-            self._transaction = ts.Transaction()
-        made = ts.open(spec, create=True, open=False, transaction=self._transaction)
-        made.result().write(values).result()
-        self._bytes += values.nbytes
-        if self._bytes >= _CHUNK_BYTES:
-            self.commit()
-
-    def commit(self) -> None:
-        if self._transaction is not None:
-            self._transaction.commit_async().result()
-        self._transaction, self._bytes = None, 0
 
 
 def write_array(spec: Any, values: np.ndarray, chunks: Sequence[int]) -> None:

@@ -96,6 +96,14 @@ def _adam_pax(options: Options, layout: CheckpointLayout) -> OptimizerLayout:
     )
 
 
+def _sgd(options: Options, layout: CheckpointLayout) -> OptimizerLayout:
+    """No moments: the schedule alone counts steps."""
+    root: Key = ("opt_state",)
+    return OptimizerLayout(
+        orders={}, places={}, counts=((*root, 1, "count"),), empty=((*root, 0),)
+    )
+
+
 def _muon(options: Options, layout: CheckpointLayout) -> OptimizerLayout:
     """Two optimizers; Linen keeps their chains as lists, NNX as dicts without Nones."""
     is_nnx = layout.framework == "nnx"
@@ -129,7 +137,7 @@ def _muon(options: Options, layout: CheckpointLayout) -> OptimizerLayout:
     )
 
 
-_LAYOUTS = {"adamw": _adamw, "adam_pax": _adam_pax, "muon": _muon}
+_LAYOUTS = {"adamw": _adamw, "adam_pax": _adam_pax, "sgd": _sgd, "muon": _muon}
 
 
 def _is_matrix(binding: Binding) -> bool:
