@@ -82,6 +82,7 @@ def test_it_agrees_with_what_was_compiled(name):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # A compile takes over a minute.
 def test_it_agrees_with_a_step_that_is_compiled_now(monkeypatch, tmp_path):
     pytest.importorskip("libtpu")
     monkeypatch.setattr(compiled, "FILE", tmp_path / "memory.json")
