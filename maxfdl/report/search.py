@@ -95,15 +95,19 @@ def best(found: Sequence[Trial]) -> Trial | None:
     return min(fitting, key=_rank, default=None)
 
 
-def _rank(trial: Trial) -> tuple[bool, float]:
-    """Orders trials: those that fit by time, then the others by memory."""
+def _rank(trial: Trial) -> tuple[bool, float, float]:
+    """Orders trials: those that fit by time, then the others by memory.
+
+    Times that are the same to three digits are equal. Of these, and of all on a chip
+    without a data sheet, the one with the least memory is the best.
+    """
     report = trial.report
     if report is None:
-        return True, math.inf
+        return True, math.inf, math.inf
     if not report.fits:
-        return True, report.peak_bytes or math.inf
-    # A chip without a data sheet has no times; then the least memory is the best.
-    return False, report.roofline.seconds if report.roofline else report.peak_bytes or 0
+        return True, 0.0, report.peak_bytes or math.inf
+    seconds = report.roofline.seconds if report.roofline else 0.0
+    return False, float(f"{seconds:.3g}"), report.peak_bytes or 0.0
 
 
 class _Search:
@@ -166,6 +170,7 @@ class _Search:
 def _key(config: fdl.Buildable, program: Program) -> str:
     """Returns a text that graphs share which compile to the same step."""
     config = graph.copy(config)
+    fdl.materialize_defaults(config)
     config.mesh = str(program.sharding.mesh.shape)  # in which no axis is -1
     return graph.as_text(config)
 

@@ -79,6 +79,22 @@ def test_it_compiles_no_graph_twice_and_no_more_than_the_budget(costs):
     assert found[0].mutations == ()
 
 
+def test_what_is_a_default_need_not_be_written(costs):
+    plain = [t.mutations for t in tried(base=("mesh(fsdp=8)",)) if t.report is not None]
+    assert ("remat(policy=none)",) not in plain
+
+
+def test_of_equal_times_the_least_memory_is_the_best():
+    def trial(seconds, peak):
+        report = Ahead("x", "cpu", {"fsdp": 8}, 1, 0.0, 0.0, 1.0, 1.0)
+        times = Roofline(seconds, 0.0, 0.0, 0.0)
+        report = dataclasses.replace(report, roofline=times, peak_bytes=peak)
+        return search.Trial((), report)
+
+    found = [trial(1.0, 6), trial(1.0 - 1e-9, 7), trial(1.0, 5), trial(1.01, 1)]
+    assert search.best(found) is found[2]
+
+
 def test_half_of_the_budget_is_kept_for_what_comes_after_the_mesh(costs):
     found = [trial for trial in tried(budget=8) if trial.report is not None]
     assert len(found) == 8
