@@ -62,7 +62,7 @@ def _storm(kind: str, kills: int, steps: int, folder: pathlib.Path) -> int:
     total = storm.Storm()
     for line in lines:
         total += storm.Storm(**json.loads(line))
-    chance = random.Random(len(lines))
+    chance = random.Random(f"{kind} {len(lines)}")
     for found in storm.storms(kind, kills - total.kills, steps, alone, chance):
         total += found
         with file.open("a") as results:

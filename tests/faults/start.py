@@ -78,7 +78,7 @@ class Start:
         not come so far."""
         if found := re.search(r"^continuing from step (\d+)$", self.output, re.M):
             return int(found[1])
-        return 0 if re.search(r"^step \d", self.output, re.M) else None
+        return 0 if re.search(r"^step +\d", self.output, re.M) else None
 
 
 def _run(words: Sequence[str], output: pathlib.Path) -> None:

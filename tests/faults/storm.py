@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from maxfdl.checkpoint.record import read_record
 from maxfdl.checkpoint.steps import steps_in
-from tests.faults.start import Start, losses
+from tests.faults.start import Start, last_step, losses
 
 EVERY = 3
 """Steps from one save to the next."""
@@ -120,10 +120,10 @@ def _one_run(
             _kill_at_some_moment(start, reached, chance)
         code, began_after = start.wait(), start.began_after
         if began_after is not None:
-            lost = reached - began_after
+            lost, reached = reached - began_after, began_after
             found.most_lost = max(found.most_lost, lost)
             found.too_far_back += lost > ALLOWED
-            reached = max(losses(run_dir / "metrics.jsonl"), default=began_after)
+        reached = max(reached, last_step(run_dir / "metrics.jsonl"))
         if code >= 0:  # nobody killed it
             if code:
                 found.unrestorable += 1
