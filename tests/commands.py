@@ -1,6 +1,7 @@
 """Commands, called in this process: as a user calls them, without the seconds that a
 process takes to import JAX."""
 
+import os
 import pathlib
 import sys
 from collections.abc import Callable
@@ -11,6 +12,12 @@ from absl import flags
 from maxfdl import commandline
 
 ROOT = pathlib.Path(__file__).parents[1]
+ON_ONE_DEVICE = {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"),
+}
+"""What the environment of a process says that has one device, and compiles as tests do:
+what XLA optimizes, as it does for users, takes several times as long to compile."""
 
 Done = tuple[int, str, str]
 

@@ -16,6 +16,7 @@ from maxfdl.errors import UserError
 from maxfdl.run.accelerator import suite
 from maxfdl.run.accelerator.check import Outcome
 from maxfdl.run.benchmark import Figures, Spread
+from tests.commands import ON_ONE_DEVICE
 
 FLAGS = flags.FLAGS
 ROOT = pathlib.Path(__file__).parents[1]
@@ -51,7 +52,7 @@ def bench(*args: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "maxfdl.bench", *args],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": ""},
+        env=os.environ | ON_ONE_DEVICE,
         capture_output=True,
         text=True,
     )

@@ -21,6 +21,7 @@ from maxfdl.data import HuggingFaceTokenizer
 from maxfdl.errors import UserError
 from maxfdl.run import runtime
 from maxfdl.run.directory import RunDirectory
+from tests.commands import ON_ONE_DEVICE
 from tests.goldens import tokenizers as goldens
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -42,7 +43,7 @@ def run(module: str, *args: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", f"maxfdl.{module}", *args],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": ""},
+        env=os.environ | ON_ONE_DEVICE,
         capture_output=True,
         text=True,
     )

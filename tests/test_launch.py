@@ -22,6 +22,7 @@ from fiddle.experimental import serialization
 from maxfdl import graph
 from maxfdl.checkpoint.checkpointer import Checkpointer
 from maxfdl.train.program import Program
+from tests.commands import ON_ONE_DEVICE
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMOKE = "--fdl_config=experiments.llama2_smoke"
@@ -32,7 +33,7 @@ def start(directory: pathlib.Path, *args: str, **environment: str) -> subprocess
     return subprocess.Popen(
         [sys.executable, "-m", "maxfdl.launch", SMOKE, f"--run_dir={directory}", *args],
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"} | environment,
+        env=os.environ | ON_ONE_DEVICE | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -24,6 +24,7 @@ from maxfdl.mutations import (
 from maxfdl.run.first_state import first_state
 from maxfdl.saved_run import read_run
 from tests import goldens, tiny
+from tests.commands import ON_ONE_DEVICE
 from tests.hf.variants import loaded
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -36,7 +37,7 @@ def run(*args: str, code: int = 0) -> str:
     done = subprocess.run(
         [sys.executable, "-m", *args],
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+        env=os.environ | ON_ONE_DEVICE,
         capture_output=True,
         text=True,
         timeout=300,

@@ -201,7 +201,7 @@ def test_on_a_tpu_offloading_moves_bytes_from_the_device_to_the_host(monkeypatch
     place = functools.partial(
         jax.ShapeDtypeStruct, sharding=SingleDeviceSharding(chips.devices[0])
     )
-    rows, length, repeats = 512, 128, 16  # more than fits beside the cores
+    rows, length, repeats = 64, 128, 1024  # more than fits beside the cores
 
     def memory(remat):
         made = model("nnx", remat, Scan(), repeats=repeats)
@@ -220,4 +220,7 @@ def test_on_a_tpu_offloading_moves_bytes_from_the_device_to_the_host(monkeypatch
     moved = repeats * rows * length * FEATURES * 4
     assert full.host_temp_size_in_bytes == 0
     assert offloaded.host_temp_size_in_bytes == moved
-    assert offloaded.temp_size_in_bytes <= full.temp_size_in_bytes - moved
+    # Two layers are on their way at a time, their features padded to 128 lanes.
+    arriving = 2 * rows * length * 128 * 4
+    kept = full.temp_size_in_bytes - moved
+    assert offloaded.temp_size_in_bytes <= kept + arriving <= 0.1 * moved

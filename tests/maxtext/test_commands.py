@@ -17,7 +17,7 @@ from maxfdl.errors import UserError
 from maxfdl.run.first_state import first_state
 from maxfdl.tensors.maxtext.folder import MaxTextFolder
 from tests import tiny
-from tests.commands import Caller, complaint
+from tests.commands import ON_ONE_DEVICE, Caller, complaint
 from tests.maxtext.comparing import differences
 from tests.maxtext.goldens import Golden
 
@@ -30,7 +30,7 @@ def run(*args: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", *args],
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+        env=os.environ | ON_ONE_DEVICE,
         capture_output=True,
         text=True,
         timeout=600,

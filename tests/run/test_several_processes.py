@@ -16,11 +16,11 @@ import pytest
 from maxfdl import graph
 from maxfdl.data.sources.files import Files
 from maxfdl.run.directory import RunDirectory
+from tests.commands import ON_ONE_DEVICE
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMOKE = "--fdl_config=experiments.llama2_smoke"
 LIMIT = 300  # seconds; what must be fast says so itself
-QUICK_TO_COMPILE = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
 
 
 def free_port() -> int:
@@ -44,7 +44,7 @@ class Run:
                 *args,
             ],
             cwd=ROOT,
-            env=os.environ | {"XLA_FLAGS": QUICK_TO_COMPILE} | environment,
+            env=os.environ | ON_ONE_DEVICE | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
