@@ -60,6 +60,7 @@ def test_two_steps_stand_side_by_side(call, tmp_path):
     other = found.pop("compare")
     for each, mesh in ((found, {"fsdp": 8}), (other, {"data": 2, "fsdp": 4})):
         assert each.keys() >= PROMISED and each["devices"] == 8 and each["fits"]
+        assert each["peak_bytes"] == each["argument_bytes"] + each["temp_bytes"]
         assert each["mesh"] == {"data": 1, "fsdp": 1, "tensor": 1} | mesh
         assert each["wire_bytes"] == sum(c["wire_bytes"] for c in each["collectives"])
         assert each["roofline_seconds"] is None  # a CPU has no data sheet here

@@ -68,7 +68,7 @@ class Ahead:
       refusal: Why the compiler gave up for want of memory; None if it did not. Then
         what follows is not known, but for bytes of memory.
       argument_bytes: State and batch; of a refusal, by their shapes.
-      temp_bytes: What the step needs beside them, in all memories of the device.
+      temp_bytes: What the step needs beside them at its peak.
       peak_bytes: All that it needs of its main memory at a time; of a refusal, what the
         compiler says that it would.
       memory_bytes: What the device has; None if that is not known.
@@ -185,16 +185,17 @@ def _size_of_arguments(program: Program) -> int:
 
 
 def _with_figures(report: Ahead, step: CompiledStep, mesh: Mesh) -> Ahead:
-    memory = step.run.memory_analysis()
+    arguments = step.run.memory_analysis().argument_size_in_bytes
+    peak = _peak_bytes(step, mesh)
     does = hlo.read(step.run.as_text())
     exchanges, sent = _exchanges(does.collectives, mesh)
     chip = chip_of(mesh.devices.flat[0])
     times = chip and roofline(chip, does.flops, does.traffic, sent)
     return dataclasses.replace(
         report,
-        argument_bytes=memory.argument_size_in_bytes,
-        temp_bytes=memory.temp_size_in_bytes,
-        peak_bytes=_peak_bytes(step, mesh),
+        argument_bytes=arguments,
+        temp_bytes=peak - arguments,
+        peak_bytes=peak,
         flops=does.flops,
         routed_flops=does.expected,
         unknown_kernels=tuple(sorted(does.unknown)),
@@ -208,8 +209,9 @@ def _with_figures(report: Ahead, step: CompiledStep, mesh: Mesh) -> Ahead:
 def _peak_bytes(step: CompiledStep, mesh: Mesh) -> int:
     """Returns the main memory that a step needs at its peak.
 
-    The temporaries that libtpu reports are those of all memories of a TPU, VMEM
-    included, so theirs and the arguments' sum is not the peak.
+    libtpu's `temp_size_in_bytes` is more than the memory that it gives temporaries. Of
+    llama2 7B on v5e:4x4, 6 rows of 2048 a chip, it is 11.3 GiB. The buffers lie in
+    7.5 GiB, and at most 7.3 are in use at a time: the peak, without gaps.
     """
     if mesh.devices.flat[0].platform == "tpu":
         return step.run.memory_analysis().peak_memory_in_bytes
