@@ -172,10 +172,26 @@ def balance_factor(options: Options) -> float:
 
 def updates(options: Options) -> list[fdl.Config]:
     """Returns what changes the router's biases after each step."""
-    rate = options["routed_bias_update_rate"]
-    if not (options["routed_bias"] and rate):
+    rate, decay = options["routed_bias_update_rate"], _decay_of_biases(options)
+    if not options["routed_bias"] or not (rate or decay):
         return []
-    return [fdl.Config(SelectionBias, rate=rate)]
+    update = fdl.Config(SelectionBias, rate=rate)
+    if decay:
+        update.decay = decay
+    return [update]
+
+
+def _decay_of_biases(options: Options) -> float:
+    """Returns the decay of the biases by which DeepSeek's experts are chosen.
+
+    To the Linen of MaxText before 0.2.5 they are parameters, and decay as such.
+    """
+    is_parameter = version_of(options) < (0, 2, 5) and not options["pure_nnx"]
+    if options["decoder_block"] != "deepseek" or not is_parameter:
+        return 0.0
+    decay = _decay(options)
+    masked = decay is None or "bias" in _masked(options)
+    return 0.0 if masked else options["adam_weight_decay"]
 
 
 def training_options(run: Any, maxtext: str) -> dict[str, Any]:

@@ -22,16 +22,21 @@ class SelectionBias(Update):
 
     Args:
       rate: By how much a bias changes in one step.
+      decay: Share of a bias that each step takes off first, times the learning rate. To
+        MaxText before 0.2.5 biases are parameters, which AdamW decays.
     """
 
     name = "selection_bias"
     rank = 0
     rate: float = 1e-3
+    decay: float = 0.0
 
     @staticmethod
     def check_config(node):
-        if node.rate < 0:
-            yield f"SelectionBias rate ({node.rate}) must not be negative."
+        for name in ("rate", "decay"):
+            value = getattr(node, name)
+            if value < 0:
+                yield f"SelectionBias {name} ({value}) must not be negative."
 
     @staticmethod
     def check_in(node, root):
@@ -51,14 +56,18 @@ class SelectionBias(Update):
             router = part_at(state, key.layer)
             if router is None or _BIAS not in router:
                 continue
-            bias = self._moved(router[_BIAS], load.counts.value)
+            bias = self._moved(router[_BIAS], load.counts.value, step.learning_rate)
             bias = jnp.where(step.accepted, bias, router[_BIAS])
             state = with_part(state, (*key.layer, _BIAS), bias)
             moved = True
         assert moved, "check_in asks for a router with a bias"
         return variables | {"state": state}, memory
 
-    def _moved(self, bias: jax.Array, counts: jax.Array) -> jax.Array:
+    def _moved(
+        self, bias: jax.Array, counts: jax.Array, learning_rate: jax.Array | float
+    ) -> jax.Array:
+        if self.decay:
+            bias = bias - learning_rate * self.decay * bias
         counts = counts.astype(jnp.float32)
         lacking = jnp.mean(counts, axis=-1, keepdims=True) - counts
         return bias + self.rate * jnp.sign(lacking)

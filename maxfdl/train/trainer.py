@@ -164,6 +164,7 @@ class Trainer:
             state["guard"], Proposal(loss, grad_norm, param_norm, reach)
         )
 
+        rate = self.optimizer.learning_rate(step)
         params, optimizer = self.optimizer.update(
             grads, state["optimizer"], params, step, accepted
         )
@@ -174,7 +175,7 @@ class Trainer:
             self.updates,
             {"params": params, "state": layer_state},
             state["updates"],
-            Step(sinks, self.model.parameters(), accepted),
+            Step(sinks, self.model.parameters(), accepted, rate),
         )
         param_norms = observed.norms("param_norm", variables["params"], parameters)
         kept = {
@@ -187,7 +188,7 @@ class Trainer:
         metrics = {
             "loss": loss,
             **{name: Term(sums[name], weights[name]).mean for name in sums},
-            "learning_rate": self.optimizer.learning_rate(step),
+            "learning_rate": rate,
             **grad_norms,
             **param_norms,
             **observed.packing(batch),

@@ -16,12 +16,13 @@ class Step(NamedTuple):
 
     Fields: `sinks`, side results of layers over the whole batch; `parameters`,
     declarations of all parameters, frozen ones too; `accepted`, False if the step is
-    rejected.
+    rejected; `learning_rate`, of the step.
     """
 
     sinks: Sinks
     parameters: dict
     accepted: jax.Array
+    learning_rate: jax.Array | float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ from fdl_configs.maxtext import experiment
 from fdl_configs.maxtext_training import training_options
 from maxfdl.errors import UserError
 from maxfdl.tensors.maxtext.options import resolved
+from maxfdl.train.router import SelectionBias
 from maxfdl.train.updates import Update
 from tests.maxtext import tiny
 
@@ -105,3 +106,22 @@ def test_experts_of_kimi_k2_are_chosen_as_those_of_deepseek_v3_from_0_2_5_on():
     assert config.model == experiment(tiny.options("deepseek3")).model
     with pytest.raises(UserError, match="routed_score_func"):
         experiment(resolved({**kimi, "maxtext": "0.2.4"}, "here"))
+
+
+def test_biases_of_routers_decay_where_they_are_parameters_to_maxtext():
+    options = {**tiny.options("deepseek3"), "routed_bias_update_rate": 1e-3}
+    for version, more, decay in [
+        ("0.2.5", {}, 0.0),
+        ("0.2.4", {}, 0.1),
+        ("0.2.4", {"pure_nnx": True}, 0.0),
+        ("0.2.4", {"opt_type": "sgd"}, 0.0),
+    ]:
+        config = experiment(resolved({**options, **more, "maxtext": version}, "here"))
+        (update,) = fdl.build(config.trainer.updates)
+        assert update == SelectionBias(rate=1e-3, decay=decay)
+
+
+def test_a_bias_decays_before_it_moves():
+    bias, counts = np.float32([0.5, -0.25]), np.float32([3, 1])
+    moved = SelectionBias(rate=0.125, decay=0.5)._moved(bias, counts, 0.25)
+    np.testing.assert_array_equal(moved, bias * (1 - 0.25 * 0.5) + [-0.125, 0.125])

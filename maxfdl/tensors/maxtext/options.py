@@ -125,6 +125,7 @@ DEFAULTS: dict[str, Any] = {
     "learning_rate_schedule_steps": -1,
     "steps": 150_001,
     "init_weights_seed": 0,
+    "pure_nnx": False,  # of versions that have Linen, too
     # Ours: which MaxText it was, since 0.2.4 and 0.2.5 weigh load balance differently.
     "maxtext": "0.2.5",
 }
