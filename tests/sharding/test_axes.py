@@ -23,6 +23,7 @@ from maxfdl.layers.latent import LatentAttention
 from maxfdl.mutations import mesh, pipeline, router_losses, to_linen, to_nnx, use_sgd
 from maxfdl.ops.state import StateDeclaration
 from maxfdl.train.program import Program
+from tests import tiny
 from tests.conditioned import conditioned
 
 STEPS, ROWS, LENGTH = 3, 8, 32
@@ -85,7 +86,7 @@ def experiment(network, axes, repeats, family=to_nnx):
 @functools.cache
 def weights(network, repeats):
     model = graph.build(experiment(network, {}, repeats)).make_model()
-    return jax.device_get(jax.jit(model.init)(jax.random.key(0)))["params"]
+    return jax.device_get(tiny.weights(model))
 
 
 def trained(network, axes, repeats, family=to_nnx):
@@ -95,8 +96,7 @@ def trained(network, axes, repeats, family=to_nnx):
     trainer = made.make_trainer(made.make_sharding(devices))
     program = Program(trainer, ROWS, LENGTH)
     state = jax.tree.map(StateDeclaration.first, trainer.model.state())
-    state = trainer.start_from({"params": weights(network, repeats), "state": state})
-    state = jax.device_put(jax.tree.map(np.array, state), trainer.state_shardings())
+    state = program.start_from({"params": weights(network, repeats), "state": state})
     step = program.compile_step().run
     batches = iter(made.make_batches(made.make_data(trainer.model)))
     losses = []
