@@ -279,7 +279,7 @@ class Sharding:
         dims = {dim for dim, _ in cuts}
         in_use = self.spec_in_use(axes)
         kept = [None if dim in dims else entry for dim, entry in enumerate(in_use)]
-        if not any(kept):
+        if not cuts or not any(kept):
             return function
         return self.on_each(function, (PartitionSpec(*kept),), PartitionSpec(*kept))
 
