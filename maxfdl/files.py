@@ -104,7 +104,7 @@ def write_atomically(path: pathlib.Path | BucketPath, text: str) -> None:
     So does a second writer, for each writes a draft of its own.
     """
     if isinstance(path, BucketPath):
-        path.write_text(text)
+        path.write_text(text, "utf-8")
         return
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:

@@ -93,7 +93,7 @@ def set_aside_from(directory: AnyPath, step: int) -> list[int]:
             target.parent.mkdir(exist_ok=True)
             if isinstance(directory, BucketPath):
                 # Orbax removes folders without it when it starts.
-                (directory / SET_ASIDE / _COMMITTED).write_text("")
+                (directory / SET_ASIDE / _COMMITTED).write_bytes(b"")
             remove_folder(target)
             move(directory / str(found), target)
             say(f"checkpoint step {found} is moved to {target}")

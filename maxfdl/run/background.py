@@ -1,7 +1,7 @@
 """Work in a background thread, which leaves the main one free to be interrupted."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from maxfdl.run.leave import BACKGROUND
@@ -18,9 +18,17 @@ def each_in_background(items: Iterator[T]) -> Iterator[T]:
     """
     background = ThreadPoolExecutor(1, BACKGROUND)
     try:
-        while (item := background.submit(next, items, _END).result()) is not _END:
+        while (item := _result(background.submit(next, items, _END))) is not _END:
             yield item  # pyright: ignore[reportReturnType]  It is not _END.
     except BaseException:
         background.shutdown(wait=False)
         raise
     background.shutdown()
+
+
+def _result(future: Future[T]) -> T:
+    """Returns the result. A signal that comes just before a wait does not end that, so
+    none of them is long."""
+    while not wait([future], timeout=0.5).done:
+        pass
+    return future.result()

@@ -160,7 +160,7 @@ class Lease:
 
     def _renew(self, count: int) -> None:
         lines = self._holder, f"renewed {count} times", _process_table()
-        self._object.write_text("\n".join(lines) + "\n")
+        self._object.write_text("\n".join(lines) + "\n", "utf-8")
 
     def _check_held(self) -> None:
         if not self._is_held():
@@ -171,7 +171,7 @@ class Lease:
 
     def _read(self) -> str:
         try:
-            return self._object.read_text()
+            return self._object.read_text("utf-8")
         except FileNotFoundError:
             return ""
 

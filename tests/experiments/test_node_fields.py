@@ -12,7 +12,7 @@ from maxfdl.graph.annotations import wants_node
 from maxfdl.graph.signatures import hint
 from tests.experiments.catalogue import expressions
 from tests.hf.variants import FAMILIES
-from tests.mutations.cases import CASES, apply
+from tests.mutations.cases import CASES, OF_EXPERTS, apply
 
 LITERALS = ("notes/*.jsonl", "FirstFit", 3, 0.5, True, ["x"], [1, 2], {"a": 1}, (3,))
 
@@ -22,7 +22,9 @@ def graphs():
     found = [graph.resolve(each) for each in expressions()]
     found += [zoo_smoke.experiment(family) for family in (*FAMILIES, "gpt3")]
     found += [apply(each, "to_linen") for each in found]
-    return found + [apply(found[0], case.call) for case in CASES.values()]
+    bases = {name: zoo_smoke.experiment("mixtral") for name in OF_EXPERTS}
+    mutated = [apply(bases.get(n, found[0]), case.call) for n, case in CASES.items()]
+    return found + mutated
 
 
 def holds_node(value) -> bool:
