@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from maxfdl.checkpoint.courier import send
+from maxfdl.checkpoint.load import check_fits
 from maxfdl.checkpoint.pieces import (
     Piece,
     PieceFile,
@@ -175,6 +176,11 @@ class LocalSteps:
         about = {"record": dataclasses.asdict(record), "processes": jax.process_count()}
         self._pending = self._writer.submit(self._write, step, about, shares)
 
+    def leave_behind(self, step: int) -> None:
+        """Removes steps after `step`: they are of a future that the run has left."""
+        self.wait()
+        self._remove(lambda found: found > step)
+
     def _write(
         self, step: int, about: Any, shares: Mapping[str, dict[Piece, np.ndarray]]
     ) -> None:
@@ -212,12 +218,16 @@ class LocalSteps:
         Args:
           first, last: The steps.
           abstract: What a state looks like.
+
+        Raises:
+          UserError: If a step holds the state of another experiment.
         """
         steps = [step for step in self.steps() if first <= step <= last]
         for step in reversed(steps):
             try:
                 record = self._record(step)
                 wanted = abstract(record.structure) if callable(abstract) else abstract
+                check_fits(self._run / str(step), record, wanted, whole=True)
                 return self._load(record, wanted), record
             except DamagedCheckpointError as error:
                 say(f"emergency checkpoint of step {step} is passed over: {error}")

@@ -113,8 +113,14 @@ class Saves:
         return self._checkpointer is not None and self._checkpointer.wants(step)
 
     def save(self, now: Progress) -> None:
-        """Saves in the background, unless this step is saved already."""
+        """Saves in the background, unless this step is saved already.
+
+        Emergency checkpoints after this step are of a future that the run has left, and
+        are removed: it must not go on from them.
+        """
         if self._checkpointer and now.step:
+            if self._local:
+                self._local.leave_behind(now.step)
             self._checkpointer.save(now.step, now.state, now.batches, self._graph_json)
 
     def save_locally(self, now: Progress) -> None:
@@ -128,17 +134,27 @@ class Saves:
             self._checkpointer.wait()
 
     def close(self) -> None:
-        """Waits for the last save, which replaces emergency checkpoints."""
+        """Waits for the last save, which replaces emergency checkpoints.
+
+        Without a checkpointer these stay, for they are all that is left of the run.
+        """
         if self._checkpointer:
             self._checkpointer.close()
-        if self._local:
+        if self._local and self._checkpointer:
             self._local.clear()
+        elif self._local:
+            self._local.wait()
 
     def how_to_continue(self, why: str) -> str:
         """Returns what to do after a run was stopped by a signal, or by a flag."""
+        without = f" without {why}" if why.startswith("--") else ""
+        if self._checkpointer is None and self._local:
+            return (
+                f"run the same command{without} to continue from the newest emergency"
+                " checkpoint, for this experiment has no other"
+            )
         if self._checkpointer is None:
             return "nothing was saved, for this experiment has no checkpoint"
-        without = f" without {why}" if why.startswith("--") else ""
         return f"run the same command{without} to continue"
 
     @contextlib.contextmanager

@@ -117,10 +117,13 @@ def test_bytes_arrive_whole_in_chunks_of_any_number(size, monkeypatch):
 def start(tmp_path):
     """Returns a function that makes the saves of a run, as a start of it does."""
 
-    def saves(every_steps=4):
+    def saves(every_steps=4, emergency_every=1, only_emergency=False):
         directory = RunDirectory(tmp_path / "run")
-        options = Emergency(folder=str(tmp_path / "disk"), every_steps=1)
+        folder = str(tmp_path / "disk")
+        options = Emergency(folder=folder, every_steps=emergency_every)
         checkpointer = Checkpointer(every_steps, directory=directory.checkpoints)
+        if only_emergency:
+            checkpointer = None
         local = LocalSteps(options, directory.path)
         return Saves(checkpointer, "{}", local, directory)
 
@@ -189,6 +192,24 @@ def test_another_mesh_goes_on_from_the_checkpoint(start, state, abstract, row_sh
 def test_a_run_that_went_back_leaves_no_future_behind(start, state):
     train(start(), state, (5, 6, 3))
     assert start().newest() == 3
+    train(start(), state, (6,))
+    train(start(emergency_every=9), state, (4,))  # a checkpoint alone is newer
+    assert start().newest() == 4
+
+
+def test_a_state_of_another_experiment_is_refused(start, state, abstract):
+    train(start(), state, (1, 2))
+    del state["same"]
+    with pytest.raises(UserError, match="is of another experiment: .*same"):
+        start().restore(2, abstract(state), NoData())
+
+
+def test_a_run_that_saves_nothing_else_keeps_its_emergency_checkpoints(start, state):
+    saves = start(only_emergency=True)
+    train(saves, state, (1, 2))
+    saves.close()
+    assert "from the newest emergency checkpoint" in saves.how_to_continue("SIGTERM")
+    assert start(only_emergency=True).newest() == 2
 
 
 def test_steps_of_a_run_that_had_this_directory_before_are_not_seen(
