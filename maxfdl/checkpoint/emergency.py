@@ -5,15 +5,15 @@ machines are. The steps of the checkpointer stay what a run is kept by.
 """
 
 import concurrent.futures
-import contextlib
 import dataclasses
+import hashlib
 import os
 import pathlib
 import shutil
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any
 
 import jax
@@ -31,14 +31,14 @@ from maxfdl.checkpoint.pieces import (
     to_bytes,
     write_pieces,
 )
-from maxfdl.checkpoint.processes import gather, say
+from maxfdl.checkpoint.processes import gather, say, synchronise
 from maxfdl.checkpoint.record import (
     DamagedCheckpointError,
     Record,
     check_arrays,
     record_of,
 )
-from maxfdl.checkpoint.steps import size_text
+from maxfdl.checkpoint.steps import EMERGENCY_ID, size_text
 from maxfdl.checkpoint.structure import Abstract
 from maxfdl.errors import UserError
 from maxfdl.files import write_atomically
@@ -102,8 +102,9 @@ class LocalSteps:
 
     Args:
       options: Where and how many.
-      directory: Of the run. It keeps the name under which the steps are found, so that
-        those of a run that had this directory before are not seen.
+      directory: Of the run. It keeps a random name, under which the steps are found: so
+        those of a run that had this directory before are not seen, nor, in a copy of
+        the directory, those of the run that was copied.
 
     Raises:
       UserError: If the folder cannot be made, or names a variable that is not set.
@@ -112,10 +113,12 @@ class LocalSteps:
     def __init__(self, options: Emergency, directory: AnyPath):
         self._options = options
         root = _folder(options)
-        self._run = root / _name_of_run(directory)
+        self._id_file = directory / EMERGENCY_ID
+        self._id, folder = _id_and_folder(self._id_file)
+        self._run = root / folder
         self._own = self._run / f"process_{jax.process_index()}"
         try:
-            self._own.mkdir(parents=True, exist_ok=True)
+            root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise self._unusable(error.strerror) from error
         self._writer = concurrent.futures.ThreadPoolExecutor(1)
@@ -136,10 +139,9 @@ class LocalSteps:
         size, sent = _size(own) + _size(plan.taken), _size(plan.given)
         count = self._options.keep + 1  # one is written before one is removed
         try:
-            self._own.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self._own, buffering=0) as probe:
+            with tempfile.TemporaryFile(dir=self._run.parent, buffering=0) as probe:
                 probe.write(b"probe")
-            free = shutil.disk_usage(self._own).free
+            free = shutil.disk_usage(self._run.parent).free
         except OSError as error:
             raise self._unusable(error.strerror) from error
         if free < count * size:
@@ -167,6 +169,7 @@ class LocalSteps:
         Arguments are as of `record_of`.
         """
         self.wait()
+        self.leave_behind(step)
         record = record_of(step, state, data_iterator, graph_json)
         if record.not_finite:
             return
@@ -178,19 +181,21 @@ class LocalSteps:
 
     def leave_behind(self, step: int) -> None:
         """Removes steps after `step`: they are of a future that the run has left."""
-        self.wait()
         self._remove(lambda found: found > step)
 
     def _write(
         self, step: int, about: Any, shares: Mapping[str, dict[Piece, np.ndarray]]
     ) -> None:
         try:
-            self._remove(lambda found: found >= step)  # a future that the run has left
+            if jax.process_index() == 0 and not self._id_file.is_file():
+                write_atomically(self._id_file, self._id)
+            shutil.rmtree(self._own / str(step), ignore_errors=True)
             for name, pieces in shares.items():
                 if pieces:
                     write_pieces(self._own / str(step) / name, about, pieces)
             newest = _steps_in(self._own)[-self._options.keep :]
-            self._remove(lambda found: found not in newest)
+            if len(newest) == self._options.keep:
+                self._remove(lambda found: found < newest[0])
         except OSError as error:
             print(
                 f"emergency checkpoint of step {step} cannot be written to {self._own}"
@@ -199,9 +204,15 @@ class LocalSteps:
                 flush=True,
             )
 
-    def _remove(self, which: Any) -> None:
-        for step in filter(which, _steps_in(self._own)):
-            shutil.rmtree(self._own / str(step), ignore_errors=True)
+    def _remove(self, which: Callable[[int], bool]) -> None:
+        """Removes steps from this disk, also those of a process that was here before.
+
+        If others write there too, each has finished the step before that which this
+        process saves, and has begun none after it: they meet in each save.
+        """
+        for folder in self._run.glob("process_*"):
+            for step in filter(which, _steps_in(folder)):
+                shutil.rmtree(folder / str(step), ignore_errors=True)
 
     def steps(self) -> list[int]:
         """Returns the steps of which something is left on any disk, oldest first."""
@@ -285,11 +296,10 @@ class LocalSteps:
         return state
 
     def clear(self) -> None:
-        """Removes what this process has written: a checkpoint has it all."""
+        """Removes all of this run from this disk: a checkpoint has it all."""
         self.wait()
-        shutil.rmtree(self._own, ignore_errors=True)
-        with contextlib.suppress(OSError):  # others still have something there
-            self._run.rmdir()
+        synchronise("maxfdl emergency checkpoints are written")  # on a disk they share
+        shutil.rmtree(self._run, ignore_errors=True)
 
     def wait(self) -> None:
         """Blocks until what was saved last is on disk."""
@@ -400,12 +410,15 @@ def _steps_in(folder: pathlib.Path) -> list[int]:
     return sorted(int(path.name) for path in folder.glob("[0-9]*"))
 
 
-def _name_of_run(directory: AnyPath) -> str:
-    """Returns what no other run is called; the first process makes it up once."""
-    file, name = directory / "emergency.id", ""
+def _id_and_folder(file: AnyPath) -> tuple[str, str]:
+    """Returns the name that a run has in `file`, or a new one, and that of its folder.
+
+    The folder is named by where the file is, too: in a copy of it, it is another one.
+    """
+    name = folder = ""
     if jax.process_index() == 0:
-        if not file.is_file():
-            directory.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, uuid.uuid4().hex)
-        name = file.read_text("utf-8")
-    return gather(name)[0]
+        name = file.read_text("utf-8") if file.is_file() else uuid.uuid4().hex
+        place = os.path.realpath(file) if isinstance(file, pathlib.Path) else str(file)
+        folder = hashlib.sha256(f"{name} {place}".encode()).hexdigest()[:32]
+    name, folder = gather([name, folder])[0]
+    return name, folder

@@ -16,6 +16,10 @@ from maxfdl.paths import AnyPath, move, remove_folder
 SET_ASIDE = "set_aside"
 """Folder inside the checkpoint directory for steps that the run has left behind."""
 
+EMERGENCY_ID = "emergency.id"
+"""File of a run directory by which its emergency checkpoints are found; it is written
+with the first of them."""
+
 _UNFINISHED = "*.orbax-checkpoint-tmp"
 _COMMITTED = "commit_success.txt"
 """What Orbax writes last into a step in a bucket, where nothing can be renamed."""

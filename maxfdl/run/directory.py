@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 
 from maxfdl import outside
-from maxfdl.checkpoint.steps import steps_in
+from maxfdl.checkpoint.steps import EMERGENCY_ID, steps_in
 from maxfdl.data.tokenizers import Tokenizer
 from maxfdl.errors import UserError
 from maxfdl.files import folder_replaced, write_atomically
@@ -105,7 +105,8 @@ class RunDirectory:
         with self._explain_failure():
             metrics = self.path / METRICS
             has_logged = metrics.is_file() and metrics.stat().st_size > 0
-            return has_logged or bool(steps_in(self.checkpoints))
+            has_saved = (self.path / EMERGENCY_ID).is_file()
+            return has_logged or has_saved or bool(steps_in(self.checkpoints))
 
     @contextlib.contextmanager
     def _explain_failure(self) -> Iterator[None]:

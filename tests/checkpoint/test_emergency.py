@@ -220,6 +220,36 @@ def test_steps_of_a_run_that_had_this_directory_before_are_not_seen(
     assert start().newest() is None
 
 
+def test_a_copy_of_a_run_does_not_touch_the_steps_of_the_run(start, state, tmp_path):
+    train(start(), state, (1, 2))
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    options = Emergency(folder=str(tmp_path / "disk"))
+    assert LocalSteps(options, tmp_path / "copy").steps() == []
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    assert LocalSteps(options, tmp_path / "link").steps() == [1, 2]
+
+
+def test_a_run_has_results_once_an_emergency_checkpoint_is_made(start, state, tmp_path):
+    saves = start()
+    assert not RunDirectory(tmp_path / "run").has_results()
+    train(saves, state, (1,))
+    assert RunDirectory(tmp_path / "run").has_results()
+
+
+def test_steps_of_a_process_that_had_another_number_go_in_time(start, files, state):
+    train(start(), state, (2, 3, 9))
+    (here,) = {file.parents[1] for file in files()}
+    here.rename(here.with_name("process_5"))
+    saves = start(every_steps=100)
+    assert saves.newest() == 9
+    train(saves, state, (4, 5, 6))
+    assert {file.parent.name for file in files()} == {"5", "6"}
+    train(saves, state, (7,))
+    here.rename(here.with_name("process_5"))
+    start().close()
+    assert not files()
+
+
 def test_a_disk_that_is_full_does_not_stop_a_run(start, state, monkeypatch, capsys):
     def full(*args):
         raise OSError(28, "No space left on device")
@@ -251,7 +281,7 @@ def test_states_that_are_not_finite_are_passed_over(start, state):
 def test_a_folder_by_a_variable_that_is_not_set_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("DISK", str(tmp_path / "disk"))
     LocalSteps(Emergency(folder="$DISK/here"), tmp_path / "run")
-    assert [*tmp_path.glob("disk/here/*/process_0")]
+    assert [*tmp_path.glob("disk/*")] == [tmp_path / "disk" / "here"]
     with pytest.raises(UserError, match="names a variable that is not set"):
         LocalSteps(Emergency(folder="$NO_SUCH_DISK/here"), tmp_path / "run")
 
