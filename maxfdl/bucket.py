@@ -9,6 +9,7 @@ long as there is one of them.
 import contextlib
 import errno
 import functools
+import glob
 import importlib.util
 import os
 import pathlib
@@ -94,8 +95,9 @@ class BucketPath(pathlib.PurePosixPath):
                 yield self / name.rstrip("/").rpartition("/")[2]
 
     def glob(self, pattern: str) -> Iterator[Self]:
+        here = glob.escape(self._address)
         with _as_os_error(self):
-            found = _file_system(self.scheme).glob(f"{self._address}/{pattern}")
+            found = _file_system(self.scheme).glob(f"{here}/{pattern}")
         for name in found:
             yield self._at(name)
 
@@ -169,6 +171,11 @@ class BucketPath(pathlib.PurePosixPath):
 
     def rmtree(self) -> None:
         """Removes a folder; does nothing if there is none."""
+        if glob.has_magic(self._address):
+            # fsspec would take the name for a pattern, and remove all that fits it.
+            for each in self.files():
+                each.unlink(missing_ok=True)
+            return
         with contextlib.suppress(FileNotFoundError), _as_os_error(self):
             _file_system(self.scheme).rm(self._address, recursive=True)
 

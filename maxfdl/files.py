@@ -30,7 +30,22 @@ def cache_directory() -> pathlib.Path:
         raise UserError(
             f"MAXFDL_CACHE ({folder}) must be a folder on a disk of this machine."
         )
-    return pathlib.Path(folder).expanduser()
+    return on_this_machine(folder)
+
+
+def on_this_machine(name: str) -> pathlib.Path:
+    """Returns a path; `~` and `~user` are home directories.
+
+    Raises:
+      UserError: If there is no such user.
+    """
+    try:
+        return pathlib.Path(name).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"Path {name} begins with a home directory that is not known here"
+            f" ({error}); give its full path."
+        ) from None
 
 
 class Growing(Protocol):

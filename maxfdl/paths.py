@@ -15,7 +15,7 @@ from typing import Any
 
 from maxfdl.bucket import PACKAGES, BucketPath
 from maxfdl.errors import UserError
-from maxfdl.files import cache_directory
+from maxfdl.files import cache_directory, on_this_machine
 
 AnyPath = pathlib.Path | BucketPath
 
@@ -24,12 +24,13 @@ def as_path(text: str | os.PathLike[str]) -> AnyPath:
     """Returns the path that a user means; `~` is the home directory.
 
     Raises:
-      UserError: If it is a URL of another kind, or one without a bucket.
+      UserError: If it is a URL of another kind, or one without a bucket, or in the home
+        directory of a user who is not known.
     """
     name = os.fspath(text)
     scheme, mark, rest = name.partition("://")
     if not mark or "/" in scheme:
-        return pathlib.Path(name).expanduser()
+        return on_this_machine(name)
     if scheme not in PACKAGES:
         kinds = ", ".join(f"{known}://" for known in PACKAGES)
         raise UserError(

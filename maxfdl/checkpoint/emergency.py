@@ -41,7 +41,7 @@ from maxfdl.checkpoint.record import (
 from maxfdl.checkpoint.steps import EMERGENCY_ID, size_text
 from maxfdl.checkpoint.structure import Abstract
 from maxfdl.errors import UserError
-from maxfdl.files import write_atomically
+from maxfdl.files import on_this_machine, write_atomically
 from maxfdl.markers import Operational
 from maxfdl.paths import AnyPath
 
@@ -324,7 +324,7 @@ def _folder(options: Emergency) -> pathlib.Path:
             f"Emergency folder ({options.folder}) names a variable that is not set on"
             " this machine; set it, or give another folder."
         )
-    return pathlib.Path(expanded).expanduser().absolute()
+    return on_this_machine(expanded).absolute()
 
 
 class _Exchange:

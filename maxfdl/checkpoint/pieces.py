@@ -155,7 +155,7 @@ class PieceFile:
                 line = file.readline()
             head = json.loads(line)
             seal = head.pop("seal", None)
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError, TypeError):
             raise DamagedCheckpointError(f"{path} cannot be read") from None
         if seal != _seal(head) or head["format"] != FORMAT:
             raise DamagedCheckpointError(f"{path} has changed since it was written")

@@ -1,5 +1,6 @@
 """What keeps a second run out of a run directory."""
 
+import contextlib
 import fcntl
 import os
 import pathlib
@@ -119,8 +120,10 @@ class Lease:
         self._ended.set()
         self._thread.join()
         self._thread = None
-        if self._is_held():
-            self._object.unlink()
+        # A lease that cannot be removed is void soon, and the run has ended well.
+        with contextlib.suppress(OSError):
+            if self._is_held():
+                self._object.unlink()
 
     def _await_end(self, found: str) -> None:
         """Waits until a lease is void; raises UserError if it is renewed meanwhile."""

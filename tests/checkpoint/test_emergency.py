@@ -66,7 +66,7 @@ def test_a_flipped_bit_of_a_file_is_noticed_where_it_is(state, tmp_path):
         file.write_bytes(_flipped(whole, place))
         damaged = {piece for piece in pieces if not _is_whole(PieceFile(file), piece)}
         assert damaged == damages
-    for broken in (_flipped(whole, 20), whole[: at // 2], b""):
+    for broken in (_flipped(whole, 20), whole[: at // 2], b"", b"[]"):
         file.write_bytes(broken)
         with pytest.raises(DamagedCheckpointError):
             PieceFile(file)

@@ -26,9 +26,10 @@ def test_a_url_stays_one_through_every_way_of_making_paths():
     [
         ("ftp://host/a", "ftp://host/a must be .* begin with one of gs://, s3://"),
         ("gs://", "gs:// must name a bucket: gs://BUCKET/NAME"),
+        ("~no-such-user/a", "begins with a home directory that is not known here"),
     ],
 )
-def test_a_url_of_another_kind_is_refused(url, words):
+def test_a_path_of_another_kind_is_refused(url, words):
     with pytest.raises(UserError, match=words):
         as_path(url)
 
@@ -59,6 +60,16 @@ def test_objects_are_read_written_listed_and_removed(cloud):
     folder.rmtree()
     folder.rmtree()
     assert not cloud.store.objects
+
+
+def test_a_name_is_no_pattern(cloud):
+    odd, other = cloud.root / "run[1] *", cloud.root / "run1 a" / "4" / "done"
+    (odd / "4" / "done").write_text("")
+    other.write_text("")
+    assert [*odd.glob("*/done")] == [odd / "4" / "done"]
+    odd.rename(cloud.root / "run?1 a")
+    (cloud.root / "run?1 a").rmtree()
+    assert sorted(cloud.store.objects) == ["run1 a/4/done"]
 
 
 def test_failures_are_those_of_local_files(cloud):

@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from maxfdl import graph
+from maxfdl.bucket import BucketPath
 from maxfdl.checkpoint.steps import steps_in
 from maxfdl.data.sources import Files
 from maxfdl.data.tokenizers import ByteTokenizer, HuggingFaceTokenizer
@@ -79,6 +80,19 @@ def test_a_lease_that_was_taken_over_ends_its_process(cloud, capsys):
     assert lost and "taken over by another run" in capsys.readouterr().err
     lease.give_back()
     assert (cloud.root / "run.lock").is_file()
+
+
+def test_a_store_out_of_reach_at_the_end_is_no_failure(cloud, monkeypatch):
+    lease = Lease(cloud.root, **QUICK)
+    lease.take()
+    with monkeypatch.context() as patch:
+        patch.setattr(BucketPath, "read_bytes", _out_of_reach)
+        lease.give_back()
+    assert RunDirectory(cloud.root).holder()
+
+
+def _out_of_reach(path):
+    raise OSError(5, "the store does not answer", str(path))
 
 
 def test_a_lease_of_a_dead_process_of_this_machine_is_void_at_once(cloud, capsys):
