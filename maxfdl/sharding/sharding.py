@@ -374,10 +374,12 @@ def cast_in_loop(weight: jax.Array, dtype: DTypeLike) -> jax.Array:
     XLA moves a plain cast of each layer's weights before the loop over layers, where it
     makes a copy of the weights of all layers that stays until the backward pass ends.
     The upper half of a float32 number that has the precision of bfloat16 is that number
-    in bfloat16.
+    in bfloat16. A NaN becomes the one whose upper half is a NaN: of others, the bits
+    that set them apart from infinity may all lie in the lower half.
     """
     if weight.dtype != jnp.float32 or dtype != jnp.bfloat16:
         return weight.astype(dtype)
     rounded = lax.reduce_precision(weight, exponent_bits=8, mantissa_bits=7)
+    rounded = jnp.where(jnp.isnan(weight), jnp.nan, rounded)
     upper_half = lax.bitcast_convert_type(rounded, jnp.uint32) >> 16
     return lax.bitcast_convert_type(upper_half.astype(jnp.uint16), jnp.bfloat16)
