@@ -123,12 +123,21 @@ def _kernels_by_tiles(x_MD, dy_MF, sizes_E, dtype, interpret=False):
     added = -rows % tile
     x_MD, dy_MF = (jnp.pad(a, ((0, added), (0, 0))) for a in (x_MD, dy_MF))
     tiling = tile, min(x_MD.shape[1], _TILE), min(dy_MF.shape[1], _TILE)
-    return tgmm(x_MD.T, dy_MF, sizes_E, dtype, tiling=tiling, interpret=interpret)
+    given = dtype if dtype in _OF_KERNEL else jnp.float32
+    sums_EDF = tgmm(x_MD.T, dy_MF, sizes_E, given, tiling=tiling, interpret=interpret)
+    return sums_EDF.astype(dtype)
+
+
+_OF_KERNEL = jnp.bfloat16, jnp.float32
+"""The types that the kernel for TPUs knows."""
 
 
 def _as_multiplied(a: jax.Array) -> jax.Array:
-    """Returns numbers of 8 bits in bfloat16, which has them all, others as they are."""
-    return a.astype(jnp.bfloat16) if a.dtype.itemsize == 1 else a
+    """Returns numbers in a type that the kernel for TPUs knows and that has them all:
+    bfloat16 for those of 8 bits, float32 for float16."""
+    if a.dtype in _OF_KERNEL:
+        return a
+    return a.astype(jnp.bfloat16 if a.dtype.itemsize == 1 else jnp.float32)
 
 
 _ROWS = 64

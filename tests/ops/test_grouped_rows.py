@@ -68,6 +68,15 @@ def test_flops_are_those_of_the_rows_that_groups_are_expected_to_have(dot):
     assert does.flops == does.expected == 3 * PRODUCT
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_gradients_of_kernels_are_traced_in_every_type_of_activations(dtype):
+    # For all platforms at once, that of the kernel for TPUs included.
+    x, kernel = arrays(dtype)[0], jnp.zeros((GROUPS, WIDTH, OUTPUTS), dtype)
+    step = functools.partial(gradients, GroupedDot("ragged"))
+    _, dkernel = jax.eval_shape(step, x, kernel, SIZES)
+    assert dkernel.dtype == dtype
+
+
 @pytest.mark.slow
 def test_a_tpu_multiplies_no_row_by_the_kernel_of_another_group():
     pytest.importorskip("libtpu")
@@ -80,7 +89,12 @@ def test_a_tpu_multiplies_no_row_by_the_kernel_of_another_group():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("dtype", "result"), [("bfloat16", "bfloat16"), ("float8_e4m3fn", "float32")]
+    ("dtype", "result"),
+    [
+        ("bfloat16", "bfloat16"),
+        ("float8_e4m3fn", "float32"),
+        ("float16", "float16"),
+    ],
 )
 def test_the_kernel_for_tpus_gives_the_gradient_of_each_group(dtype, result):
     x, dy = arrays(dtype)
@@ -94,5 +108,5 @@ def test_the_kernel_for_tpus_gives_the_gradient_of_each_group(dtype, result):
         x[end - size : end].T @ dy[end - size : end]
         for end, size in zip(ends, np.asarray(SIZES), strict=True)
     ]
-    tolerance = 2.0**-8 if result == "bfloat16" else 1e-6
+    tolerance = {"bfloat16": 2.0**-8, "float16": 2.0**-10, "float32": 1e-6}[result]
     np.testing.assert_allclose(np.float64(actual), expected, rtol=tolerance, atol=1e-4)
