@@ -24,8 +24,9 @@ def _sentence(path: str, repeats: int, pipeline: Pipeline) -> str:
     if pipeline.repeats > 1:
         stages += f" that take {pipeline.repeats} turns"
     before = f", {rest} run before it" if rest else ""
+    held = "; weights are gathered once a step" if pipeline.hold_weights else ""
     return (
         f"{path}: {repeats - rest} of {repeats} repeats in {stages}"
         f"{before}; a stage has nothing to do in {pipeline.stages - 1} of"
-        f" {schedule.iterations} iterations ({schedule.bubble:.1%})"
+        f" {schedule.iterations} iterations ({schedule.bubble:.1%}){held}"
     )

@@ -37,7 +37,13 @@ def test_several_turns_are_told():
     )
     (sentence,) = pipelines_of(config)
     assert "4 of 4 repeats in 2 stages that take 2 turns;" in sentence
-    assert "1 of 9 iterations (11.1%)" in sentence
+    assert sentence.endswith("1 of 9 iterations (11.1%)")
+
+
+def test_weights_that_a_stage_holds_are_told():
+    config = pipeline(tiny.experiment(), stages=3, microbatches=3, hold_weights=True)
+    (sentence,) = pipelines_of(config)
+    assert sentence.endswith("; weights are gathered once a step")
 
 
 def test_the_schedule_is_a_class_of_its_own():

@@ -251,7 +251,7 @@ def test_a_cast_in_a_loop_rounds_as_any_cast():
 
 def test_a_cast_in_a_loop_keeps_every_nan():
     bits = [0x7F800001, 0xFF800001, 0x7F80FFFF, 0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF]
-    nans = np.array(bits, np.uint32).view(np.float32)
+    nans = jnp.asarray(np.array(bits, np.uint32).view(np.float32))
     assert jnp.all(jnp.isnan(cast_in_loop(nans, jnp.dtype(jnp.bfloat16))))
 
 
