@@ -30,6 +30,7 @@ from maxfdl.layers.one_forward_one_backward import OneForwardOneBackward
 from maxfdl.layers.parameter import Parameter
 from maxfdl.layers.schedule import Schedule
 from maxfdl.layers.stages import Stages
+from maxfdl.ops.cost import is_counting
 from maxfdl.sharding.line import Line
 from maxfdl.sharding.memory import on_device
 from maxfdl.sharding.mesh import STAGE
@@ -128,7 +129,8 @@ class Pipeline(Execution):
     def run(
         self, layers: Layers, x: jax.Array, context: Context, remat: Remat
     ) -> tuple[jax.Array, Results]:
-        if x.shape[0] % self.microbatches:
+        # What stages compute in bubbles is no work of the model.
+        if x.shape[0] % self.microbatches or is_counting():
             return self.in_sequence.run(layers, x, context, remat)
         rest = self.rest(layers.repeats)
         if not rest:

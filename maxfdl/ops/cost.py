@@ -8,6 +8,7 @@ written with (causal attention needs half of its scores), declares its cost by
 `declare_flops`. One whose work depends on data says by `expect_flops` what to count.
 """
 
+import contextvars
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ import jax
 
 _DECLARED = re.compile(r"declared_flops_(\d+)$")
 _EXPECTED = re.compile(r"\bexpected_flops_(\d+)\b")
+_IS_COUNTING = contextvars.ContextVar("is_counting", default=False)
 
 
 def declare_flops(function: Callable, flops: int) -> Callable:
@@ -52,7 +54,24 @@ def _named(function: Callable, name: str) -> Callable:
 
 def count_flops(function: Callable, *args) -> int:
     """Returns the FLOPs of `function(*args)`; arguments may be abstract."""
-    return _count(jax.make_jaxpr(function)(*args).jaxpr, _declared)
+
+    def counted(*args):  # a function of its own, for JAX keeps what it has traced
+        return function(*args)
+
+    token = _IS_COUNTING.set(True)
+    try:
+        return _count(jax.make_jaxpr(counted)(*args).jaxpr, _declared)
+    finally:
+        _IS_COUNTING.reset(token)
+
+
+def is_counting() -> bool:
+    """Returns whether a function is traced for `count_flops` alone.
+
+    What depends on how a function runs, and not on what it computes, such as the
+    bubbles of a pipeline, is then left out.
+    """
+    return _IS_COUNTING.get()
 
 
 def count_written(function: Callable, *args) -> int:

@@ -171,8 +171,8 @@ class Program:
     def model_flops(self) -> int:
         """Returns the FLOPs of one step: three times those of the forward pass.
 
-        Recomputation is not counted, so that FLOPs over time are model FLOP/s. Frozen
-        parameters count as if they were trained.
+        Neither recomputation nor bubbles of a pipeline are counted, so that FLOPs over
+        time are model FLOP/s. Frozen parameters count as if they were trained.
         """
         variables = self.abstract_state()
         return 3 * count_flops(self.trainer.evaluate, variables, self.abstract_batch())

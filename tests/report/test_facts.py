@@ -87,6 +87,12 @@ def test_recomputation_is_no_work_of_the_model():
     assert facts(f"{SMOKE}+remat(full)").flops_per_step == facts(SMOKE).flops_per_step
 
 
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+def test_bubbles_of_a_pipeline_are_no_work_of_the_model(schedule):
+    piped = f"{SMOKE}+pipeline(stages=2,microbatches=4,schedule={schedule})"
+    assert facts(piped).flops_per_step == facts(SMOKE).flops_per_step
+
+
 def test_looking_at_scores_is_no_work_of_the_model_either():
     clipped = facts(f"{SMOKE}+use_muonclip")
     assert clipped.flops_per_step == facts(SMOKE).flops_per_step
