@@ -240,6 +240,12 @@ class Capacity(Dispatch):
         most = _all_that_may_come(tokens, k, num_experts, peers)
         return min(here * self.of_expert(number, k, num_experts), most)
 
+    def expected(self, tokens: int, k: int, num_experts: int, peers: Peers) -> int:
+        number = tokens * lax.axis_size(peers.tokens)
+        rows = num_experts * self.of_expert(number, k, num_experts)
+        devices = lax.axis_size((*peers.tokens, *peers.sharing))
+        return min(super().expected(tokens, k, num_experts, peers), -(-rows // devices))
+
 
 def _all_that_may_come(tokens: int, k: int, num_experts: int, peers: Peers) -> int:
     """Returns how many rows may come to the experts of a device: a token's k experts

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from maxfdl.markers import Operational
 from maxfdl.ops.codec import PackedKernel
+from maxfdl.ops.cost import declare_flops
 from maxfdl.ops.gather import GroupGather
 from maxfdl.ops.grouped_rows import (
     Implementation,
@@ -98,10 +99,8 @@ class GroupedDot(GroupedProduct):
     ) -> tuple[Float[Array, "M _"], State]:
         kernel_EDF = kernel_EDF.astype(x_MD.dtype)
         if sizes_E is None:
-            groups, _, outputs = kernel_EDF.shape
-            x_EMD = x_MD.reshape(groups, -1, x_MD.shape[1])
-            y_EMF = jnp.einsum("emd,edf->emf", x_EMD, kernel_EDF)
-            return y_EMF.reshape(-1, outputs), {}
+            product = counted_for(_by_equal_groups, x_MD, kernel_EDF, expected)
+            return product(x_MD, kernel_EDF), {}
         if gather is not None:
             kernel_EDF = _gathered(gather, kernel_EDF)
         how = gather, self.resolve(), expected
@@ -120,6 +119,27 @@ class GroupedDot(GroupedProduct):
         if in_blocks and is_read_packed(rows, codec):
             return _packed_blocks(x_MD, kernel_EDF, sizes_E), {}
         return super().of_packed(x_MD, kernel_EDF, state, sizes_E, expected=expected)
+
+
+def counted_for(
+    product: Callable, x_MD: jax.Array, kernel_EDF: jax.Array, expected: int | None
+) -> Callable:
+    """Returns a product of all rows, whose model FLOPs are those of `expected` rows.
+
+    Groups of equally many rows, as a capacity makes them, have empty rows, which are
+    multiplied, too.
+    """
+    rows, groups = x_MD.shape[0], kernel_EDF.shape[0]
+    if expected is None or expected >= rows:
+        return product
+    return declare_flops(product, 2 * expected * (kernel_EDF.size // groups))
+
+
+def _by_equal_groups(x_MD: jax.Array, kernel_EDF: jax.Array) -> jax.Array:
+    groups, _, outputs = kernel_EDF.shape
+    x_EMD = x_MD.reshape(groups, -1, x_MD.shape[1])
+    y_EMF = jnp.einsum("emd,edf->emf", x_EMD, kernel_EDF)
+    return y_EMF.reshape(-1, outputs)
 
 
 # Without these rules the gradient of a kernel would be reduced to every device.

@@ -14,7 +14,7 @@ from maxfdl.markers import Operational
 from maxfdl.ops.contraction import Contraction, GroupedContraction
 from maxfdl.ops.dot import Dot, MatrixProduct
 from maxfdl.ops.gather import Gather, GroupGather
-from maxfdl.ops.grouped_dot import GroupedDot, GroupedProduct
+from maxfdl.ops.grouped_dot import GroupedDot, GroupedProduct, counted_for
 from maxfdl.ops.grouped_rows import Implementation
 from maxfdl.ops.product import Depth, Ends, Product, State
 from maxfdl.ops.recipe import Recipe
@@ -172,13 +172,16 @@ class QuantizedGroupedDot(ByRecipe, GroupedProduct):
         if sizes_E is None:
             product = Contraction(x="emd", kernel="edf", y="emf", each="e", dtype=dtype)
             product = dataclasses.replace(product, gather=gather)
+            multiply = functools.partial(self.recipe.multiply, product)
+            multiply = counted_for(multiply, x, kernel, expected)
             x = x.reshape(groups, rows // groups, x.shape[1])
         else:
             chosen = GroupedDot(self.implementation).resolve()
             product = GroupedContraction.of_rows(
                 rows, sizes_E, chosen, dtype, gather, expected
             )
-        y, state = self.recipe.multiply(product, x, kernel, state)
+            multiply = functools.partial(self.recipe.multiply, product)
+        y, state = multiply(x, kernel, state)
         return y.reshape(rows, -1).astype(x_MD.dtype), state
 
 

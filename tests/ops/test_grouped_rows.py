@@ -68,6 +68,23 @@ def test_flops_are_those_of_the_rows_that_groups_are_expected_to_have(dot):
     assert does.flops == does.expected == 3 * PRODUCT
 
 
+@pytest.mark.parametrize(
+    "dot",
+    [GroupedDot(), QuantizedGroupedDot(Fp8Block(size=8))],
+    ids=["plain", "FP8 by block"],
+)
+def test_empty_rows_of_groups_of_equal_size_are_no_model_flops(dot):
+    x = jnp.zeros((ROWS, WIDTH), jnp.bfloat16)
+    kernel = jnp.zeros((GROUPS, WIDTH, OUTPUTS), jnp.bfloat16)
+
+    def forward(x, kernel):
+        return dot(x, kernel, {}, None, expected=EXPECTED)[0]
+
+    assert count_flops(forward, x, kernel) == PRODUCT
+    whole = 2 * ROWS * WIDTH * OUTPUTS  # which are multiplied with zeros
+    assert count_written(forward, x, kernel) == whole
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_gradients_of_kernels_are_traced_in_every_type_of_activations(dtype):
     # For all platforms at once, that of the kernel for TPUs included.

@@ -93,6 +93,13 @@ def test_bubbles_of_a_pipeline_are_no_work_of_the_model(schedule):
     assert facts(piped).flops_per_step == facts(SMOKE).flops_per_step
 
 
+@pytest.mark.parametrize("factor", [0.5, 1.25])
+def test_experts_count_as_many_flops_on_any_mesh(factor):
+    plain = f"experiments.zoo_smoke(family=mixtral)+capacity(factor={factor})"
+    on_mesh = f"{plain}+mesh(fsdp=2,expert=4)"
+    assert facts(on_mesh, 8).flops_per_step == facts(plain).flops_per_step
+
+
 def test_looking_at_scores_is_no_work_of_the_model_either():
     clipped = facts(f"{SMOKE}+use_muonclip")
     assert clipped.flops_per_step == facts(SMOKE).flops_per_step
