@@ -81,11 +81,14 @@ class Gather:
     ) -> Callable:
         """Returns `function` run by each device on its own rows and experts.
 
-        An array has a letter for each dim: m, rows in the order of experts, or blocks
-        of them, or counts of the rows of each expert here; e, d and f, the experts,
-        inputs and outputs of the weight; others are whole on every device. What
-        devices with different inputs give for the same output is reduced; a gradient
-        of the weight is left cut as the weight is stored.
+        Each array has one letter per dim. m is what every device has its own of: rows
+        in the order of experts, blocks of such rows, or the number of rows of each
+        expert. e, d and f are the experts, inputs and outputs of the weight. A dim with
+        any other letter is whole on every device.
+
+        Devices that compute the same part of the output from different inputs reduce
+        it. The gradient of the weight, `edf`, is reduce-scattered to where the weight
+        is stored.
 
         Args:
           function: Of arrays, to one.

@@ -30,9 +30,11 @@ class Sharding:
     Args:
       mesh: The devices; inside a `shard_map`, their abstraction.
       rules: Which mesh axes cut which dims.
-      apart: Mesh axes whose shards run apart, so that an array here is one shard's.
-      alone: Mesh axes whose shards do too, and have models or layers of their own: sums
-        over a batch do not cross them.
+      apart: Manual mesh axes along which devices have other rows or tokens of the same
+        batch. An array here is the part of one device.
+      alone: Manual mesh axes along which devices have other models or layers, as
+        DiLoCo's replicas and the stages of a pipeline do: sums over a batch do not
+        cross them.
       devices: The devices where `mesh` is their abstraction, if they are known.
     """
 
@@ -67,9 +69,9 @@ class Sharding:
         return dataclasses.replace(self._abstract(), alone=(*self.alone, axis))
 
     def with_whole_rows(self) -> "Sharding":
-        """Returns the sharding in which no mesh axis cuts a row along its tokens.
+        """Returns the sharding without the mesh axes that cut rows along their tokens.
 
-        Those that cut `sequence` then cut nothing at all.
+        They then cut no other dim either.
         """
         axes = self.rules.sequence
         left = {
@@ -80,9 +82,10 @@ class Sharding:
         return dataclasses.replace(self, rules=rules)
 
     def with_whole_weights(self) -> "Sharding":
-        """Returns the sharding of weights that are gathered for use already.
+        """Returns the sharding for layers whose weights are gathered already.
 
-        No mesh axis that cuts the tokens cuts a weight, but along dims that stay cut.
+        Mesh axes that cut rows or tokens then cut no dim of a weight, except the dims
+        in `rules.cut_in_use`, such as experts, which are never gathered.
         """
         of_tokens = {*self.rules.batch, *self.rules.sequence}
         keep = {"batch", "sequence", "residual", "stages", "layers"}
@@ -113,10 +116,10 @@ class Sharding:
 
     @property
     def parallel(self) -> tuple[str, ...]:
-        """Mesh axes whose shards can compute the gradients of their rows apart.
+        """Mesh axes along which each device computes the gradients of its own rows.
 
-        They cut the rows, and each weight is whole for use along them. Along others
-        that cut rows, some weights stay cut, and tokens travel.
+        They cut the rows, and every weight is gathered along them for use. Along other
+        axes that cut rows, such as `expert`, some weights stay cut and tokens travel.
         """
         stay = {a for dim in self.rules.cut_in_use for a in getattr(self.rules, dim)}
         stay.update(self.rules.stages, self.rules.layers)
@@ -184,8 +187,8 @@ class Sharding:
     def spec_in_use(self, axes: Sequence[str | None]) -> PartitionSpec:
         """Returns the PartitionSpec of a weight with these dims while it is used.
 
-        It is the stored one without the mesh axes that cut the tokens, but for dims
-        that stay cut.
+        It is the stored one without the mesh axes that cut rows or tokens, except in
+        the dims of `rules.cut_in_use`.
         """
         of_tokens = {*self.rules.batch, *self.rules.sequence}
 
