@@ -214,7 +214,6 @@ def _adopts(directory: Any, config: Any) -> bool:
       UserError: If the directory holds results of another graph.
     """
     from maxfdl import graph
-    from maxfdl.checkpoint.checkpointer import Checkpointer
     from maxfdl.run.progress import say
     from maxfdl.saved_graph import check_schedule, refuse_another_run, saved_graph
 
@@ -227,7 +226,7 @@ def _adopts(directory: Any, config: Any) -> bool:
             " graph; put its config.json back, or give another --run_dir."
         )
     refuse_another_run(directory, saved, config)
-    taken = Checkpointer(directory=directory.checkpoints).latest() or 0
+    taken = _newest(directory, config.emergency)
     changes = graph.summary(saved, config)
     if taken >= config.steps:
         return not changes
@@ -235,6 +234,24 @@ def _adopts(directory: Any, config: Any) -> bool:
     if changes:
         say("; ".join(filter(None, [f"continuing with {changes}", remark])))
     return True
+
+
+def _newest(directory: Any, emergency: Any) -> int:
+    """Returns the newest step that is saved, in `directory` or on a local disk, or 0;
+    all processes must call.
+
+    Args:
+      directory: Of the run.
+      emergency: The part of the graph that makes emergency checkpoints, or None.
+    """
+    from maxfdl import graph
+    from maxfdl.checkpoint.checkpointer import Checkpointer
+    from maxfdl.checkpoint.emergency import LocalSteps
+
+    steps = [Checkpointer(directory=directory.checkpoints).latest() or 0]
+    if emergency is not None:
+        steps += LocalSteps(graph.build(emergency), directory.path).steps()
+    return max(steps)
 
 
 if __name__ == "__main__":

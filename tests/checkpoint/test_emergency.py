@@ -3,6 +3,7 @@
 import re
 import shutil
 
+import fiddle as fdl
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +25,7 @@ from maxfdl.checkpoint.pieces import (
 )
 from maxfdl.checkpoint.record import DamagedCheckpointError
 from maxfdl.errors import UserError
+from maxfdl.launch import _newest
 from maxfdl.run.directory import RunDirectory
 from maxfdl.run.saves import Progress, Saves
 
@@ -234,6 +236,13 @@ def test_a_run_has_results_once_an_emergency_checkpoint_is_made(start, state, tm
     assert not RunDirectory(tmp_path / "run").has_results()
     train(saves, state, (1,))
     assert RunDirectory(tmp_path / "run").has_results()
+
+
+def test_a_schedule_counts_the_steps_of_emergency_checkpoints(start, state, tmp_path):
+    train(start(), state, range(1, 7))
+    emergency = fdl.Config(Emergency, folder=str(tmp_path / "disk"))
+    directory = RunDirectory(tmp_path / "run")
+    assert (_newest(directory, None), _newest(directory, emergency)) == (4, 6)
 
 
 def test_steps_of_a_process_that_had_another_number_go_in_time(start, files, state):
