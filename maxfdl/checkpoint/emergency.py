@@ -142,9 +142,11 @@ class LocalSteps:
             with tempfile.TemporaryFile(dir=self._run.parent, buffering=0) as probe:
                 probe.write(b"probe")
             free = shutil.disk_usage(self._run.parent).free
+            # Steps of an earlier start are removed as new ones are written.
+            held = [path.stat().st_size for path in self._run.rglob(f"*{_SUFFIX}")]
         except OSError as error:
             raise self._unusable(error.strerror) from error
-        if free < count * size:
+        if free + sum(held) < count * size:
             raise self._unusable(
                 f"{count} checkpoints of {size_text(size)} are to be there at once, and"
                 f" {size_text(free)} are free"

@@ -279,6 +279,8 @@ def test_what_a_save_takes_is_said_and_must_find_room(
     monkeypatch.setattr("maxfdl.checkpoint.emergency.shutil.disk_usage", lambda _: full)
     with pytest.raises(UserError, match="3 checkpoints of 0.2 kB are to be there at"):
         start()._local.check_room(abstract(state))
+    train(start(), state, (1, 2))  # which make room, when the run is started again
+    start()._local.check_room(abstract(state))
 
 
 def test_states_that_are_not_finite_are_passed_over(start, state):
