@@ -8,10 +8,15 @@ keep its operands in memory. A matrix product or a sum takes elementwise operand
 they are; other operations, such as kernels, collectives and loops, read what was
 written. What is not elementwise writes what it gives, in the narrowest type that it is
 cast to right behind.
+
+XLA runs what is needed late as late as it can. The gradient of the output head is
+ready before the backward pass of the layers and needed behind it. XLA sums it over the
+devices behind it, so each device holds the gradient of the whole head until then.
 """
 
+import bisect
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from maxfdl.report.memory.program import Instruction, Region, Value
 
@@ -120,7 +125,7 @@ class _Plan:
     """
 
     def __init__(self, region: Region):
-        self.instructions = _needed(region)
+        self.instructions = _late_sums(_needed(region))
         self.fused: dict[Value, frozenset[Value]] = {}
         self.reads: list[frozenset[Value]] = []
         self.last: dict[Value, int] = {}
@@ -213,3 +218,32 @@ def _needed(region: Region) -> list[Instruction]:
             used.update(instruction.ins)
             needed.append(instruction)
     return needed[::-1]
+
+
+def _late_sums(instructions: Sequence[Instruction]) -> list[Instruction]:
+    """Returns the instructions with reduce-scatters right before the first use of what
+    they give, if loops come before that. What is elementwise in it moves along."""
+    sums = _of_sums(instructions)
+    loops = [i for i, instruction in enumerate(instructions) if instruction.carried]
+    end, places, used = len(instructions), [], {}
+    for i, instruction in reversed([*enumerate(instructions)]):
+        first = min(used.get(out, end) for out in instruction.outs)
+        is_late = not sums.isdisjoint(instruction.outs)
+        is_moved = is_late and bisect.bisect(loops, i) < bisect.bisect_left(
+            loops, first
+        )
+        places.append(first if is_moved else i)
+        used.update({x: min(used.get(x, end), places[-1]) for x in instruction.ins})
+    order = sorted(range(end), key=places[::-1].__getitem__)
+    return [instructions[i] for i in order]
+
+
+def _of_sums(instructions: Iterable[Instruction]) -> set[Value]:
+    """Returns what reduce-scatters give, and what is elementwise in that alone."""
+    sums: set[Value] = set()
+    for instruction in instructions:
+        arrays = {value for value in instruction.ins if value.shape}
+        is_sum = instruction.name == "reduce_scatter"
+        if is_sum or (instruction.is_fused and arrays and arrays <= sums):
+            sums.update(instruction.outs)
+    return sums

@@ -208,7 +208,7 @@ class _Reader:
         if name in special:
             return special[name](eqn, given, out)
         layouts = propagated(eqn, [each.layout for each in given], self._sizes)
-        if name in _SAME_ARRAY:
+        if name in _SAME_ARRAY or _pads_nothing(eqn):
             pairs = zip(given, layouts, strict=False)
             return [_Array(each.value, layout) for each, layout in pairs]
         results = self._results(eqn, layouts)
@@ -364,6 +364,12 @@ def _consts_and_carry(params: Mapping[str, Any]) -> tuple[int, int]:
         return params["num_consts"], params["num_carry"]
     consts, carry, _ = params["ft_in"].unpack()
     return len(consts), len(carry)
+
+
+def _pads_nothing(eqn: Any) -> bool:
+    """Returns whether an equation pads by nothing, as kernels do to whole blocks."""
+    is_pad = eqn.primitive.name == "pad"
+    return is_pad and not any(map(any, eqn.params["padding_config"]))
 
 
 def _values(arrays: Sequence[_Array]) -> list[Value]:

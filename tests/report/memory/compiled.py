@@ -56,6 +56,8 @@ CASES: dict[str, tuple[str, ...]] = {
         "sequence_length=2048",
         "batch_size=32",
     ),
+    "tensor": _llama(f"{_FULL}{_TILED}+mesh(fsdp=2,tensor=2)"),
+    "offload": _llama(f"+offload_activations(){_TILED}+mesh(fsdp=4)"),
     "experts": _mixtral(f"{_FULL}{_TILED}+mesh(fsdp=4)"),
     "none": _llama(f"+remat(policy=none){_TILED}+mesh(fsdp=4)", features=512),
 }

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from maxfdl.report.memory.layouts import whole
 from maxfdl.report.memory.liveness import buffers_of, most_at_once
@@ -16,13 +17,13 @@ ONE = 4 * N * N
 """Bytes of a square, in which results below are counted."""
 
 
-def squares(function, *args, platform="cpu"):
+def squares(function, *args, platform="cpu", sizes=None):
     """Returns the squares that `function` holds at its peak besides what it is given.
 
     What it returns is written over arguments, so all functions here return numbers.
     """
     jaxpr = jax.make_jaxpr(function)(*args)
-    program = program_of(jaxpr, [whole(x.ndim) for x in args], {}, platform)
+    program = program_of(jaxpr, [whole(x.ndim) for x in args], sizes or {}, platform)
     held = most_at_once(buffers_of(program))
     return pytest.approx(sum(each.bytes for each in held) / ONE, abs=0.01)
 
@@ -56,6 +57,16 @@ def test_a_sum_is_written_over_what_it_is_of():
     assert squares(residual, SQUARE) == 2
 
 
+def test_padding_by_nothing_gives_the_same_array():
+    def padded(x):
+        y = x @ x
+        z = lax.pad(y, 0.0, [(0, 0, 0)] * 2)
+        return jnp.sum(lax.sort(z)) + jnp.sum(y)
+
+    # The product, and what is sorted.
+    assert squares(padded, SQUARE) == 2
+
+
 def test_operands_of_what_is_not_fused_are_written():
     assert squares(lambda x: jnp.sum(lax.sort(2 * x)), SQUARE) == 2
 
@@ -85,6 +96,24 @@ def test_what_all_trips_leave_stands_beside_what_one_needs():
         return jnp.sum(left)
 
     assert squares(stacked, SQUARE, STACK) == 6 + 2
+
+
+def test_a_sum_over_devices_that_is_needed_behind_a_loop_is_taken_there():
+    mesh = AbstractMesh((4,), ("data",), axis_types=(AxisType.Auto,))
+
+    def local(x, xs):
+        part = 2 * lax.psum_scatter(x @ x, "data", tiled=True)
+        y, _ = lax.scan(lambda y, w: (y @ w, None), x @ x, xs)
+        return jnp.sum(y) + jnp.sum(part)
+
+    def run(x, xs):
+        specs = PartitionSpec(), PartitionSpec()
+        return jax.shard_map(
+            local, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False
+        )(x, xs)
+
+    # The whole product, what the loop carries, and a trip's product.
+    assert squares(run, SQUARE, STACK, sizes={"data": 4}) == 3
 
 
 def test_the_backward_pass_of_a_loop_keeps_what_remat_names():
