@@ -123,12 +123,25 @@ class Checkpointer:
         if record.not_finite and not allow_non_finite:
             raise SaveError(self._refusal(record))
         with self._explain_failure(step):
-            if set_aside_from(self.directory, step) and self._writer is not None:
-                self._writer.reload()
+            self._set_aside_from(step)
             self._pending = self._open_writer().save_checkpointables_async(
                 step, {"state": state}, force=True, custom_metadata=record.sealed()
             )
         self._newest = step
+
+    def leave_behind(self, step: int) -> None:
+        """Sets steps after `step` aside: they are of a future that the run has left.
+
+        Raises:
+          SaveError: If that cannot be done.
+        """
+        self.wait()
+        with self._explain_failure(step):
+            self._set_aside_from(step + 1)
+
+    def _set_aside_from(self, step: int) -> None:
+        if set_aside_from(self.directory, step) and self._writer is not None:
+            self._writer.reload()
 
     def restore(self, step: int, abstract_state: Abstract, data_iterator: Any) -> Any:
         """Returns the state saved at `step`, and sets `data_iterator` to its place.

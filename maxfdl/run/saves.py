@@ -100,14 +100,21 @@ class Saves:
 
     def restore_before(self, step: int, abstract_state: Abstract) -> State | None:
         """Returns the newest state on disk that has seen fewer steps than `step`, or
-        None if there is none. The batches stay where they are."""
+        None if there is none. The batches stay where they are.
+
+        Later steps are left behind: a start after a kill does not go on from them.
+        """
         if self._checkpointer is None:
             return None
         self._checkpointer.wait()
         older = [s for s in steps_in(self._checkpointer.directory) if s < step]
         if not older:
             return None
-        return self._checkpointer.restore(older[-1], abstract_state, NoData())
+        state = self._checkpointer.restore(older[-1], abstract_state, NoData())
+        if self._local:
+            self._local.leave_behind(int(state["step"]))
+        self._checkpointer.leave_behind(int(state["step"]))
+        return state
 
     def due(self, step: int) -> bool:
         return self._checkpointer is not None and self._checkpointer.wants(step)

@@ -191,9 +191,13 @@ def test_another_mesh_goes_on_from_the_checkpoint(start, state, abstract, row_sh
     assert int(start().restore(6, wanted, NoData())["step"]) == 4
 
 
-def test_a_run_that_went_back_leaves_no_future_behind(start, state):
+def test_a_run_that_went_back_leaves_no_future_behind(start, state, abstract):
     train(start(), state, (5, 6, 3))
     assert start().newest() == 3
+    saves = start(every_steps=2)
+    train(saves, state, range(1, 8))
+    assert int(saves.restore_before(4, abstract(state))["step"]) == 2
+    assert start().newest() == start().latest == 2
     train(start(), state, (6,))
     train(start(emergency_every=9), state, (4,))  # a checkpoint alone is newer
     assert start().newest() == 4
