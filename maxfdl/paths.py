@@ -24,12 +24,13 @@ def as_path(text: str | os.PathLike[str]) -> AnyPath:
     """Returns the path that a user means; `~` is the home directory.
 
     Raises:
-      UserError: If it is a URL of another kind, or one without a bucket, or in the home
-        directory of a user who is not known.
+      UserError: If it is a URL of another kind, one without a bucket, or one with a
+        single slash; or in the home directory of a user who is not known.
     """
     name = os.fspath(text)
     scheme, mark, rest = name.partition("://")
     if not mark or "/" in scheme:
+        _refuse_one_slash(name)
         return on_this_machine(name)
     if scheme not in PACKAGES:
         kinds = ", ".join(f"{known}://" for known in PACKAGES)
@@ -39,6 +40,15 @@ def as_path(text: str | os.PathLike[str]) -> AnyPath:
     if not rest.strip("/"):
         raise UserError(f"Path {name} must name a bucket: {scheme}://BUCKET/NAME.")
     return BucketPath(name)
+
+
+def _refuse_one_slash(name: str) -> None:
+    scheme, mark, rest = name.partition(":/")
+    if mark and scheme in PACKAGES:
+        raise UserError(
+            f"Path {name} must have two slashes to be in a bucket: {scheme}://{rest}"
+            f" (a string, for pathlib.Path drops one), or be ./{name} on this machine."
+        )
 
 
 def is_remote(text: str | os.PathLike[str]) -> bool:

@@ -150,8 +150,9 @@ class Lease:
             try:
                 if not self._is_held():
                     print(
-                        f"{self._directory} has been taken over by another run, which"
-                        " heard nothing of this one; this one ends, and saves nothing.",
+                        f"{self._object} is no longer this run's: it was taken over by"
+                        " another run, which heard nothing of this one, or removed."
+                        " This run ends, and saves nothing.",
                         file=sys.stderr,
                         flush=True,
                     )

@@ -26,6 +26,7 @@ def test_a_url_stays_one_through_every_way_of_making_paths():
     [
         ("ftp://host/a", "ftp://host/a must be .* begin with one of gs://, s3://"),
         ("gs://", "gs:// must name a bucket: gs://BUCKET/NAME"),
+        ("gs:/bucket/a", "two slashes to be in a bucket: gs://bucket/a"),
         ("~no-such-user/a", "begins with a home directory that is not known here"),
     ],
 )
