@@ -24,8 +24,8 @@ def as_path(text: str | os.PathLike[str]) -> AnyPath:
     """Returns the path that a user means; `~` is the home directory.
 
     Raises:
-      UserError: If it is a URL of another kind, one without a bucket, or one with a
-        single slash; or in the home directory of a user who is not known.
+      UserError: If it is a URL of another kind, one without a bucket, one with a single
+        slash, or one with `..`; or in the home directory of a user who is not known.
     """
     name = os.fspath(text)
     scheme, mark, rest = name.partition("://")
@@ -39,7 +39,17 @@ def as_path(text: str | os.PathLike[str]) -> AnyPath:
         )
     if not rest.strip("/"):
         raise UserError(f"Path {name} must name a bucket: {scheme}://BUCKET/NAME.")
-    return BucketPath(name)
+    path = BucketPath(name)
+    _refuse_to_go_up(path)
+    return path
+
+
+def _refuse_to_go_up(path: BucketPath) -> None:
+    if ".." in path.parts:
+        raise UserError(
+            f"Path {path} must not have '..' in it: in a bucket that is a name as any"
+            " other, and its copy on disk would lie elsewhere."
+        )
 
 
 def _refuse_one_slash(name: str) -> None:
@@ -90,6 +100,8 @@ def _copy(path: BucketPath, copy: pathlib.Path, only: Sequence[str]) -> None:
         targets = {copy: path}
     else:
         found = path.files() if path.is_dir() else []
+        for each in found:
+            _refuse_to_go_up(each)
         inside = {each.relative_to(path): each for each in found}
         targets = {copy / x: each for x, each in inside.items() if _fits(x, only)}
         for old in files_in(copy):

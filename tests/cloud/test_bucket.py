@@ -26,6 +26,7 @@ def test_a_url_stays_one_through_every_way_of_making_paths():
     [
         ("ftp://host/a", "ftp://host/a must be .* begin with one of gs://, s3://"),
         ("gs://", "gs:// must name a bucket: gs://BUCKET/NAME"),
+        ("gs://bucket/a/../b", "must not have '..' in it"),
         ("gs:/bucket/a", "two slashes to be in a bucket: gs://bucket/a"),
         ("~no-such-user/a", "begins with a home directory that is not known here"),
     ],
@@ -83,6 +84,13 @@ def test_failures_are_those_of_local_files(cloud):
     for use in (BucketPath.exists, BucketPath.read_bytes, lambda x: x.write_text("x")):
         with pytest.raises(PermissionError, match="permission denied for .* closed"):
             use(cloud.at("closed/a"))
+
+
+def test_an_object_is_not_copied_to_outside_of_its_folder(cloud):
+    for name in ("model/a.txt", "model/../../../../../evil.txt"):
+        cloud.store.put(name, b"a")
+    with pytest.raises(UserError, match="evil.txt must not have '..' in it"):
+        fetched(cloud.root / "model")
 
 
 def test_a_folder_is_copied_once_and_follows_its_objects(cloud, capsys):
