@@ -53,13 +53,13 @@ class Emergency:
     """Saves on local disks, beside those of the checkpointer.
 
     Each process writes what its devices hold. Its peer, half of the processes away,
-    writes a copy of what no other process holds: nothing, where weights are replicated
+    writes a copy of what it does not hold itself: nothing, where weights are replicated
     over processes; the whole share of a process, where they are sharded over all. That
     share is `state / processes` bytes, which each process sends and receives once per
     save, over the links between devices.
 
     A run that starts again takes the newest step of which every share is left on some
-    disk, if it is newer than the newest checkpoint. It must have as many processes and
+    disk, unless the newest checkpoint is newer. It must have as many processes and
     the same mesh; otherwise it goes on from the checkpoint. A single process has no
     peer, and reads its own disk.
 
