@@ -83,7 +83,7 @@ def kernels_of_rows(
         return _kernels_by_tiles(x_MD, dy_MF, sizes_E, dtype)
 
     def ragged(*args):
-        if in_integers:  # the kernel adds up in float32, so not exactly
+        if x_MD.dtype.itemsize == 1:  # the kernel would not use the units for 8 bits
             return whole(*args)
         return lax.platform_dependent(*args, tpu=tiles, default=whole)
 
@@ -133,11 +133,8 @@ _OF_KERNEL = jnp.bfloat16, jnp.float32
 
 
 def _as_multiplied(a: jax.Array) -> jax.Array:
-    """Returns numbers in a type that the kernel for TPUs knows and that has them all:
-    bfloat16 for those of 8 bits, float32 for float16."""
-    if a.dtype in _OF_KERNEL:
-        return a
-    return a.astype(jnp.bfloat16 if a.dtype.itemsize == 1 else jnp.float32)
+    """Returns the numbers in a type that the kernel for TPUs knows, unrounded."""
+    return a if a.dtype in _OF_KERNEL else a.astype(jnp.float32)
 
 
 _ROWS = 64

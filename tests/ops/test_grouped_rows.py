@@ -105,19 +105,11 @@ def test_a_tpu_multiplies_no_row_by_the_kernel_of_another_group():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("dtype", "result"),
-    [
-        ("bfloat16", "bfloat16"),
-        ("float8_e4m3fn", "float32"),
-        ("float16", "float16"),
-    ],
-)
-def test_the_kernel_for_tpus_gives_the_gradient_of_each_group(dtype, result):
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_kernel_for_tpus_gives_the_gradient_of_each_group(dtype):
     x, dy = arrays(dtype)
-    actual = grouped_rows._kernels_by_tiles(
-        x, dy, SIZES, jnp.dtype(result), interpret=True
-    )
+    result = jnp.dtype(dtype)
+    actual = grouped_rows._kernels_by_tiles(x, dy, SIZES, result, interpret=True)
     assert actual.dtype == result
     x, dy = np.float64(x), np.float64(dy)
     ends = np.cumsum(SIZES)
@@ -125,5 +117,5 @@ def test_the_kernel_for_tpus_gives_the_gradient_of_each_group(dtype, result):
         x[end - size : end].T @ dy[end - size : end]
         for end, size in zip(ends, np.asarray(SIZES), strict=True)
     ]
-    tolerance = {"bfloat16": 2.0**-8, "float16": 2.0**-10, "float32": 1e-6}[result]
+    tolerance = {"bfloat16": 2.0**-8, "float16": 2.0**-10}[dtype]
     np.testing.assert_allclose(np.float64(actual), expected, rtol=tolerance, atol=1e-4)
