@@ -223,8 +223,13 @@ def test_ctrl_c_ends_a_search_with_the_best_so_far(call, tmp_path, monkeypatch):
         ended.wait(60)
 
     monkeypatch.setattr(search, "trials", trials)
-    code, out, _ = call(maxfdl.aot.main, *SMALL, "--search", f"--json={file}")
-    ended.set()
+    # A shell that starts tests in the background lets them ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        code, out, _ = call(maxfdl.aot.main, *SMALL, "--search", f"--json={file}")
+    finally:
+        signal.signal(signal.SIGINT, before)
+        ended.set()
     assert code == 130 and "interrupted; of what was tried so far:" in out
     best = "experiments.zoo_smoke+remat(policy=full)"
     assert f"python -m maxfdl.launch '{best}'" in out.splitlines()[-1]
