@@ -9,7 +9,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from maxfdl.bucket import BucketPath
 from maxfdl.errors import UserError
@@ -114,17 +114,26 @@ class GrowingObject:
 
 
 def write_atomically(path: pathlib.Path | BucketPath, text: str) -> None:
-    """Replaces the file: a reader, or a crash, meets the old text or the new one.
-
-    So does a second writer, for each writes a draft of its own.
-    """
+    """Replaces the text of a file or an object, see `file_replaced`."""
     if isinstance(path, BucketPath):
         path.write_text(text, "utf-8")
         return
+    with file_replaced(path) as file:
+        file.write(text.encode())
+
+
+@contextlib.contextmanager
+def file_replaced(path: pathlib.Path) -> Iterator[BinaryIO]:
+    """Yields a new file, which takes the place of `path` when the block ends.
+
+    A reader, or a crash, meets the old file or the new one, whole. So does a second
+    writer, for each writes a draft of its own. If the block raises, `path` stays as it
+    was.
+    """
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with open(draft, "x", encoding="utf-8") as file:
-            file.write(text)
+        with open(draft, "xb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)

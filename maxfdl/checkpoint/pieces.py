@@ -6,9 +6,7 @@ what any other holds, and a piece that several devices hold is kept once.
 
 import hashlib
 import json
-import os
 import pathlib
-import uuid
 import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -19,6 +17,7 @@ import numpy as np
 
 from maxfdl.checkpoint.record import DamagedCheckpointError
 from maxfdl.checkpoint.structure import structure_of
+from maxfdl.files import file_replaced
 
 FORMAT = 1
 
@@ -131,20 +130,12 @@ def write_pieces(path: pathlib.Path, about: Mapping[str, Any], pieces: Pieces) -
     CRC-32 in that line.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     listed = [[*piece, zlib.crc32(_bytes_of(array))] for piece, array in pieces.items()]
     head = {"format": FORMAT, "about": about, "pieces": listed}
-    try:
-        with open(draft, "xb") as file:
-            file.write(json.dumps(head | {"seal": _seal(head)}).encode() + b"\n")
-            for array in pieces.values():
-                file.write(_bytes_of(array))
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
+    with file_replaced(path) as file:
+        file.write(json.dumps(head | {"seal": _seal(head)}).encode() + b"\n")
+        for array in pieces.values():
+            file.write(_bytes_of(array))
 
 
 class PieceFile:
